@@ -1,0 +1,405 @@
+//! Decisions, operations and every reason there is. A reason's doc comment is the text of `explain CODE` and the one
+//! source of its wording in conditions, Kubernetes Events, metrics and audits.
+
+use crate::{
+    effect::Effect,
+    ids::{MemberId, ReplId, Seq, ShardId, Timestamp},
+};
+use serde::{Deserialize, Serialize};
+
+/// Declares a fieldless enum whose variants are reason codes; the doc comments become `explain()`.
+macro_rules! reasons {
+    ($(#[$meta:meta])* $name:ident { $($(#[doc = $doc:literal])+ $variant:ident,)+ }) => {
+        $(#[$meta])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+        pub enum $name { $($(#[doc = $doc])+ $variant,)+ }
+
+        impl $name {
+            /// Every code of this kind.
+            pub const ALL: &'static [$name] = &[$($name::$variant),+];
+
+            /// The code, as it appears in conditions, Kubernetes Events, metrics and replay.
+            pub fn code(self) -> &'static str {
+                match self { $($name::$variant => stringify!($variant)),+ }
+            }
+
+            /// What the code means, in full sentences.
+            pub fn explain(self) -> &'static str {
+                match self { $($name::$variant => concat!($($doc),+).trim_ascii()),+ }
+            }
+        }
+
+        impl std::fmt::Display for $name {
+            fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str(self.code())
+            }
+        }
+    };
+}
+
+reasons! {
+    /// Why something was decided.
+    Reason {
+        /// Every member of a shard that never had a primary started blank: the first member becomes primary.
+        Bootstrap,
+        /// The primary's process is proven gone: its connection ended and a new one is refused, or its pod is gone. The
+        /// most advanced replica of the same history becomes primary.
+        PrimaryGone,
+        /// The primary's server was restarted and holds at the boot gate, without serving. The most advanced member of
+        /// the shard's history becomes primary.
+        PrimaryRestarted,
+        /// The primary has not answered within the detection window and no replica hears from it: its pod is deleted, so
+        /// that it cannot accept writes when it wakes.
+        PrimarySilent,
+        /// The silent primary's pod is gone: the most advanced replica of the same history becomes primary.
+        PrimaryFenced,
+        /// All members of a shard hold at the boot gate: the most advanced history resumes.
+        ShardResumed,
+        /// Someone else made another member primary: the live cluster is right, and the operator follows it.
+        ExternalPromotion,
+        /// A cluster without recorded history runs already: its primary is taken over as it is.
+        Adopted,
+        /// A person or a planned operation asked for another primary.
+        Switchover,
+        /// The write Service pointed elsewhere than to the primary.
+        RouteMoved,
+        /// A role label did not say what the member is.
+        RoleLabelled,
+        /// A member did not follow its shard's primary.
+        MemberAttached,
+        /// A primary without the highest grant follows the rightful one; what only it had is named in the record.
+        StalePrimaryDemoted,
+        /// An owned object differed from what the spec renders to.
+        ObjectApplied,
+        /// A new revision of the workload begins to roll out, replicas first.
+        RolloutStarted,
+        /// A member of an old revision is restarted.
+        MemberRestarted,
+        /// Every member runs the wanted revision and is in sync.
+        RolloutComplete,
+        /// The promoted member is primary, the write Service points to it and every reachable member follows it.
+        FailoverComplete,
+        /// The wanted member is primary.
+        SwitchoverComplete,
+        /// The operation cannot or need not go on; the live state is left as it is.
+        OperationAbandoned,
+        /// The resource is being deleted: the operator lets go of it. Volumes stay.
+        Finalized,
+    }
+}
+
+reasons! {
+    /// Why a step waits. Waiting is not an error and ends by itself.
+    WaitReason {
+        /// Not everything that the step depends on has been looked at in this epoch.
+        NotObserved,
+        /// Effects of an earlier decision are not yet seen in the world.
+        EffectsPending,
+        /// The primary is silent; the detection window is not over.
+        DetectionWindow,
+        /// The primary does not answer the operator, but at least one replica hears from it: it is alive.
+        PrimaryAliveForReplicas,
+        /// The fenced pod is not gone yet.
+        FenceUnfinished,
+        /// A replica that may be further ahead has not answered yet.
+        CandidateUnanswered,
+        /// Members of the shard have not started yet.
+        MembersStarting,
+        /// A replica is not linked to its primary, or still in its first synchronisation.
+        ReplicaSyncing,
+        /// A restarted member is not back and in sync yet.
+        MemberRestarting,
+        /// The object does not exist yet on the API server as it is wanted.
+        ObjectMissing,
+        /// The pod of the member has no address yet.
+        NoAddress,
+    }
+}
+
+reasons! {
+    /// Why a step refuses to go on until someone or something changes the situation.
+    BlockReason {
+        /// The primary is lost and no member may be promoted; the rejected candidates and reasons are in the record.
+        NoCandidate,
+        /// The primary's node is unreachable and its pod cannot be fenced: it may still be accepting writes.
+        NothingFenced,
+        /// Two members are primary and no grant says which is rightful.
+        TwoPrimaries,
+        /// Every member of a shard that had data is blank. Set the annotation valkeeper.io/confirm-blank to begin anew.
+        DataMissing,
+        /// The members' histories have no common ancestor that the operator can prove.
+        HistoriesDiverge,
+        /// Failover is set to Manual in the spec.
+        FailoverManual,
+        /// The spec cannot be used; the message names the field, the value and what is allowed.
+        SpecInvalid,
+        /// The cluster is paused by its spec: planned changes wait, failover does not.
+        Paused,
+        /// A member that was restarted with the new revision does not come up; the others keep the old one.
+        RolloutStuck,
+        /// The asked-for primary is no member that could take over.
+        SwitchoverImpossible,
+    }
+}
+
+reasons! {
+    /// Why a member was not chosen.
+    RejectReason {
+        /// It did not answer.
+        NotAnswering,
+        /// It is the lost primary itself.
+        LostPrimary,
+        /// It is loading its data set.
+        Loading,
+        /// It started without any data file.
+        Blank,
+        /// It is in the middle of a full synchronisation: its data set is incomplete.
+        FullSync,
+        /// It is on another history than the shard's.
+        OtherHistory,
+        /// It follows something that is no member of this shard.
+        ForeignSource,
+        /// Its offset is not known or too old.
+        NoReading,
+        /// Another candidate is further ahead.
+        Behind,
+        /// It is as far, and another comes first by ordinal.
+        TieBreak,
+        /// Its pod is being deleted.
+        Leaving,
+    }
+}
+
+/// What a verdict or an operation is about. A wait or block holds later steps of its own scope only.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Scope {
+    /// The whole cluster.
+    Cluster,
+    /// One shard.
+    Shard(ShardId),
+}
+
+impl std::fmt::Display for Scope {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Scope::Cluster => write!(f, "cluster"),
+            Scope::Shard(id) => write!(f, "shard {id}"),
+        }
+    }
+}
+
+/// The rules, in the order of the table `STEPS`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum StepName {
+    /// Is there anything to decide on.
+    Guard,
+    /// Deletion of the resource.
+    Finalize,
+    /// Unplanned promotion.
+    Failover,
+    /// Write Service and role labels.
+    Routing,
+    /// Owned objects.
+    Objects,
+    /// Who follows whom; first primary; planned promotion.
+    Membership,
+    /// Planned restarts.
+    Rollout,
+}
+
+/// Kind of an operation that lasts more than one turn.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum OperationKind {
+    /// Unplanned promotion.
+    Failover,
+    /// Planned promotion.
+    Switchover,
+    /// Planned restarts of a shard's members.
+    Rollout,
+}
+
+/// How far an operation is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum Phase {
+    /// The old primary is being made unable to write.
+    Fencing,
+    /// The new primary is being promoted.
+    Promoting,
+    /// Members are being restarted one after the other.
+    Restarting,
+}
+
+/// An operation under way: data in state, re-planned at every turn.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Operation {
+    /// Sequence of the record that opened it: its name in audits.
+    pub id: Seq,
+    /// Kind.
+    pub kind: OperationKind,
+    /// Scope.
+    pub scope: Scope,
+    /// Phase.
+    pub phase: Phase,
+    /// Who asked: `operator` or the text of the user's token.
+    pub asked_by: String,
+    /// The member it is about: the lost primary, the wanted primary, the member being restarted.
+    pub member: Option<MemberId>,
+    /// When it was opened.
+    pub opened_at: Timestamp,
+    /// When the present phase was entered.
+    pub phase_since: Timestamp,
+}
+
+/// How a decision changes an operation of its scope.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum OperationChange {
+    /// Begins one.
+    Open {
+        /// Kind.
+        kind: OperationKind,
+        /// First phase.
+        phase: Phase,
+        /// Who asked.
+        asked_by: String,
+        /// The member it is about.
+        member: Option<MemberId>,
+    },
+    /// Enters another phase, or the same phase for another member.
+    Advance {
+        /// Kind of the open operation.
+        kind: OperationKind,
+        /// Phase entered.
+        phase: Phase,
+        /// The member it is about now.
+        member: Option<MemberId>,
+    },
+    /// Ends it.
+    Close {
+        /// Kind of the open operation.
+        kind: OperationKind,
+    },
+}
+
+/// A member that was considered for promotion.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Candidate {
+    /// The member.
+    pub member: MemberId,
+    /// Offset at which it was judged, if known.
+    pub offset: Option<i64>,
+    /// `None`: chosen. Else why not.
+    pub rejected: Option<RejectReason>,
+}
+
+/// Writes that only a demoted or returning member has and that its next synchronisation discards.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Discard {
+    /// The member.
+    pub member: MemberId,
+    /// Its history.
+    pub replid: ReplId,
+    /// How far it was.
+    pub offset: i64,
+    /// How far the rightful primary shares that history; `None` if it does not share it at all.
+    pub kept_offset: Option<i64>,
+}
+
+/// One decision: a reason and the ordered effects that follow from it. Each effect runs only if the one before is verified.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The rule that decided.
+    pub step: StepName,
+    /// What it is about.
+    pub scope: Scope,
+    /// Why.
+    pub reason: Reason,
+    /// The member that caused it, if one did.
+    pub about: Option<MemberId>,
+    /// How it changes an operation.
+    pub operation: Option<OperationChange>,
+    /// The member that gets the shard's grant by this decision.
+    pub grant: Option<MemberId>,
+    /// Members considered for promotion, best first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+    /// Writes that will be lost by it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub discards: Vec<Discard>,
+    /// What to do, in order.
+    pub effects: Vec<Effect>,
+    /// Set if this repeats a decision whose outcome is unknown: its effects keep the ids of that record.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub reissue_of: Option<Seq>,
+}
+
+impl Decision {
+    /// A decision without operation, grant, candidates or effects; the steps fill in what they need.
+    pub fn new(step: StepName, scope: Scope, reason: Reason) -> Self {
+        Decision {
+            step,
+            scope,
+            reason,
+            about: None,
+            operation: None,
+            grant: None,
+            candidates: Vec::new(),
+            discards: Vec::new(),
+            effects: Vec::new(),
+            reissue_of: None,
+        }
+    }
+
+    /// True if it promotes or hands over: such a decision is executed at once or not at all.
+    pub fn promotes(&self) -> bool {
+        self.effects.iter().any(|e| matches!(e, Effect::Promote { .. } | Effect::Handover { .. }))
+    }
+}
+
+/// A step that waits.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wait {
+    /// The rule.
+    pub step: StepName,
+    /// What it holds.
+    pub scope: Scope,
+    /// Why.
+    pub reason: WaitReason,
+    /// The member waited for, if it is one.
+    pub about: Option<MemberId>,
+}
+
+/// A step that is blocked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Block {
+    /// The rule.
+    pub step: StepName,
+    /// What it holds.
+    pub scope: Scope,
+    /// Why.
+    pub reason: BlockReason,
+    /// The member it is about, if it is one.
+    pub about: Option<MemberId>,
+    /// Members considered and refused.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub candidates: Vec<Candidate>,
+}
+
+/// What `decide()` found, without the decisions themselves: recorded when it changes.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Standing {
+    /// Steps that wait.
+    pub waits: Vec<Wait>,
+    /// Steps that are blocked.
+    pub blocks: Vec<Block>,
+}
+
+/// Result of `decide()`.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Verdict {
+    /// Decisions, each of another scope; they may be executed side by side.
+    pub decisions: Vec<Decision>,
+    /// Waits and blocks.
+    pub standing: Standing,
+    /// When to look again even if nothing wakes the driver.
+    pub wake_at: Option<Timestamp>,
+}

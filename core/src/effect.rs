@@ -1,0 +1,166 @@
+//! What the operator does to the world. An effect is complete: who, where, and what must still be true, so that the
+//! executor has no choices. Names are imperative.
+
+use crate::ids::{Digest, MemberId, ReplId, ShardId};
+use crate::observation::{ObjectRef, RoleLabel};
+use serde::{Deserialize, Serialize};
+
+/// A server process: a member's address and the `run_id` that must answer there. Another run id is another process,
+/// and the effect is superseded.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Server {
+    /// The member.
+    pub member: MemberId,
+    /// IP address of its pod.
+    pub address: String,
+    /// INFO `run_id` that must answer.
+    pub run_id: String,
+}
+
+/// One change of the world.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Effect {
+    /// `REPLICAOF NO ONE`, if the server is still a replica on history `replid` at `offset` or further.
+    Promote {
+        /// The server to promote.
+        server: Server,
+        /// History it must be on.
+        replid: ReplId,
+        /// Offset it must have reached.
+        offset: i64,
+    },
+    /// `REPLICAOF` the address of `to`.
+    Attach {
+        /// The server that shall follow.
+        server: Server,
+        /// Whom it shall follow.
+        to: MemberId,
+        /// Address of `to`.
+        to_address: String,
+    },
+    /// `FAILOVER TO`: pause writes, wait until `to` has everything, swap the two roles. Verified when `to` is primary.
+    Handover {
+        /// The primary.
+        from: Server,
+        /// The replica that takes over.
+        to: Server,
+        /// Bound on the wait; after it the primary goes on as before. Milliseconds.
+        timeout_ms: u32,
+    },
+    /// Moves the write Service's EndpointSlice by one compare-and-swap.
+    Route {
+        /// The shard whose slice moves.
+        shard: ShardId,
+        /// The member it shall list.
+        to: MemberId,
+        /// Address to list.
+        address: String,
+        /// resourceVersion the slice must still have.
+        resource_version: String,
+    },
+    /// Sets the role label of a pod.
+    Label {
+        /// The member.
+        member: MemberId,
+        /// UID the pod must have.
+        pod_uid: String,
+        /// The label.
+        role: RoleLabel,
+    },
+    /// `CLIENT KILL TYPE normal` on a demoted server, so that clients look for the new primary.
+    Disconnect {
+        /// The server.
+        server: Server,
+    },
+    /// Deletes a pod, by UID. As a fence (`grace_s` 1) or for a planned restart.
+    DeletePod {
+        /// The member.
+        member: MemberId,
+        /// UID the pod must have.
+        pod_uid: String,
+        /// terminationGracePeriodSeconds to use, `None` for the pod's own. Seconds.
+        grace_s: Option<u32>,
+    },
+    /// Renders the object again and applies it, if the rendering still has this digest.
+    Apply {
+        /// The object.
+        object: ObjectRef,
+        /// Digest the rendering must have.
+        digest: Digest,
+    },
+    /// Takes the operator's finalizer off the user's resource.
+    ReleaseFinalizer,
+}
+
+impl Effect {
+    /// A short verb for timelines and metrics.
+    pub fn verb(&self) -> &'static str {
+        match self {
+            Effect::Promote { .. } => "promote",
+            Effect::Attach { .. } => "attach",
+            Effect::Handover { .. } => "handover",
+            Effect::Route { .. } => "route",
+            Effect::Label { .. } => "label",
+            Effect::Disconnect { .. } => "disconnect",
+            Effect::DeletePod { .. } => "delete-pod",
+            Effect::Apply { .. } => "apply",
+            Effect::ReleaseFinalizer => "release-finalizer",
+        }
+    }
+}
+
+/// What became of an effect. Past tense.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done, and seen to be done.
+    Verified,
+    /// Not attempted: its precondition no longer held. The text says which.
+    Superseded(String),
+    /// Attempted and refused, or its answer is not known. The text says how.
+    Failed(String),
+    /// Not attempted because the effect before it was not verified.
+    Skipped,
+}
+
+impl std::fmt::Display for Effect {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Effect::Promote { server, replid, offset } => {
+                write!(f, "promote {} ({}) at {}:{offset}", server.member, server.address, short(&replid.0))
+            }
+            Effect::Attach { server, to, to_address } => {
+                write!(f, "attach {} to {to} ({to_address})", server.member)
+            }
+            Effect::Handover { from, to, timeout_ms } => {
+                write!(f, "hand over {} to {} within {timeout_ms} ms", from.member, to.member)
+            }
+            Effect::Route { shard, to, address, .. } => write!(f, "route shard {shard} to {to} ({address})"),
+            Effect::Label { member, role, .. } => write!(f, "label {member} {}", role.as_str()),
+            Effect::Disconnect { server } => write!(f, "disconnect clients of {}", server.member),
+            Effect::DeletePod { member, pod_uid, grace_s: Some(grace) } => {
+                write!(f, "delete pod of {member} (uid {}, grace {grace} s)", short(pod_uid))
+            }
+            Effect::DeletePod { member, pod_uid, grace_s: None } => {
+                write!(f, "delete pod of {member} (uid {})", short(pod_uid))
+            }
+            Effect::Apply { object, digest } => write!(f, "apply {object} ({})", short(&digest.0)),
+            Effect::ReleaseFinalizer => write!(f, "release the finalizer"),
+        }
+    }
+}
+
+/// First eight characters: enough for a person to tell two ids apart.
+pub fn short(id: &str) -> &str {
+    id.get(..8).unwrap_or(id)
+}
+
+impl std::fmt::Display for Outcome {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Outcome::Verified => write!(f, "verified"),
+            Outcome::Superseded(why) => write!(f, "superseded: {why}"),
+            Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Skipped => write!(f, "skipped"),
+        }
+    }
+}

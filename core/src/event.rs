@@ -1,0 +1,158 @@
+//! Everything that can be in a journal: one enum, numbered. Numbers are never reused; past tense.
+
+use crate::{
+    decision::{Decision, Standing},
+    ids::{MemberId, Seq, ShardId, Timestamp, WriterEpoch},
+    observation::{
+        Evidence, Executed, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts, SpecFact,
+    },
+};
+use serde::{Deserialize, Serialize};
+
+/// How a stream begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum BaselineOrigin {
+    /// A new cluster: there is no earlier history.
+    Empty,
+    /// The cluster was there before the journal (adopted, or the journal was lost): history begins here.
+    Observed,
+}
+
+/// Why a recorded decision was closed without outcomes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum CloseReason {
+    /// The epoch ended before its outcome was recorded, and the world asks for something else now (or already has it).
+    Superseded,
+    /// The epoch ended before its outcome was recorded; the same effects were decided again under the same ids.
+    Reissued,
+}
+
+/// One entry of a journal.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Event {
+    /// The stream began. Always the first record.
+    Baseline {
+        /// `metadata.uid` of the cluster's resource: the stream's name.
+        cluster_uid: String,
+        /// Its namespace.
+        namespace: String,
+        /// Its name.
+        name: String,
+        /// What came before.
+        origin: BaselineOrigin,
+    },
+    /// A writer claimed the head. Every observation is Unknown again.
+    EpochStarted {
+        /// Identity of the writer (pod name).
+        writer: String,
+        /// Version of the writer's program.
+        version: String,
+    },
+    /// The user's resource changed.
+    SpecChanged(SpecFact),
+    /// A member's pod changed.
+    PodChanged {
+        /// The member.
+        member: MemberId,
+        /// What is known now.
+        pod: Observed<PodFacts>,
+    },
+    /// A member's server changed.
+    ServerChanged {
+        /// The member.
+        member: MemberId,
+        /// What is known now.
+        server: Observed<ServerFacts>,
+    },
+    /// The write route of a shard changed.
+    RouteChanged {
+        /// The shard.
+        shard: ShardId,
+        /// What is known now.
+        route: Observed<RouteFacts>,
+    },
+    /// An owned object, or what is wanted of it, changed.
+    ObjectChanged {
+        /// The object.
+        object: ObjectRef,
+        /// What is known now.
+        facts: ObjectFacts,
+    },
+    /// A decision was made. Nothing is executed that is not here.
+    Decided {
+        /// The decision.
+        decision: Box<Decision>,
+        /// The readings it was made from.
+        evidence: Evidence,
+    },
+    /// A decision's effects ended.
+    EffectsEnded(Executed),
+    /// A decision without known outcome was closed.
+    DecisionClosed {
+        /// Sequence of the deciding record.
+        decision: Seq,
+        /// Why.
+        how: CloseReason,
+    },
+    /// What is waited for, or what is blocked, changed.
+    StandingChanged {
+        /// The new standing.
+        standing: Standing,
+        /// The readings it was found with.
+        evidence: Evidence,
+    },
+}
+
+impl Event {
+    /// Number of the kind in a record's envelope. Never reused, never changed.
+    pub fn kind(&self) -> u16 {
+        match self {
+            Event::Baseline { .. } => 1,
+            Event::EpochStarted { .. } => 2,
+            Event::SpecChanged(_) => 3,
+            Event::PodChanged { .. } => 4,
+            Event::ServerChanged { .. } => 5,
+            Event::RouteChanged { .. } => 6,
+            Event::ObjectChanged { .. } => 7,
+            Event::Decided { .. } => 8,
+            Event::EffectsEnded(_) => 9,
+            Event::DecisionClosed { .. } => 10,
+            Event::StandingChanged { .. } => 11,
+        }
+    }
+
+    /// Layout of the payload; rises only when an old reader must not ignore a change.
+    pub fn schema(&self) -> u16 {
+        1
+    }
+
+    /// The kind's name in timelines and exports.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Event::Baseline { .. } => "Baseline",
+            Event::EpochStarted { .. } => "EpochStarted",
+            Event::SpecChanged(_) => "SpecChanged",
+            Event::PodChanged { .. } => "PodChanged",
+            Event::ServerChanged { .. } => "ServerChanged",
+            Event::RouteChanged { .. } => "RouteChanged",
+            Event::ObjectChanged { .. } => "ObjectChanged",
+            Event::Decided { .. } => "Decided",
+            Event::EffectsEnded(_) => "EffectsEnded",
+            Event::DecisionClosed { .. } => "DecisionClosed",
+            Event::StandingChanged { .. } => "StandingChanged",
+        }
+    }
+}
+
+/// An event in its place: what folding needs. The journal adds hashes around it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    /// Position in the stream.
+    pub seq: Seq,
+    /// Epoch of the writer.
+    pub epoch: WriterEpoch,
+    /// When it was written; never below the record before.
+    pub time: Timestamp,
+    /// What happened.
+    pub event: Event,
+}

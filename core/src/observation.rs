@@ -1,0 +1,346 @@
+//! What one look at the cluster brings back. *Facts* are recorded when they differ from what is known and are folded
+//! into state; *readings* change at every look, are never recorded alone and travel as evidence of a decision.
+
+use crate::{
+    effect::Outcome,
+    ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp},
+    spec::DesiredCluster,
+};
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
+
+/// Three-valued observation: "could not ask" is not "is not there".
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Observed<T> {
+    /// Nobody could tell.
+    Unknown(Why),
+    /// Proven not to be there.
+    Absent,
+    /// Seen.
+    Present(T),
+}
+
+/// Why an observation is Unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Why {
+    /// Nobody has looked in this epoch.
+    NotLooked,
+    /// No answer within the probe's bound; the connection is open or cannot be refused.
+    Silent,
+    /// It answers, but refuses the operator's credentials.
+    Unauthorized,
+    /// It answers with something that cannot be understood.
+    Garbled,
+    /// The API server did not answer or refused.
+    ApiError,
+}
+
+impl<T> Observed<T> {
+    /// The value, if it was seen.
+    pub fn present(&self) -> Option<&T> {
+        match self {
+            Observed::Present(value) => Some(value),
+            Observed::Absent | Observed::Unknown(_) => None,
+        }
+    }
+
+    /// True if nobody could tell.
+    pub fn is_unknown(&self) -> bool {
+        match self {
+            Observed::Unknown(_) => true,
+            Observed::Absent | Observed::Present(_) => false,
+        }
+    }
+
+    /// True if it is proven not to be there.
+    pub fn is_absent(&self) -> bool {
+        match self {
+            Observed::Absent => true,
+            Observed::Unknown(_) | Observed::Present(_) => false,
+        }
+    }
+}
+
+impl<T> Default for Observed<T> {
+    fn default() -> Self {
+        Observed::Unknown(Why::NotLooked)
+    }
+}
+
+/// State of the node that a pod runs on, as the API server knows it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum NodeHealth {
+    /// Its kubelet reports.
+    Ready,
+    /// Its kubelet is silent or says it is not ready.
+    NotReady,
+}
+
+/// State of the Valkey container.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ContainerPhase {
+    /// Not started; the reason is kubelet's (`ImagePullBackOff`, `CrashLoopBackOff`, ...) or empty.
+    Waiting(String),
+    /// Started.
+    Running,
+    /// Ended with this exit code.
+    Terminated(i32),
+}
+
+/// Facts about a member's pod.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PodFacts {
+    /// `metadata.uid`: a pod of the same name is another pod.
+    pub uid: String,
+    /// Pod IP, once it has one.
+    pub address: Option<String>,
+    /// Name of its node, once scheduled; empty before.
+    pub node: String,
+    /// State of that node.
+    pub node_health: NodeHealth,
+    /// True once it has a deletion timestamp.
+    pub deleting: bool,
+    /// Digest of the template it was made from (annotation `valkeeper.io/revision`).
+    pub revision: Digest,
+    /// State of the Valkey container.
+    pub container: ContainerPhase,
+    /// Value of the role label, `None` if it has none.
+    pub role_label: Option<RoleLabel>,
+}
+
+/// The label `valkeeper.io/role` of a pod: for people and for the `-replicas` Service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum RoleLabel {
+    /// `primary`
+    Primary,
+    /// `replica`
+    Replica,
+}
+
+impl RoleLabel {
+    /// The label's value.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            RoleLabel::Primary => "primary",
+            RoleLabel::Replica => "replica",
+        }
+    }
+}
+
+/// Whom a replica follows.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Source {
+    /// Nobody: the boot gate, an unreachable address that every (re)started server follows until the operator has
+    /// spoken. A replica without link refuses PSYNC, so nothing can copy from it. `had_history` is false if the server
+    /// started without a data file: it is *blank*.
+    Gate {
+        /// True if a data file was there when the server started.
+        had_history: bool,
+    },
+    /// A member of the same cluster.
+    Member(MemberId),
+    /// An address that is no member's.
+    Foreign(String),
+}
+
+/// State of a replica's link to its source.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Link {
+    /// Streaming.
+    Up,
+    /// Not connected.
+    Down,
+    /// A full synchronisation is under way: the data set is incomplete.
+    Syncing,
+}
+
+/// What a server says it is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerRole {
+    /// Accepts writes and feeds replicas.
+    Primary,
+    /// Follows `source`.
+    Replica {
+        /// Whom it follows.
+        source: Source,
+        /// State of the link.
+        link: Link,
+    },
+}
+
+/// Facts about a member's valkey-server.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ServerFacts {
+    /// INFO `run_id`: another process has another one.
+    pub run_id: String,
+    /// INFO `valkey_version`.
+    pub version: String,
+    /// INFO `role` and the source of a replica.
+    pub role: ServerRole,
+    /// True while it loads its data set.
+    pub loading: bool,
+    /// INFO `master_replid`: the history it is on.
+    pub replid: ReplId,
+    /// INFO `master_replid2`: the history it was on before its last promotion; `None` if it never changed.
+    pub replid2: Option<ReplId>,
+    /// INFO `second_repl_offset`: up to where `replid2` is shared.
+    pub replid2_offset: Option<i64>,
+}
+
+/// Facts about one member.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MemberFacts {
+    /// Its pod. `Absent`: the API server says there is none of that name.
+    pub pod: Observed<PodFacts>,
+    /// Its server. `Absent`: the process is proven gone (the held connection ended and a new one is refused, or the
+    /// pod is absent). Silence is `Unknown`.
+    pub server: Observed<ServerFacts>,
+}
+
+/// Where the write Service of a shard points.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RouteFacts {
+    /// The address listed, `None` if the slice lists none.
+    pub address: Option<String>,
+    /// resourceVersion of the EndpointSlice: the precondition of the next move.
+    pub resource_version: String,
+}
+
+/// Kind of an object the operator owns. The order is the order of creation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub enum ObjectKind {
+    /// Passwords and connection details.
+    Secret,
+    /// Rendered valkey.conf.
+    ConfigMap,
+    /// A Service.
+    Service,
+    /// The write Service's EndpointSlice (its metadata; the address is routing, see [`RouteFacts`]).
+    EndpointSlice,
+    /// PodDisruptionBudget.
+    PodDisruptionBudget,
+    /// A shard's workload.
+    StatefulSet,
+}
+
+/// An owned object: kind and name, written `StatefulSet/orders-0`.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct ObjectRef {
+    /// Kind.
+    pub kind: ObjectKind,
+    /// Name; the namespace is the cluster's.
+    pub name: String,
+}
+
+/// What is there of an owned object.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct LiveObject {
+    /// `metadata.uid`.
+    pub uid: String,
+    /// Digest of the fields the operator wants, as they are on the server now.
+    pub digest: Digest,
+    /// Who wrote it last, if that was not the operator (field manager from managedFields).
+    #[serde(default)]
+    pub foreign_manager: Option<String>,
+}
+
+/// Wanted and live state of an owned object, as digests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectFacts {
+    /// Digest of what rendering the current spec gives.
+    pub wanted: Digest,
+    /// StatefulSets only: digest of the wanted pod template, the revision its pods shall have.
+    #[serde(default)]
+    pub wanted_revision: Option<Digest>,
+    /// StatefulSets only: shard it belongs to.
+    #[serde(default)]
+    pub shard: Option<ShardId>,
+    /// What is there.
+    pub live: Observed<LiveObject>,
+}
+
+/// Whether the user's resource can be used.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum SpecFact {
+    /// Parsed and valid.
+    Valid(DesiredCluster),
+    /// Refused; the text names field, value and what is allowed. The last valid spec stays in force.
+    Invalid(String),
+}
+
+/// A member's readings at one moment. Numbers only; never folded into state.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Reading {
+    /// When the answer arrived.
+    pub taken_at: Timestamp,
+    /// Replication offset in bytes: a replica's `slave_repl_offset`, a primary's `master_repl_offset`.
+    pub offset: i64,
+    /// Replica only: milliseconds since the last byte from its source (INFO `master_last_io_seconds_ago`), `None` without link.
+    pub last_io_ms: Option<i64>,
+    /// Primary only: number of replicas online.
+    pub replicas_online: u32,
+}
+
+/// Everything a decision was made from that is not state.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evidence {
+    /// Readings of the members that answered.
+    pub readings: BTreeMap<MemberId, Reading>,
+}
+
+/// What became of the effects of one recorded decision.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Executed {
+    /// Sequence of the deciding record.
+    pub decision: Seq,
+    /// One outcome for each effect, in order, with the time each ended.
+    pub outcomes: Vec<(Timestamp, Outcome)>,
+}
+
+/// One look at the cluster: facts, evidence and the outcomes of what was executed since the last look.
+#[derive(Clone, Debug, Default)]
+pub struct Seen {
+    /// The user's resource; `None` if it was not looked at.
+    pub spec: Option<SpecFact>,
+    /// Members looked at. A member that is not in the map was not looked at: what is known of it stays.
+    pub members: BTreeMap<MemberId, MemberFacts>,
+    /// Write routes looked at, by shard.
+    pub routes: BTreeMap<ShardId, Observed<RouteFacts>>,
+    /// Owned objects looked at.
+    pub objects: BTreeMap<ObjectRef, ObjectFacts>,
+    /// Readings.
+    pub evidence: Evidence,
+    /// Outcomes of executed decisions.
+    pub executed: Vec<Executed>,
+}
+
+impl std::fmt::Display for ObjectRef {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{:?}/{}", self.kind, self.name)
+    }
+}
+
+impl From<ObjectRef> for String {
+    fn from(object: ObjectRef) -> String {
+        object.to_string()
+    }
+}
+
+impl TryFrom<String> for ObjectRef {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let (kind, name) = text.split_once('/').ok_or_else(|| format!("{text:?}: expected KIND/NAME"))?;
+        let kind = match kind {
+            "Secret" => ObjectKind::Secret,
+            "ConfigMap" => ObjectKind::ConfigMap,
+            "Service" => ObjectKind::Service,
+            "EndpointSlice" => ObjectKind::EndpointSlice,
+            "PodDisruptionBudget" => ObjectKind::PodDisruptionBudget,
+            "StatefulSet" => ObjectKind::StatefulSet,
+            other => return Err(format!("{other:?} is not the kind of an owned object")),
+        };
+        Ok(ObjectRef { kind, name: name.to_owned() })
+    }
+}

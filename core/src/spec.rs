@@ -1,0 +1,95 @@
+//! What the user wants, already parsed and valid: the part of a `ValkeyCluster` that decisions depend on.
+//! Everything else of the spec reaches decisions only as digests of rendered objects.
+
+use crate::ids::{MemberId, ShardId};
+use serde::{Deserialize, Serialize};
+
+/// How the members of a cluster relate to each other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Topology {
+    /// Shards of one primary and any number of replicas, failed over by the operator. Standalone is this without replicas.
+    Replication,
+}
+
+/// What the data is worth to its owner.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Profile {
+    /// May be lost: a shard whose every member started blank begins anew by itself.
+    Cache,
+    /// Must last: a shard that had data and is found blank holds until someone confirms.
+    Durable,
+}
+
+/// Whether the operator fails over by itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum FailoverMode {
+    /// Promote when the evidence is sufficient.
+    Automatic,
+    /// Only report; a person promotes.
+    Manual,
+}
+
+/// When and how a shard fails over.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FailoverPolicy {
+    /// Whether the operator promotes by itself.
+    pub mode: FailoverMode,
+    /// How long a primary may be silent (alive or not: nobody can tell) before it is fenced, in milliseconds.
+    pub detection_window_ms: i64,
+}
+
+/// A planned wish that is open until it is seen fulfilled.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SwitchoverWish {
+    /// The member that shall be primary.
+    pub to: MemberId,
+    /// Distinguishes one wish from the next of the same text.
+    pub token: String,
+}
+
+/// The desired cluster as decisions see it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DesiredCluster {
+    /// `metadata.generation` of the resource this was parsed from.
+    pub generation: i64,
+    /// Shape of the cluster.
+    pub topology: Topology,
+    /// Number of shards, at least 1.
+    pub shards: u16,
+    /// Replicas of each shard's primary, 0 or more.
+    pub replicas_per_shard: u16,
+    /// Worth of the data.
+    pub profile: Profile,
+    /// Failover policy.
+    pub failover: FailoverPolicy,
+    /// Planned promotion asked for by the user, if any.
+    #[serde(default)]
+    pub switchover: Option<SwitchoverWish>,
+    /// The user allows shards whose members are all blank to begin anew; the value is the shard's confirmation token.
+    #[serde(default)]
+    pub confirm_blank: Option<String>,
+    /// True while the user wants no planned change. Failover goes on.
+    #[serde(default)]
+    pub paused: bool,
+    /// True when the resource is being deleted.
+    #[serde(default)]
+    pub deleting: bool,
+}
+
+impl DesiredCluster {
+    /// Every shard that shall exist, in order.
+    pub fn shard_ids(&self) -> impl Iterator<Item = ShardId> + use<> {
+        (0..self.shards).map(ShardId)
+    }
+
+    /// Every member that shall exist, in order.
+    pub fn members(&self) -> impl Iterator<Item = MemberId> + use<> {
+        let per_shard = self.replicas_per_shard + 1;
+        (0..self.shards).flat_map(move |s| (0..per_shard).map(move |o| MemberId::new(s, o)))
+    }
+
+    /// True if the member shall exist.
+    pub fn wants(&self, id: MemberId) -> bool {
+        id.shard.0 < self.shards && id.ordinal <= self.replicas_per_shard
+    }
+}
