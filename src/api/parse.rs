@@ -1,0 +1,1 @@
+//! CRD -> DesiredCluster: parse, do not validate.
