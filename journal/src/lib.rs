@@ -1,1 +1,25 @@
-//! placeholder
+//! Valkeeper's journal: an append-only, hash-chained, fenced stream of records per cluster. No kube here.
+//!
+//! - what is stored: [`record`], [`codec`] (binary frame), [`lines`] (text form), [`verify`](mod@verify)
+//! - who writes: [`journal`]: claim, append, resolve; the only maker of [`Recorded`]
+//! - where: [`backend`] (the contract), [`memory`], sled, segments (over a trait Objects)
+//!
+//! The layout of bytes and lines, and what is promised, is in docs/JOURNAL.md.
+
+pub mod backend;
+pub mod codec;
+pub mod journal;
+pub mod lines;
+pub mod memory;
+pub mod record;
+#[cfg(test)]
+mod testing;
+pub mod verify;
+
+pub use backend::{AppendError, Backend, BackendError};
+pub use codec::{decode, decode_stream, encode};
+pub use journal::{Appended, Error, Journal, Recorded};
+pub use lines::{LineError, export_line, import_line, import_lines};
+pub use memory::Memory;
+pub use record::{Hash, Head, KINDS, RecordError, Stored, StreamId};
+pub use verify::{Problem, Report, verify, verify_chain, verify_lines};

@@ -1,0 +1,2 @@
+//! Durable append and fold rate; filled in below.
+fn main() {}
