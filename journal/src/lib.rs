@@ -2,7 +2,7 @@
 //!
 //! - what is stored: [`record`], [`codec`] (binary frame), [`lines`] (text form), [`verify`](mod@verify)
 //! - who writes: [`journal`]: claim, append, resolve; the only maker of [`Recorded`]
-//! - where: [`backend`] (the contract), [`memory`], sled, segments (over a trait Objects)
+//! - where: [`backend`] (the contract), [`memory`], sled, [`segments`] (over [`segments::Objects`])
 //!
 //! The layout of bytes and lines, and what is promised, is in docs/JOURNAL.md.
 
@@ -12,6 +12,7 @@ pub mod journal;
 pub mod lines;
 pub mod memory;
 pub mod record;
+pub mod segments;
 #[cfg(test)]
 mod testing;
 pub mod verify;
@@ -22,4 +23,5 @@ pub use journal::{Appended, Error, Journal, Recorded};
 pub use lines::{LineError, export_line, import_line, import_lines};
 pub use memory::Memory;
 pub use record::{Hash, Head, KINDS, RecordError, Stored, StreamId};
+pub use segments::{Object, Objects, ObjectsError, Segments};
 pub use verify::{Problem, Report, verify, verify_chain, verify_lines};
