@@ -1,0 +1,268 @@
+//! Writing objects: server-side apply under one field manager, and changes that name what they expect to find.
+
+use super::{CLUSTER_LABEL, Error, FIELD_MANAGER, MANAGED_BY, bounded};
+use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, Preconditions},
+};
+use serde::{Serialize, de::DeserializeOwned};
+use serde_json::{Value, json};
+use std::fmt::Debug;
+
+/// What a namespaced kind must be able to do to be written here.
+pub trait Owned:
+    Resource<DynamicType = (), Scope = NamespaceResourceScope>
+    + Clone
+    + Debug
+    + Serialize
+    + DeserializeOwned
+    + Send
+    + Sync
+{
+}
+
+impl<K> Owned for K where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + Debug
+        + Serialize
+        + DeserializeOwned
+        + Send
+        + Sync
+{
+}
+
+/// `Kind/name`, for messages.
+fn title<K: Owned>(name: &str) -> String {
+    format!("{}/{name}", K::kind(&()))
+}
+
+/// Brings an owned object to what `wanted` says, by server-side apply. Fields that others manage stay as they are; the operator's
+/// own are taken back by force. `known_ours`: the watch shows the object with the operator's labels; if not, it is
+/// read first, because force must never take over a namesake that belongs to someone else.
+///
+/// # Errors
+/// [`Error::Refused`] with code 409 wording if the namesake is not the operator's; else as [`bounded`].
+pub async fn apply<K: Owned>(client: &Client, wanted: &K, provenance: Provenance) -> Result<K, Error> {
+    let name = wanted.name_any();
+    let what = format!("apply {}", title::<K>(&name));
+    let Some(namespace) = wanted.namespace() else {
+        return Err(Error::Malformed {
+            what,
+            problem: "no namespace",
+        });
+    };
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    match provenance {
+        Provenance::SeenAsOurs => {}
+        Provenance::NotSeen => refuse_foreign(&api, wanted, &what).await?,
+    }
+    let params = PatchParams::apply(FIELD_MANAGER).force();
+    bounded(&what, api.patch(&name, &params, &Patch::Apply(wanted))).await
+}
+
+/// What is known of an object that is about to be applied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Provenance {
+    /// The watch shows it, and the watch shows only what carries the operator's label.
+    SeenAsOurs,
+    /// The watch does not show it.
+    NotSeen,
+}
+
+async fn refuse_foreign<K: Owned>(api: &Api<K>, wanted: &K, what: &str) -> Result<(), Error> {
+    let Some(live) = bounded(what, api.get_opt(&wanted.name_any())).await? else {
+        return Ok(());
+    };
+    if belongs_together(&live, wanted) {
+        return Ok(());
+    }
+    let message = "an object of this name exists and is not the operator's; rename one of them, or label it";
+    Err(Error::Refused {
+        what: what.to_owned(),
+        code: 409,
+        message: message.to_owned(),
+    })
+}
+
+/// True if `live` is an earlier state of `wanted`: it names the same cluster, or has the same owner. (Either may have
+/// been edited away; then the other still tells.)
+fn belongs_together<K: Resource>(live: &K, wanted: &K) -> bool {
+    let label = |o: &K, key: &str| o.labels().get(key).cloned();
+    let same_cluster = label(live, CLUSTER_LABEL).is_some()
+        && label(live, CLUSTER_LABEL) == label(wanted, CLUSTER_LABEL)
+        && label(live, MANAGED_BY).as_deref() == Some(FIELD_MANAGER);
+    let owner = |o: &K| {
+        o.owner_references()
+            .iter()
+            .map(|r| r.uid.clone())
+            .collect::<Vec<_>>()
+    };
+    same_cluster || owner(wanted).iter().any(|uid| owner(live).contains(uid))
+}
+
+/// Sets one label of a pod, if it is still the pod of this UID.
+///
+/// # Errors
+/// [`Error::Conflict`] if the name belongs to another pod now; else as [`bounded`].
+pub async fn label_pod(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    label: (&str, &str),
+) -> Result<Pod, Error> {
+    // A UID in the patch is compared with the live one; a different one is a conflict.
+    let (key, value) = label;
+    let patch = json!({ "metadata": { "uid": uid, "labels": { key: value } } });
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    bounded(
+        &format!("label Pod/{name}"),
+        api.patch(name, &params, &Patch::Merge(patch)),
+    )
+    .await
+}
+
+/// Asks for the deletion of a pod, if it is still the pod of this UID. `Ok(None)`: it is gone already.
+///
+/// # Errors
+/// [`Error::Conflict`] if the name belongs to another pod now; else as [`bounded`].
+pub async fn delete_pod(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+    grace_s: Option<u32>,
+) -> Result<Option<Pod>, Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    let params = DeleteParams {
+        grace_period_seconds: grace_s,
+        preconditions: Some(Preconditions {
+            resource_version: None,
+            uid: Some(uid.to_owned()),
+        }),
+        ..DeleteParams::default()
+    };
+    match bounded(&format!("delete Pod/{name}"), api.delete(name, &params)).await {
+        Ok(answer) => Ok(answer.left()),
+        Err(error) if error.is_not_found() => Ok(None),
+        Err(error) => Err(error),
+    }
+}
+
+/// Puts the finalizer on an object, or takes it off, if the object still has this UID.
+///
+/// # Errors
+/// [`Error::Conflict`] if it changed in between; else as [`bounded`].
+pub async fn set_finalizers<K: Owned>(
+    client: &Client,
+    live: &K,
+    finalizers: Vec<String>,
+) -> Result<K, Error> {
+    let name = live.name_any();
+    let patch = json!({ "metadata": {
+        "uid": live.uid(), "resourceVersion": live.resource_version(), "finalizers": finalizers,
+    } });
+    patch_object(
+        client,
+        live,
+        &format!("set the finalizers of {}", title::<K>(&name)),
+        &patch,
+    )
+    .await
+}
+
+/// Merges `status` into the status of an object, if it still has this UID.
+///
+/// # Errors
+/// As [`bounded`].
+pub async fn merge_status<K: Owned>(client: &Client, live: &K, status: Value) -> Result<K, Error> {
+    let name = live.name_any();
+    let what = format!("publish the status of {}", title::<K>(&name));
+    let Some(namespace) = live.namespace() else {
+        return Err(Error::Malformed {
+            what,
+            problem: "no namespace",
+        });
+    };
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        field_manager: Some(format!("{FIELD_MANAGER}-status")),
+        ..PatchParams::default()
+    };
+    let patch = json!({ "metadata": { "uid": live.uid() }, "status": status });
+    bounded(&what, api.patch_status(&name, &params, &Patch::Merge(patch))).await
+}
+
+async fn patch_object<K: Owned>(client: &Client, live: &K, what: &str, patch: &Value) -> Result<K, Error> {
+    let Some(namespace) = live.namespace() else {
+        return Err(Error::Malformed {
+            what: what.to_owned(),
+            problem: "no namespace",
+        });
+    };
+    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+    let params = PatchParams {
+        field_manager: Some(FIELD_MANAGER.to_owned()),
+        ..PatchParams::default()
+    };
+    bounded(what, api.patch(&live.name_any(), &params, &Patch::Merge(patch))).await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::OwnerReference};
+
+    fn service(labels: &[(&str, &str)], owner: Option<&str>) -> Service {
+        let mut service = Service::default();
+        service.metadata.labels = Some(
+            labels
+                .iter()
+                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
+                .collect(),
+        );
+        service.metadata.owner_references = owner.map(|uid| {
+            vec![OwnerReference {
+                uid: uid.to_owned(),
+                ..OwnerReference::default()
+            }]
+        });
+        service
+    }
+
+    const OURS: [(&str, &str); 2] = [(CLUSTER_LABEL, "orders"), (MANAGED_BY, FIELD_MANAGER)];
+
+    #[test]
+    fn an_object_whose_labels_were_edited_away_is_still_known_by_its_owner() {
+        assert!(belongs_together(
+            &service(&[], Some("u1")),
+            &service(&OURS, Some("u1"))
+        ));
+    }
+
+    #[test]
+    fn a_namesake_of_someone_else_is_not_taken_over() {
+        assert!(!belongs_together(
+            &service(&[("app", "x")], None),
+            &service(&OURS, Some("u1"))
+        ));
+        assert!(!belongs_together(
+            &service(&[(CLUSTER_LABEL, "orders")], None),
+            &service(&OURS, Some("u1"))
+        ));
+    }
+
+    #[test]
+    fn an_object_that_has_no_owner_is_known_by_its_labels() {
+        assert!(belongs_together(
+            &service(&OURS, None),
+            &service(&OURS, Some("u1"))
+        ));
+    }
+}

@@ -1,0 +1,290 @@
+//! Watches: they fill the caches, from which every read of a turn comes, and wake the task of the cluster that an
+//! object belongs to. A lost wake-up costs latency only.
+
+use super::{
+    FIELD_MANAGER, MANAGED_BY,
+    cache::{Cache, Owner, owner_of},
+    client::Clients,
+};
+use crate::api::v1alpha1::ValkeyCluster;
+use futures::{StreamExt, stream::BoxStream};
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, Node, Pod, Service},
+    discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    core::NamespaceResourceScope,
+    runtime::{
+        WatchStreamExt,
+        watcher::{self, Event, watcher},
+    },
+};
+use serde::de::DeserializeOwned;
+use std::{
+    collections::HashMap,
+    fmt::Debug,
+    sync::{Arc, Mutex, PoisonError},
+};
+use tokio::sync::Notify;
+
+/// Server-side end of a watch in seconds: a full relist happens at most every five minutes, and a little less leaves room
+/// for it. (A dead connection is noticed before, by the client's read timeout.)
+const WATCH_S: u32 = 280;
+
+/// Everything watched.
+#[derive(Default)]
+pub struct World {
+    /// The users' resources.
+    pub clusters: Cache<ValkeyCluster>,
+    /// Pods of members.
+    pub pods: Cache<Pod>,
+    /// Workloads.
+    pub stateful_sets: Cache<StatefulSet>,
+    /// Services.
+    pub services: Cache<Service>,
+    /// Rendered configuration.
+    pub config_maps: Cache<ConfigMap>,
+    /// PodDisruptionBudgets.
+    pub budgets: Cache<PodDisruptionBudget>,
+    /// Write routes.
+    pub slices: Cache<EndpointSlice>,
+    /// Nodes; without namespace.
+    pub nodes: Cache<Node>,
+}
+
+/// Who is woken by what: one [`Notify`] for each cluster's task, and one for the list of clusters.
+#[derive(Default)]
+pub struct Wakers {
+    tasks: Mutex<HashMap<Owner, Arc<Notify>>>,
+    /// Woken when a user's resource appears, changes or goes.
+    pub clusters: Notify,
+}
+
+impl Wakers {
+    /// The waker of a cluster's task; made at first use.
+    pub fn of(&self, owner: &Owner) -> Arc<Notify> {
+        let mut tasks = self.tasks.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(tasks.entry(owner.clone()).or_default())
+    }
+
+    /// Forgets the waker of a cluster that is gone.
+    pub fn forget(&self, owner: &Owner) {
+        self.tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .remove(owner);
+    }
+
+    fn wake(&self, owner: &Owner) {
+        if let Some(task) = self
+            .tasks
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .get(owner)
+        {
+            task.notify_one();
+        }
+    }
+
+    fn wake_all(&self) {
+        for task in self.tasks.lock().unwrap_or_else(PoisonError::into_inner).values() {
+            task.notify_one();
+        }
+        self.clusters.notify_one();
+    }
+}
+
+impl World {
+    /// Waits until every cache has its first full list.
+    pub async fn wait_until_ready(&self) {
+        tokio::join!(
+            self.clusters.wait_until_ready(),
+            self.pods.wait_until_ready(),
+            self.stateful_sets.wait_until_ready(),
+            self.services.wait_until_ready(),
+            self.config_maps.wait_until_ready(),
+            self.budgets.wait_until_ready(),
+            self.slices.wait_until_ready(),
+            self.nodes.wait_until_ready(),
+        );
+    }
+}
+
+/// Runs every watch, for ever. `namespace`: watch the clusters of this one only.
+pub async fn run(clients: &Clients, namespace: Option<&str>, world: &World, wakers: &Wakers) {
+    let ours = format!("{MANAGED_BY}={FIELD_MANAGER}");
+    let (clusters, nodes) = (watch_config(None), watch_config(None));
+    let by_label = |o: Option<Owner>| o.map_or(Affects::Nobody, Affects::Cluster);
+    tokio::join!(
+        follow(
+            stream(clients, namespace, clusters),
+            &world.clusters,
+            wakers,
+            |c| { Affects::Resource((c.namespace().unwrap_or_default(), c.name_any())) }
+        ),
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.pods,
+            wakers,
+            |o| by_label(owner_of(o))
+        ),
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.stateful_sets,
+            wakers,
+            |o| by_label(owner_of(o))
+        ),
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.services,
+            wakers,
+            |o| by_label(owner_of(o))
+        ),
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.config_maps,
+            wakers,
+            |o| by_label(owner_of(o))
+        ),
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.budgets,
+            wakers,
+            |o| by_label(owner_of(o))
+        ),
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.slices,
+            wakers,
+            |o| by_label(owner_of(o))
+        ),
+        follow_nodes(clients, nodes, world, wakers),
+    );
+}
+
+/// Whom a change concerns.
+enum Affects {
+    /// A user's resource and its task.
+    Resource(Owner),
+    /// A cluster's task.
+    Cluster(Owner),
+    /// Nobody.
+    Nobody,
+}
+
+type Events<K> = BoxStream<'static, Result<Event<K>, watcher::Error>>;
+
+fn stream<K>(clients: &Clients, namespace: Option<&str>, config: watcher::Config) -> Events<K>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope>
+        + Clone
+        + DeserializeOwned
+        + Debug
+        + Send
+        + 'static,
+{
+    let client = clients.watches.clone();
+    let api: Api<K> = match namespace {
+        Some(namespace) => Api::namespaced(client, namespace),
+        None => Api::all(client),
+    };
+    watcher(api, config).default_backoff().boxed()
+}
+
+fn watch_config(labels: Option<&str>) -> watcher::Config {
+    let config = watcher::Config::default().timeout(WATCH_S);
+    match labels {
+        Some(labels) => config.labels(labels),
+        None => config,
+    }
+}
+
+async fn follow<K>(mut events: Events<K>, cache: &Cache<K>, wakers: &Wakers, affects: impl Fn(&K) -> Affects)
+where
+    K: Resource<DynamicType = ()> + Clone + Send + 'static,
+{
+    while let Some(event) = next(&mut events, K::kind(&()).as_ref()).await {
+        let changed = cache.take_in(&event);
+        match &event {
+            Event::Apply(object) | Event::Delete(object) if changed => match affects(object) {
+                Affects::Resource(owner) => {
+                    wakers.wake(&owner);
+                    wakers.clusters.notify_one();
+                }
+                Affects::Cluster(owner) => wakers.wake(&owner),
+                Affects::Nobody => {}
+            },
+            // Deletions that were missed do not show as events: let everyone look.
+            Event::InitDone => wakers.wake_all(),
+            Event::Apply(_) | Event::Delete(_) | Event::Init | Event::InitApply(_) => {}
+        }
+    }
+}
+
+/// A node that becomes ready or not concerns every cluster with a pod on it. Its other changes (images, addresses, sizes)
+/// are frequent and concern nobody.
+async fn follow_nodes(clients: &Clients, config: watcher::Config, world: &World, wakers: &Wakers) {
+    let api: Api<Node> = Api::all(clients.watches.clone());
+    let mut events: Events<Node> = watcher(api, config)
+        .default_backoff()
+        .map(|e| e.map(slim))
+        .boxed();
+    while let Some(event) = next(&mut events, "Node").await {
+        let before = match &event {
+            Event::Apply(node) | Event::Delete(node) => {
+                world.nodes.get("", &node.name_any()).map(|n| node_ready(&n))
+            }
+            Event::Init | Event::InitApply(_) | Event::InitDone => None,
+        };
+        world.nodes.take_in(&event);
+        match &event {
+            Event::Apply(node) if before != Some(node_ready(node)) => wake_pods_of(node, world, wakers),
+            Event::Delete(node) => wake_pods_of(node, world, wakers),
+            Event::InitDone => wakers.wake_all(),
+            Event::Apply(_) | Event::Init | Event::InitApply(_) => {}
+        }
+    }
+}
+
+fn wake_pods_of(node: &Node, world: &World, wakers: &Wakers) {
+    let name = node.name_any();
+    let on_it = |pod: &Pod| pod.spec.as_ref().and_then(|s| s.node_name.as_deref()) == Some(name.as_str());
+    for pod in world.pods.all().iter().filter(|pod| on_it(pod)) {
+        if let Some(owner) = owner_of(&**pod) {
+            wakers.wake(&owner);
+        }
+    }
+}
+
+/// True if the node's kubelet reports it ready.
+pub fn node_ready(node: &Node) -> bool {
+    let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
+    conditions
+        .into_iter()
+        .any(|c| c.type_ == "Ready" && c.status == "True")
+}
+
+/// Only readiness is of interest, and a node's list of images alone has kilobytes.
+fn slim(event: Event<Node>) -> Event<Node> {
+    event.modify(|node| {
+        node.metadata.managed_fields = None;
+        node.metadata.annotations = None;
+        if let Some(status) = &mut node.status {
+            status.images = None;
+            status.volumes_attached = None;
+        }
+    })
+}
+
+/// The next event; errors are logged and the stream goes on by itself, with back-off.
+async fn next<K: 'static>(events: &mut Events<K>, kind: &str) -> Option<Event<K>> {
+    loop {
+        match events.next().await? {
+            Ok(event) => return Some(event),
+            Err(error) => tracing::warn!(kind, error = super::chain(&error), "a watch was interrupted"),
+        }
+    }
+}
