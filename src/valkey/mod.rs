@@ -1,1 +1,122 @@
-//! To be written.
+//! The only home of the `redis` crate: what one valkey-server says of itself and what it is told to do. It knows
+//! addresses, credentials and text; nothing of Kubernetes, of steps or of the driver.
+//!
+//! - [`parse`]: INFO text to types          - [`secret`]: credentials that never show themselves
+//! - [`connection`]: one logged-in socket   - [`fence`]: the user `op-<epoch>`, by which a deposed operator is shut out
+//! - [`member`]: one held link per member, which sees the death of its process
+//! - [`command`]: effects, each checked, sent once and verified
+
+pub mod command;
+mod connection;
+pub mod fence;
+pub mod member;
+pub mod parse;
+pub mod secret;
+
+pub use member::{MemberLink, Target, Wake};
+pub use parse::{Look, RawSource, resolve};
+pub use secret::{Credentials, Secret};
+
+use parse::Garbled;
+use redis::{ErrorKind, RedisError, ServerErrorKind};
+use std::io;
+use valkeeper_core::{ids::WriterEpoch, observation::Why};
+
+/// Characters of a server's refusal that are kept: enough for every message Valkey has, and a bound on what a foreign
+/// server can put into the journal.
+const REFUSAL_CHARS_MAX: usize = 160;
+
+/// Why a server could not be asked or told. Carries no argument of any command, so no secret.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Error {
+    /// Nothing listens at the address.
+    #[error("the connection is refused")]
+    Refused,
+    /// No answer within the bound.
+    #[error("no answer within the bound")]
+    Silent,
+    /// The server or the network ended the connection.
+    #[error("the connection ended")]
+    Closed,
+    /// The network has no way to the address, or the local system refuses.
+    #[error("the address cannot be reached: {0}")]
+    Unreachable(io::ErrorKind),
+    /// The server answers but does not accept who asks. Holds the error's code only (`WRONGPASS`, `NOPERM`, ...).
+    #[error("the operator's credentials are refused ({0})")]
+    Unauthorized(String),
+    /// The server refused a command. Holds the error's code and text, shortened.
+    #[error("the server refuses: {0}")]
+    Refusal(String),
+    /// A newer writer has been here.
+    #[error("epoch {ours} is deposed: the server already knows epoch {theirs}")]
+    Fenced {
+        /// Epoch of this writer.
+        ours: WriterEpoch,
+        /// Highest epoch the server knows.
+        theirs: WriterEpoch,
+    },
+    /// The answer cannot be understood.
+    #[error(transparent)]
+    Garbled(#[from] Garbled),
+}
+
+impl Error {
+    /// What an observer may conclude from it. A refused connection is no `Why`: see [`member::MemberLink::look`].
+    pub fn why(&self) -> Why {
+        match self {
+            Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_) => Why::Silent,
+            Error::Unauthorized(_) | Error::Fenced { .. } => Why::Unauthorized,
+            Error::Refusal(_) | Error::Garbled(_) => Why::Garbled,
+        }
+    }
+
+    /// Of a failed `connect`.
+    fn of_connect(error: &io::Error) -> Error {
+        if is_end(error.kind()) {
+            return Error::Closed;
+        }
+        if error.kind() == io::ErrorKind::ConnectionRefused {
+            return Error::Refused;
+        }
+        Error::Unreachable(error.kind())
+    }
+}
+
+fn is_end(kind: io::ErrorKind) -> bool {
+    // The kinds in which the peer's end of a connection shows itself.
+    [
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::ConnectionAborted,
+        io::ErrorKind::BrokenPipe,
+        io::ErrorKind::UnexpectedEof,
+        io::ErrorKind::NotConnected,
+    ]
+    .contains(&kind)
+}
+
+impl From<RedisError> for Error {
+    fn from(error: RedisError) -> Error {
+        let code = error.code().unwrap_or_default();
+        let foreign_code = ["NOAUTH", "WRONGPASS", "DENIED"].contains(&code);
+        if foreign_code || error.kind() == ErrorKind::Server(ServerErrorKind::NoPerm) {
+            return Error::Unauthorized(code.to_owned());
+        }
+        if !code.is_empty() {
+            let text = format!("{code} {}", error.detail().unwrap_or_default());
+            return Error::Refusal(printable(&text, REFUSAL_CHARS_MAX));
+        }
+        if error.is_timeout() {
+            return Error::Silent;
+        }
+        if error.is_io_error() {
+            return Error::Closed;
+        }
+        Error::Garbled(Garbled::NotAnAnswer)
+    }
+}
+
+/// `text` without control characters and not longer than `chars_max`.
+fn printable(text: &str, chars_max: usize) -> String {
+    let kept: String = text.chars().filter(|c| !c.is_control()).take(chars_max).collect();
+    kept.trim().to_owned()
+}

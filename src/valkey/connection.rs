@@ -1,0 +1,96 @@
+//! One socket to one server, logged in as the epoch's user, with a task of its own that sees the socket's end without
+//! anybody asking: the driver of the `redis` connection reads all the time and returns when the peer is gone.
+
+use super::{Error, fence, parse::Look, secret::Credentials};
+use redis::{
+    AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, aio::MultiplexedConnection, cmd,
+};
+use std::{net::SocketAddr, sync::Arc, time::Duration};
+use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::Instant};
+
+/// A logged-in connection. Clones share the socket, which closes with the last of them.
+#[derive(Clone)]
+pub(super) struct Connection {
+    commands: MultiplexedConnection,
+    ended: watch::Receiver<()>,
+    _driver: Arc<Driver>,
+}
+
+/// The task that owns the socket; it ends with the last clone of the connection.
+struct Driver(JoinHandle<()>);
+
+impl Drop for Driver {
+    fn drop(&mut self) {
+        self.0.abort();
+    }
+}
+
+impl Connection {
+    /// Connects and logs in. Unbounded: the caller has the bound.
+    pub(super) async fn open(address: SocketAddr, credentials: &Credentials) -> Result<Connection, Error> {
+        let stream = TcpStream::connect(address)
+            .await
+            .map_err(|error| Error::of_connect(&error))?;
+        stream
+            .set_nodelay(true)
+            .map_err(|error| Error::of_connect(&error))?;
+        // Neither login nor client name by the library: it would try the password on the default user as well.
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let (commands, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        let (alive, ended) = watch::channel(());
+        let task = tokio::spawn(async move {
+            driver.await;
+            drop(alive);
+        });
+        let connection = Connection {
+            commands,
+            ended,
+            _driver: Arc::new(Driver(task)),
+        };
+        fence::log_in(&connection, credentials).await?;
+        Ok(connection)
+    }
+
+    /// Sends one command once. Unbounded.
+    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        Ok(command.query_async(&mut self.commands.clone()).await?)
+    }
+
+    /// Sends one command once. `Silent` after the bound: then nobody knows whether it was executed.
+    pub(super) async fn ask_within<T: FromRedisValue>(
+        &self,
+        bound: Duration,
+        command: &Cmd,
+    ) -> Result<T, Error> {
+        tokio::time::timeout(bound, self.ask(command))
+            .await
+            .unwrap_or(Err(Error::Silent))
+    }
+
+    /// Asks the server what it is, in one round trip. Unbounded.
+    pub(super) async fn look(&self) -> Result<Look, Error> {
+        let mut info = cmd("INFO");
+        info.arg("server").arg("replication").arg("persistence");
+        let text: String = self.ask(&info).await?;
+        Ok(Look::parse(&text, Instant::now())?)
+    }
+
+    /// [`Connection::look`] with a bound.
+    pub(super) async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
+        tokio::time::timeout(bound, self.look())
+            .await
+            .unwrap_or(Err(Error::Silent))
+    }
+
+    /// True once the socket has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        self.ended.has_changed().is_err()
+    }
+
+    /// Returns when the socket has ended.
+    pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
+        let mut ended = self.ended.clone();
+        async move { while ended.changed().await.is_ok() {} }
+    }
+}

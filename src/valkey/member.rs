@@ -1,0 +1,191 @@
+//! The operator's link to one member: a held connection whose end is the first witness of the process's death, and a
+//! new connection, refused, as the second. Silence is neither.
+
+use super::{Error, connection::Connection, parse::Look, secret::Credentials};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+use tokio::{sync::Notify, task::JoinHandle};
+use valkeeper_core::{ids::MemberId, observation::Observed};
+
+/// Bound on one look, connecting included. A server that forks 10 GiB stops for some 100 ms, so this is no alarm by
+/// itself; six looks fit into the default detection window of 3 s. Milliseconds.
+pub const LOOK_TIMEOUT: Duration = Duration::from_millis(500);
+
+/// Pause before asking again at an address whose connection ended without an answer: the listener of a killed process
+/// accepts for about a millisecond after the process's sockets have ended. Milliseconds.
+const CONFIRM_PAUSE: Duration = Duration::from_millis(1);
+
+/// How often such an address is asked within one look. The first repetition was always enough so far; the rest is for a
+/// machine that is busy burying the process.
+const CONFIRM_TRIES: u32 = 20;
+
+/// Wakes a driver: one permit, however many links end.
+pub type Wake = Arc<Notify>;
+
+/// Where a member's server is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// The member.
+    pub member: MemberId,
+    /// IP address of its pod.
+    pub address: IpAddr,
+    /// Port of valkey-server.
+    pub port: u16,
+}
+
+impl Target {
+    fn socket(self) -> SocketAddr {
+        SocketAddr::new(self.address, self.port)
+    }
+}
+
+/// A link to one member. Dropping it closes the connection and wakes nobody.
+pub struct MemberLink {
+    target: Target,
+    credentials: Credentials,
+    wake: Wake,
+    state: Mutex<State>,
+    /// One look at a time: a second would fight for the held connection.
+    looking: tokio::sync::Mutex<()>,
+}
+
+#[derive(Default)]
+struct State {
+    held: Option<Held>,
+    trouble: Option<Error>,
+}
+
+struct Held {
+    connection: Connection,
+    watcher: JoinHandle<()>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.watcher.abort();
+    }
+}
+
+impl MemberLink {
+    /// A link to `target`. It connects at the first look and after that whenever it has to; `wake` is notified when a
+    /// held connection ends.
+    pub fn connect(target: Target, credentials: Credentials, wake: Wake) -> MemberLink {
+        MemberLink {
+            target,
+            credentials,
+            wake,
+            state: Mutex::default(),
+            looking: tokio::sync::Mutex::default(),
+        }
+    }
+
+    /// Where it leads.
+    pub fn target(&self) -> Target {
+        self.target
+    }
+
+    /// Why the last look brought nothing, for logs and messages; `None` if it brought an answer.
+    pub fn trouble(&self) -> Option<Error> {
+        self.state().trouble.clone()
+    }
+
+    /// Looks at the server, within [`LOOK_TIMEOUT`].
+    ///
+    /// `Absent`: no connection is held (it ended, or there never was one) and a new one is refused, so nothing listens.
+    /// `Unknown(Silent)`: no answer in time. A frozen process is silent: its kernel goes on accepting connections.
+    pub async fn look(&self) -> Observed<Look> {
+        let _alone = self.looking.lock().await;
+        let result = tokio::time::timeout(LOOK_TIMEOUT, self.find())
+            .await
+            .unwrap_or(Err(Error::Silent));
+        self.state().trouble = result.as_ref().err().cloned();
+        match result {
+            Ok(look) => Observed::Present(look),
+            Err(Error::Refused) => Observed::Absent,
+            Err(error) => Observed::Unknown(error.why()),
+        }
+    }
+
+    /// The connection that effects use: what was held at the last look, unless it has ended since.
+    pub(super) fn held(&self) -> Option<Connection> {
+        let state = self.state();
+        state
+            .held
+            .as_ref()
+            .map(|held| held.connection.clone())
+            .filter(|connection| !connection.has_ended())
+    }
+
+    async fn find(&self) -> Result<Look, Error> {
+        let Some(held) = self.held() else {
+            return self.reconnect().await;
+        };
+        let was_silent = self.trouble() == Some(Error::Silent);
+        let answer = if was_silent {
+            self.ask_both_ways(&held).await
+        } else {
+            held.look().await
+        };
+        match answer {
+            Err(Error::Closed) => {
+                self.state().held = None;
+                self.reconnect().await
+            }
+            answer => answer,
+        }
+    }
+
+    /// After silence. The path of the held connection may be dead while the server is not (a healed partition, a
+    /// forgotten NAT entry), so a new connection is tried beside it. That a new one fails proves nothing while
+    /// the held one is open.
+    async fn ask_both_ways(&self, held: &Connection) -> Result<Look, Error> {
+        tokio::select! {
+            answer = held.look() => answer,
+            fresh = self.reconnect() => match fresh {
+                Err(Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_)) => {
+                    held.ended().await;
+                    Err(Error::Closed)
+                }
+                answer => answer,
+            },
+        }
+    }
+
+    /// Makes a new connection, looks through it, and holds it in place of the one before.
+    async fn reconnect(&self) -> Result<Look, Error> {
+        for _ in 0..CONFIRM_TRIES {
+            match self.open().await {
+                Err(Error::Closed) => tokio::time::sleep(CONFIRM_PAUSE).await,
+                Ok((connection, look)) => {
+                    self.hold(connection);
+                    return Ok(look);
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(Error::Closed)
+    }
+
+    async fn open(&self) -> Result<(Connection, Look), Error> {
+        let connection = Connection::open(self.target.socket(), &self.credentials).await?;
+        let look = connection.look().await?;
+        Ok((connection, look))
+    }
+
+    fn hold(&self, connection: Connection) {
+        let (ended, wake) = (connection.ended(), self.wake.clone());
+        let watcher = tokio::spawn(async move {
+            ended.await;
+            wake.notify_one();
+        });
+        self.state().held = Some(Held { connection, watcher });
+    }
+
+    /// Never held across an await, and nothing that runs under it can panic.
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}

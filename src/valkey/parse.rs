@@ -1,0 +1,334 @@
+//! INFO text to types. The text comes from a server that may be anything, so nothing here trusts it: what does not
+//! parse is [`Garbled`], never a panic and never a guess.
+
+use std::collections::BTreeMap;
+use tokio::time::Instant;
+use valkeeper_core::{
+    ids::{MemberId, ReplId, Timestamp},
+    observation::{Link, Reading, ServerFacts, ServerRole, Source},
+};
+
+/// Address that a gated server follows: nothing listens there.
+pub const GATE_ADDRESS: &str = "127.0.0.1";
+/// Port of the gate for a server that found a data file.
+pub const GATE_PORT_HISTORY: u16 = 1;
+/// Port of the gate for a server that started blank.
+pub const GATE_PORT_BLANK: u16 = 2;
+
+/// Longest INFO answer that is read. Three sections are 4 KiB plus 100 bytes per replica.
+const INFO_BYTES_MAX: usize = 256 * 1024;
+/// Longest word that is kept: the longest legitimate one is a DNS name.
+const WORD_CHARS_MAX: usize = 253;
+/// Characters of a run id and of a replication id.
+const ID_CHARS: usize = 40;
+
+/// Why an answer cannot be understood. Holds the names of fields, never what was in them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Garbled {
+    /// Not an answer to the command.
+    #[error("the answer is not one to what was asked")]
+    NotAnAnswer,
+    /// Longer than any INFO.
+    #[error("INFO is too long")]
+    TooLong,
+    /// A field is not there.
+    #[error("INFO has no field {0}")]
+    Missing(&'static str),
+    /// A field is there twice.
+    #[error("INFO has the field {0} twice")]
+    Twice(&'static str),
+    /// A field holds something that it cannot hold.
+    #[error("INFO field {0} cannot be understood")]
+    Malformed(&'static str),
+}
+
+/// Whom a replica follows, as the server writes it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawSource {
+    /// Host: an IP address or a name.
+    pub host: String,
+    /// Port.
+    pub port: u16,
+}
+
+/// What a server says it is.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum RawRole {
+    /// `role:master`.
+    Primary,
+    /// `role:slave`.
+    Replica {
+        /// Whom it follows.
+        source: RawSource,
+        /// State of the link.
+        link: Link,
+    },
+}
+
+/// State of a planned handover on its old primary (`master_failover_state`).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Handover {
+    /// None is under way.
+    None,
+    /// Writes are paused until the replica has everything.
+    WaitingForSync,
+    /// The replica has been told to take over.
+    InProgress,
+}
+
+/// One answer of a server.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Look {
+    /// When it arrived.
+    pub answered_at: Instant,
+    /// `run_id`: another process has another one.
+    pub run_id: String,
+    /// `valkey_version`, or `redis_version` of a server that has none.
+    pub version: String,
+    /// Role and source.
+    pub role: RawRole,
+    /// True while it loads its data set.
+    pub loading: bool,
+    /// `master_replid`.
+    pub replid: ReplId,
+    /// `master_replid2`, `None` if it never changed.
+    pub replid2: Option<ReplId>,
+    /// `second_repl_offset`, `None` if there is no second history.
+    pub replid2_offset: Option<i64>,
+    /// Replication offset in bytes: a replica's `slave_repl_offset`, a primary's `master_repl_offset`.
+    pub offset: i64,
+    /// Replica only: milliseconds since the last byte from its source; whole seconds, `None` without link.
+    pub last_io_ms: Option<i64>,
+    /// Number of replicas that are online.
+    pub replicas_online: u32,
+    /// State of a planned handover.
+    pub handover: Handover,
+}
+
+/// The member (or gate) that `raw` means. `addresses` are the IP addresses of the cluster's members.
+pub fn resolve(raw: &RawSource, addresses: &BTreeMap<String, MemberId>) -> Source {
+    let RawSource { host, port } = raw;
+    match (host.as_str(), *port) {
+        (GATE_ADDRESS, GATE_PORT_HISTORY) => Source::Gate { had_history: true },
+        (GATE_ADDRESS, GATE_PORT_BLANK) => Source::Gate { had_history: false },
+        (host, port) => match addresses.get(host) {
+            Some(member) => Source::Member(*member),
+            None => Source::Foreign(format!("{host}:{port}")),
+        },
+    }
+}
+
+impl Look {
+    /// Parses the sections server, replication and persistence of INFO.
+    pub fn parse(text: &str, answered_at: Instant) -> Result<Look, Garbled> {
+        if text.len() > INFO_BYTES_MAX {
+            return Err(Garbled::TooLong);
+        }
+        let fields = Fields(text);
+        let role = fields.role()?;
+        let is_replica = role != RawRole::Primary;
+        let offset_field = if is_replica {
+            "slave_repl_offset"
+        } else {
+            "master_repl_offset"
+        };
+        Ok(Look {
+            answered_at,
+            run_id: fields.id("run_id")?.to_owned(),
+            version: fields.version()?,
+            role,
+            loading: fields.flag("loading")?,
+            replid: ReplId(fields.id("master_replid")?.to_owned()),
+            replid2: Some(fields.id("master_replid2")?)
+                .filter(|id| id.bytes().any(|byte| byte != b'0'))
+                .map(|id| ReplId(id.to_owned())),
+            replid2_offset: Some(fields.number("second_repl_offset")?).filter(|offset| *offset >= 0),
+            offset: fields.number(offset_field)?,
+            last_io_ms: if is_replica { fields.last_io_ms()? } else { None },
+            replicas_online: fields.replicas_online(),
+            handover: fields.handover()?,
+        })
+    }
+
+    /// The look as facts and reading of the core. `taken_at` is [`Look::answered_at`] on the caller's clock.
+    pub fn resolved(
+        self,
+        addresses: &BTreeMap<String, MemberId>,
+        taken_at: Timestamp,
+    ) -> (ServerFacts, Reading) {
+        let Look {
+            answered_at: _,
+            run_id,
+            version,
+            role,
+            loading,
+            replid,
+            replid2,
+            replid2_offset,
+            offset,
+            last_io_ms,
+            replicas_online,
+            handover: _,
+        } = self;
+        let role = match role {
+            RawRole::Primary => ServerRole::Primary,
+            RawRole::Replica { source, link } => ServerRole::Replica {
+                source: resolve(&source, addresses),
+                link,
+            },
+        };
+        let facts = ServerFacts {
+            run_id,
+            version,
+            role,
+            loading,
+            replid,
+            replid2,
+            replid2_offset,
+        };
+        (
+            facts,
+            Reading {
+                taken_at,
+                offset,
+                last_io_ms,
+                replicas_online,
+            },
+        )
+    }
+}
+
+/// The `name:value` lines of an INFO answer.
+struct Fields<'a>(&'a str);
+
+impl<'a> Fields<'a> {
+    fn lines(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
+        self.0
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .filter_map(|line| line.split_once(':'))
+    }
+
+    /// The only value of the field, `None` if there is none.
+    fn find(&self, name: &'static str) -> Result<Option<&'a str>, Garbled> {
+        let mut values = self
+            .lines()
+            .filter(|(field, _)| *field == name)
+            .map(|(_, value)| value);
+        let first = values.next();
+        // A second one may have been smuggled in through a field that holds free text.
+        if values.next().is_some() {
+            Err(Garbled::Twice(name))
+        } else {
+            Ok(first)
+        }
+    }
+
+    fn value(&self, name: &'static str) -> Result<&'a str, Garbled> {
+        self.find(name)?.ok_or(Garbled::Missing(name))
+    }
+
+    fn number(&self, name: &'static str) -> Result<i64, Garbled> {
+        self.value(name)?.parse().map_err(|_| Garbled::Malformed(name))
+    }
+
+    fn flag(&self, name: &'static str) -> Result<bool, Garbled> {
+        match self.value(name)? {
+            "0" => Ok(false),
+            "1" => Ok(true),
+            _ => Err(Garbled::Malformed(name)),
+        }
+    }
+
+    /// 40 lower-case hex digits.
+    fn id(&self, name: &'static str) -> Result<&'a str, Garbled> {
+        let id = self.value(name)?;
+        let is_hex = id
+            .bytes()
+            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        if is_hex && id.len() == ID_CHARS {
+            Ok(id)
+        } else {
+            Err(Garbled::Malformed(name))
+        }
+    }
+
+    /// A visible word of bounded length.
+    fn word(&self, name: &'static str) -> Result<&'a str, Garbled> {
+        let word = self.value(name)?;
+        let is_word = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic());
+        if is_word && word.len() <= WORD_CHARS_MAX {
+            Ok(word)
+        } else {
+            Err(Garbled::Malformed(name))
+        }
+    }
+
+    fn version(&self) -> Result<String, Garbled> {
+        let own = self.find("valkey_version")?.is_some();
+        self.word(if own { "valkey_version" } else { "redis_version" })
+            .map(str::to_owned)
+    }
+
+    fn role(&self) -> Result<RawRole, Garbled> {
+        match self.value("role")? {
+            "master" => Ok(RawRole::Primary),
+            "slave" => Ok(RawRole::Replica {
+                source: self.source()?,
+                link: self.link()?,
+            }),
+            _ => Err(Garbled::Malformed("role")),
+        }
+    }
+
+    fn source(&self) -> Result<RawSource, Garbled> {
+        let port = self
+            .value("master_port")?
+            .parse()
+            .map_err(|_| Garbled::Malformed("master_port"))?;
+        Ok(RawSource {
+            host: self.word("master_host")?.to_owned(),
+            port,
+        })
+    }
+
+    fn link(&self) -> Result<Link, Garbled> {
+        match (
+            self.value("master_link_status")?,
+            self.flag("master_sync_in_progress")?,
+        ) {
+            ("up", _) => Ok(Link::Up),
+            ("down", true) => Ok(Link::Syncing),
+            ("down", false) => Ok(Link::Down),
+            _ => Err(Garbled::Malformed("master_link_status")),
+        }
+    }
+
+    fn last_io_ms(&self) -> Result<Option<i64>, Garbled> {
+        let seconds = self.number("master_last_io_seconds_ago")?;
+        Ok(Some(seconds.saturating_mul(1000)).filter(|ms| *ms >= 0))
+    }
+
+    /// Lines `slaveN:ip=...,port=...,state=online,...`.
+    fn replicas_online(&self) -> u32 {
+        let is_replica = |field: &str| {
+            field
+                .strip_prefix("slave")
+                .is_some_and(|n| !n.is_empty() && n.bytes().all(|b| b.is_ascii_digit()))
+        };
+        let online = self
+            .lines()
+            .filter(|(field, value)| is_replica(field) && value.split(',').any(|part| part == "state=online"))
+            .count();
+        u32::try_from(online).unwrap_or(u32::MAX)
+    }
+
+    fn handover(&self) -> Result<Handover, Garbled> {
+        match self.value("master_failover_state")? {
+            "no-failover" => Ok(Handover::None),
+            "waiting-for-sync" => Ok(Handover::WaitingForSync),
+            "failover-in-progress" => Ok(Handover::InProgress),
+            _ => Err(Garbled::Malformed("master_failover_state")),
+        }
+    }
+}
