@@ -127,8 +127,11 @@ reasons! {
         TwoPrimaries,
         /// Every member of a shard that had data is blank. Set the annotation valkeeper.io/confirm-blank to begin anew.
         DataMissing,
-        /// The members' histories have no common ancestor that the operator can prove.
+        /// Several members have data and nothing proves which is the most advanced. Name the one to resume from with the
+        /// annotation valkeeper.io/switchover.
         HistoriesDiverge,
+        /// The primary was made to follow a server outside the cluster. The operator does not undo that.
+        ForeignPrimary,
         /// Failover is set to Manual in the spec.
         FailoverManual,
         /// The spec cannot be used; the message names the field, the value and what is allowed.
@@ -351,7 +354,9 @@ impl Decision {
 
     /// True if it promotes or hands over: such a decision is executed at once or not at all.
     pub fn promotes(&self) -> bool {
-        self.effects.iter().any(|e| matches!(e, Effect::Promote { .. } | Effect::Handover { .. }))
+        self.effects
+            .iter()
+            .any(|e| matches!(e, Effect::Promote { .. } | Effect::Handover { .. }))
     }
 }
 

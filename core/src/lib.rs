@@ -1,6 +1,8 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
 //! - **data**: [`ids`], [`spec`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
+//! - **rules**: [`config`], [`turn`], [`decide`], [`steps`], [`topology`]
+//! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
 // data
 pub mod decision;
@@ -10,3 +12,16 @@ pub mod ids;
 pub mod observation;
 pub mod spec;
 pub mod state;
+
+// rules
+pub mod config;
+pub mod decide;
+pub mod steps;
+pub mod topology;
+pub mod turn;
+
+// readers
+pub mod invariant;
+pub mod projection;
+#[cfg(feature = "sim")]
+pub mod sim;

@@ -240,6 +240,9 @@ pub struct LiveObject {
     pub uid: String,
     /// Digest of the fields the operator wants, as they are on the server now.
     pub digest: Digest,
+    /// StatefulSets only: revision (annotation `valkeeper.io/revision`) of the pod template on the server.
+    #[serde(default)]
+    pub revision: Option<Digest>,
     /// Who wrote it last, if that was not the operator (field manager from managedFields).
     #[serde(default)]
     pub foreign_manager: Option<String>,
@@ -331,7 +334,9 @@ impl TryFrom<String> for ObjectRef {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let (kind, name) = text.split_once('/').ok_or_else(|| format!("{text:?}: expected KIND/NAME"))?;
+        let (kind, name) = text
+            .split_once('/')
+            .ok_or_else(|| format!("{text:?}: expected KIND/NAME"))?;
         let kind = match kind {
             "Secret" => ObjectKind::Secret,
             "ConfigMap" => ObjectKind::ConfigMap,
@@ -341,6 +346,9 @@ impl TryFrom<String> for ObjectRef {
             "StatefulSet" => ObjectKind::StatefulSet,
             other => return Err(format!("{other:?} is not the kind of an owned object")),
         };
-        Ok(ObjectRef { kind, name: name.to_owned() })
+        Ok(ObjectRef {
+            kind,
+            name: name.to_owned(),
+        })
     }
 }

@@ -6,7 +6,8 @@ use crate::{
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        Executed, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole, SpecFact, Why,
+        Executed, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole,
+        SpecFact, Why,
     },
     spec::DesiredCluster,
 };
@@ -48,6 +49,9 @@ pub struct ShardState {
     pub grants: BTreeMap<MemberId, Seq>,
     /// The history (replication id) of the last primary seen with the highest grant. Only ever used to refuse.
     pub history: Option<ReplId>,
+    /// The history that `history` continued when that primary was promoted.
+    #[serde(default)]
+    pub parent_history: Option<ReplId>,
     /// Where the write Service points.
     pub route: Observed<RouteFacts>,
 }
@@ -55,7 +59,10 @@ pub struct ShardState {
 impl ShardState {
     /// The member with the highest grant and that grant.
     pub fn holder(&self) -> Option<(MemberId, Seq)> {
-        self.grants.iter().max_by_key(|(_, seq)| **seq).map(|(id, seq)| (*id, *seq))
+        self.grants
+            .iter()
+            .max_by_key(|(_, seq)| **seq)
+            .map(|(id, seq)| (*id, *seq))
     }
 }
 
@@ -107,6 +114,9 @@ pub struct ClusterState {
     pub failures: BTreeMap<String, (u32, Timestamp)>,
     /// What is waited for and what is blocked.
     pub standing: Standing,
+    /// True once the finalizer was taken off: nothing is left to do for this resource.
+    #[serde(default)]
+    pub released: bool,
 }
 
 impl ClusterState {
@@ -125,12 +135,20 @@ impl ClusterState {
         self.head_time = record.time;
         self.epoch = record.epoch;
         match &record.event {
-            Event::Baseline { cluster_uid, namespace, name, origin: _ } => {
+            Event::Baseline {
+                cluster_uid,
+                namespace,
+                name,
+                origin: _,
+            } => {
                 self.cluster_uid.clone_from(cluster_uid);
                 self.namespace.clone_from(namespace);
                 self.name.clone_from(name);
             }
-            Event::EpochStarted { writer: _, version: _ } => self.forget_observations(record.time),
+            Event::EpochStarted {
+                writer: _,
+                version: _,
+            } => self.forget_observations(record.time),
             Event::SpecChanged(SpecFact::Valid(spec)) => {
                 self.spec_seen = true;
                 self.spec = Some(spec.clone());
@@ -148,16 +166,24 @@ impl ClusterState {
                 known.facts.pod = pod.clone();
             }
             Event::ServerChanged { member, server } => self.apply_server(*member, server, record.time),
-            Event::RouteChanged { shard, route } => self.shards.entry(*shard).or_default().route = route.clone(),
+            Event::RouteChanged { shard, route } => {
+                self.shards.entry(*shard).or_default().route = route.clone()
+            }
             Event::ObjectChanged { object, facts } => {
                 self.objects.insert(object.clone(), facts.clone());
             }
-            Event::Decided { decision, evidence: _ } => self.apply_decision(record, decision),
+            Event::Decided {
+                decision,
+                evidence: _,
+            } => self.apply_decision(record, decision),
             Event::EffectsEnded(executed) => self.apply_outcomes(executed),
             Event::DecisionClosed { decision, how: _ } => {
                 self.pending.remove(decision);
             }
-            Event::StandingChanged { standing, evidence: _ } => self.standing = standing.clone(),
+            Event::StandingChanged {
+                standing,
+                evidence: _,
+            } => self.standing = standing.clone(),
         }
     }
 
@@ -165,7 +191,11 @@ impl ClusterState {
         self.epoch_since = now;
         self.spec_seen = false;
         for member in self.members.values_mut() {
-            *member = MemberState { facts: MemberFacts::default(), server_since: now, pod_since: now };
+            *member = MemberState {
+                facts: MemberFacts::default(),
+                server_since: now,
+                pod_since: now,
+            };
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
@@ -192,15 +222,25 @@ impl ClusterState {
             && facts.role == ServerRole::Primary
         {
             shard.history = Some(facts.replid.clone());
+            shard.parent_history.clone_from(&facts.replid2);
         }
     }
 
     fn apply_decision(&mut self, record: &Record, decision: &Decision) {
         if let (Some(member), Scope::Shard(shard)) = (decision.grant, decision.scope) {
-            self.shards.entry(shard).or_default().grants.insert(member, record.seq);
+            self.shards
+                .entry(shard)
+                .or_default()
+                .grants
+                .insert(member, record.seq);
         }
         match &decision.operation {
-            Some(OperationChange::Open { kind, phase, asked_by, member }) => self.operations.push(Operation {
+            Some(OperationChange::Open {
+                kind,
+                phase,
+                asked_by,
+                member,
+            }) => self.operations.push(Operation {
                 id: record.seq,
                 kind: *kind,
                 scope: decision.scope,
@@ -211,7 +251,11 @@ impl ClusterState {
                 phase_since: record.time,
             }),
             Some(OperationChange::Advance { kind, phase, member }) => {
-                if let Some(op) = self.operations.iter_mut().find(|o| o.kind == *kind && o.scope == decision.scope) {
+                if let Some(op) = self
+                    .operations
+                    .iter_mut()
+                    .find(|o| o.kind == *kind && o.scope == decision.scope)
+                {
                     (op.phase, op.member, op.phase_since) = (*phase, *member, record.time);
                 }
             }
@@ -224,18 +268,39 @@ impl ClusterState {
             }
             None => {}
         }
+        // A wish that is fulfilled or given up must not come true again after a later failover.
+        let closes_switchover = decision.operation
+            == Some(OperationChange::Close {
+                kind: OperationKind::Switchover,
+            });
+        if let (true, Some(wish)) = (
+            closes_switchover,
+            self.spec.as_ref().and_then(|s| s.switchover.as_ref()),
+        ) && decision.scope == Scope::Shard(wish.to.shard)
+        {
+            self.spent_tokens.insert(wish.token.clone());
+        }
         if !decision.effects.is_empty() {
-            self.pending.insert(record.seq, Pending { decision: decision.clone(), epoch: record.epoch });
+            self.pending.insert(
+                record.seq,
+                Pending {
+                    decision: decision.clone(),
+                    epoch: record.epoch,
+                },
+            );
         }
     }
 
     fn apply_outcomes(&mut self, executed: &Executed) {
-        let Some(Pending { decision, epoch: _ }) = self.pending.remove(&executed.decision) else { return };
+        let Some(Pending { decision, epoch: _ }) = self.pending.remove(&executed.decision) else {
+            return;
+        };
         for (effect, (at, outcome)) in decision.effects.iter().zip(&executed.outcomes) {
             let key = failure_key(decision.scope, effect);
             match outcome {
                 Outcome::Verified => {
                     self.failures.remove(&key);
+                    self.released |= matches!(effect, Effect::ReleaseFinalizer);
                 }
                 Outcome::Failed(_) | Outcome::Superseded(_) => {
                     let (count, last) = self.failures.entry(key).or_default();
@@ -248,17 +313,28 @@ impl ClusterState {
 
     /// The open operation of this kind and scope.
     pub fn operation(&self, kind: OperationKind, scope: Scope) -> Option<&Operation> {
-        self.operations.iter().find(|o| o.kind == kind && o.scope == scope)
+        self.operations
+            .iter()
+            .find(|o| o.kind == kind && o.scope == scope)
     }
 
     /// Members of a shard, in order.
     pub fn members_of(&self, shard: ShardId) -> impl Iterator<Item = (MemberId, &MemberState)> {
-        self.members.range(MemberId { shard, ordinal: 0 }..=MemberId { shard, ordinal: u16::MAX }).map(|(i, m)| (*i, m))
+        self.members
+            .range(
+                MemberId { shard, ordinal: 0 }..=MemberId {
+                    shard,
+                    ordinal: u16::MAX,
+                },
+            )
+            .map(|(i, m)| (*i, m))
     }
 
-    /// True if a decision of this scope has no recorded outcome yet.
+    /// True if a decision of this scope and epoch has no recorded outcome yet.
     pub fn is_pending(&self, scope: Scope) -> bool {
-        self.pending.values().any(|p| p.decision.scope == scope)
+        self.pending
+            .values()
+            .any(|p| p.decision.scope == scope && p.epoch == self.epoch)
     }
 }
 

@@ -1,0 +1,186 @@
+//! The policy: which rule runs when. `decide` is pure and total; replay runs it again over recorded state and evidence.
+
+use crate::{
+    decision::{Block, BlockReason, Candidate, Decision, Scope, StepName, Verdict, Wait, WaitReason},
+    ids::{MemberId, ShardId, Timestamp},
+    observation::{Evidence, Reading},
+    spec::DesiredCluster,
+    state::{ClusterState, MemberState, ShardState},
+    steps,
+};
+
+/// What a step finds for its scope.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum StepOutcome {
+    /// Nothing to do.
+    Satisfied,
+    /// Something will come by itself; look again at the given time at the latest.
+    Waiting(WaitReason, Option<MemberId>, Option<Timestamp>),
+    /// Someone or something must change the situation.
+    Blocked(BlockReason, Option<MemberId>, Vec<Candidate>),
+    /// Something is to be done.
+    Decided(Box<Decision>),
+}
+
+/// What steps look at: state, evidence, the clock and the valid spec.
+#[derive(Clone, Copy)]
+pub struct View<'a> {
+    /// Everything known.
+    pub state: &'a ClusterState,
+    /// Readings of this look.
+    pub evidence: &'a Evidence,
+    /// Now.
+    pub now: Timestamp,
+    /// The spec in force.
+    pub spec: &'a DesiredCluster,
+}
+
+/// A reading older than this says nothing about who is ahead: at 1 GB/s of writes it would be off by 1 GB, but the
+/// survey that precedes a promotion takes readings in under a second or not at all. Milliseconds.
+pub const READING_AGE_MAX_MS: i64 = 1_000;
+
+impl<'a> View<'a> {
+    /// A member's state, if anything is known of it.
+    pub fn member(&self, id: MemberId) -> Option<&'a MemberState> {
+        self.state.members.get(&id)
+    }
+
+    /// A shard's state; nothing known is the empty state.
+    pub fn shard(&self, id: ShardId) -> ShardState {
+        self.state.shards.get(&id).cloned().unwrap_or_default()
+    }
+
+    /// A reading that is fresh enough to be compared.
+    pub fn reading(&self, id: MemberId) -> Option<&'a Reading> {
+        self.evidence
+            .readings
+            .get(&id)
+            .filter(|r| self.now.millis_since(r.taken_at) <= READING_AGE_MAX_MS)
+    }
+
+    /// The members that shall exist in a shard, in order.
+    pub fn wanted(&self, shard: ShardId) -> impl Iterator<Item = MemberId> + use<'_> {
+        self.spec.members().filter(move |m| m.shard == shard)
+    }
+}
+
+enum Rule {
+    /// Ends the verdict unless satisfied.
+    Gate(fn(&View<'_>) -> StepOutcome),
+    /// Runs once; holds only cluster-wide rules after it.
+    Cluster(fn(&View<'_>) -> StepOutcome),
+    /// Runs for each shard; holds only that shard.
+    Shard(fn(&View<'_>, ShardId) -> StepOutcome),
+}
+
+/// The rules, in the order of their precedence. The order is the policy.
+const STEPS: &[(StepName, Rule)] = &[
+    (StepName::Finalize, Rule::Gate(steps::finalize::step)),
+    (StepName::Failover, Rule::Shard(steps::failover::step)),
+    (StepName::Routing, Rule::Shard(steps::routing::step)),
+    (StepName::Objects, Rule::Cluster(steps::objects::step)),
+    (StepName::Membership, Rule::Shard(steps::membership::step)),
+    (StepName::Rollout, Rule::Shard(steps::rollout::step)),
+];
+
+/// What is to be done, what is waited for and what is blocked, given everything known, this look's readings and the time.
+pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verdict {
+    let mut verdict = Verdict::default();
+    let spec = match steps::guard::step(state) {
+        Ok(spec) => spec,
+        Err(outcome) => {
+            take(&mut verdict, StepName::Guard, Scope::Cluster, *outcome);
+            return verdict;
+        }
+    };
+    let view = View {
+        state,
+        evidence,
+        now,
+        spec,
+    };
+    let mut held: Vec<Scope> = Vec::new();
+    for (name, rule) in STEPS {
+        match rule {
+            Rule::Gate(step) => {
+                if take(&mut verdict, *name, Scope::Cluster, step(&view)) {
+                    return verdict;
+                }
+            }
+            Rule::Cluster(step) => run(&mut verdict, &mut held, &view, *name, Scope::Cluster, || {
+                step(&view)
+            }),
+            Rule::Shard(step) => {
+                for shard in shards(&view) {
+                    run(&mut verdict, &mut held, &view, *name, Scope::Shard(shard), || {
+                        step(&view, shard)
+                    });
+                }
+            }
+        }
+    }
+    verdict
+}
+
+/// Shards that shall exist and shards that still have members.
+fn shards(view: &View<'_>) -> Vec<ShardId> {
+    let mut all: Vec<ShardId> = view
+        .spec
+        .shard_ids()
+        .chain(view.state.members.keys().map(|m| m.shard))
+        .collect();
+    all.sort_unstable();
+    all.dedup();
+    all
+}
+
+fn run(
+    verdict: &mut Verdict,
+    held: &mut Vec<Scope>,
+    view: &View<'_>,
+    name: StepName,
+    scope: Scope,
+    step: impl FnOnce() -> StepOutcome,
+) {
+    if held.contains(&scope) {
+        return;
+    }
+    let outcome = if view.state.is_pending(scope) {
+        StepOutcome::Waiting(WaitReason::EffectsPending, None, None)
+    } else {
+        step()
+    };
+    if take(verdict, name, scope, outcome) {
+        held.push(scope);
+    }
+}
+
+/// Enters an outcome into the verdict; true if it holds its scope.
+fn take(verdict: &mut Verdict, step: StepName, scope: Scope, outcome: StepOutcome) -> bool {
+    match outcome {
+        StepOutcome::Satisfied => return false,
+        StepOutcome::Waiting(reason, about, wake_at) => {
+            verdict.standing.waits.push(Wait {
+                step,
+                scope,
+                reason,
+                about,
+            });
+            verdict.wake_at = match (verdict.wake_at, wake_at) {
+                (Some(a), Some(b)) => Some(a.min(b)),
+                (a, b) => a.or(b),
+            };
+        }
+        StepOutcome::Blocked(reason, about, candidates) => {
+            verdict.standing.blocks.push(Block {
+                step,
+                scope,
+                reason,
+                about,
+                candidates,
+            });
+        }
+        StepOutcome::Decided(decision) => verdict.decisions.push(*decision),
+    }
+    true
+}

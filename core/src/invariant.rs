@@ -1,0 +1,162 @@
+//! What must hold of every journal, whoever wrote it: checked by the simulator after every story, by property tests and by
+//! the replay tool.
+
+use crate::{
+    decision::{Decision, Reason},
+    effect::Effect,
+    event::{Event, Record},
+    ids::{MemberId, Seq},
+    observation::{Link, ServerRole, Source},
+    state::ClusterState,
+};
+
+/// A broken invariant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Violation {
+    /// The record that breaks it.
+    pub seq: Seq,
+    /// Which invariant, and how.
+    pub text: String,
+}
+
+/// Every violation in a stream's records, in order.
+pub fn check(records: &[Record]) -> Vec<Violation> {
+    let mut state = ClusterState::default();
+    let mut found = Vec::new();
+    for record in records {
+        let mut say = |text: String| {
+            found.push(Violation {
+                seq: record.seq,
+                text,
+            })
+        };
+        sequence(&state, record, &mut say);
+        match &record.event {
+            Event::Decided {
+                decision,
+                evidence: _,
+            } => promotion(&state, decision, &mut say),
+            Event::EffectsEnded(executed) => match state.pending.get(&executed.decision) {
+                None => say(format!("outcomes of {} which is not pending", executed.decision)),
+                Some(p) if p.decision.effects.len() != executed.outcomes.len() => {
+                    say(format!(
+                        "{} has {} effects and {} outcomes",
+                        executed.decision,
+                        p.decision.effects.len(),
+                        executed.outcomes.len()
+                    ));
+                }
+                Some(_) => {}
+            },
+            Event::DecisionClosed { decision, how: _ } if !state.pending.contains_key(decision) => {
+                say(format!("closes {decision}, which is not pending"));
+            }
+            Event::DecisionClosed { .. }
+            | Event::Baseline { .. }
+            | Event::EpochStarted { .. }
+            | Event::SpecChanged(_)
+            | Event::PodChanged { .. }
+            | Event::ServerChanged { .. }
+            | Event::RouteChanged { .. }
+            | Event::ObjectChanged { .. }
+            | Event::StandingChanged { .. } => {}
+        }
+        state.apply(record);
+    }
+    found
+}
+
+fn sequence(state: &ClusterState, record: &Record, say: &mut impl FnMut(String)) {
+    if state.head.0 != 0 && record.seq != state.head.next() {
+        say(format!("sequence {} follows {}", record.seq, state.head));
+    }
+    if record.time < state.head_time {
+        say(format!(
+            "time goes back from {} to {}",
+            state.head_time, record.time
+        ));
+    }
+    let claims = matches!(record.event, Event::EpochStarted { .. } | Event::Baseline { .. });
+    if record.epoch < state.epoch || (record.epoch > state.epoch && !claims) {
+        say(format!(
+            "epoch {} after {} without a claim",
+            record.epoch, state.epoch
+        ));
+    }
+}
+
+/// Laws 4, 5 and 6 as far as a record shows them: nobody is promoted beside a living primary, and only who has data.
+fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(String)) {
+    for effect in &decision.effects {
+        match effect {
+            Effect::Promote {
+                server,
+                replid: _,
+                offset: _,
+            } => {
+                let id = server.member;
+                if let Some((other, _)) = state
+                    .members_of(id.shard)
+                    .find(|(i, m)| *i != id && m.is_primary())
+                {
+                    say(format!("promotes {id} while {other} is seen to be primary"));
+                }
+                if let Some(why) = unfit(state, id).filter(|_| decision.reason != Reason::Bootstrap) {
+                    say(format!("promotes {id}, which {why}"));
+                }
+                if decision.grant != Some(id) {
+                    say(format!("promotes {id} without granting it the shard"));
+                }
+            }
+            Effect::Handover {
+                from,
+                to,
+                timeout_ms: _,
+            } => {
+                if !state.members.get(&from.member).is_some_and(|m| m.is_primary()) {
+                    say(format!(
+                        "hands over from {}, which is not seen to be primary",
+                        from.member
+                    ));
+                }
+                if let Some(why) = unfit(state, to.member) {
+                    say(format!("hands over to {}, which {why}", to.member));
+                }
+            }
+            Effect::Route { shard, to, .. } => {
+                let holder = state.shards.get(shard).and_then(|s| s.holder()).map(|(id, _)| id);
+                if decision.grant.or(holder) != Some(*to) {
+                    say(format!("routes shard {shard} to {to}, which holds no grant"));
+                }
+            }
+            Effect::Attach { .. }
+            | Effect::Label { .. }
+            | Effect::Disconnect { .. }
+            | Effect::DeletePod { .. }
+            | Effect::Apply { .. }
+            | Effect::ReleaseFinalizer => {}
+        }
+    }
+}
+
+fn unfit(state: &ClusterState, id: MemberId) -> Option<&'static str> {
+    let Some(server) = state.members.get(&id).and_then(|m| m.server()) else {
+        return Some("does not answer");
+    };
+    match &server.role {
+        _ if server.loading => Some("is loading"),
+        ServerRole::Replica {
+            source: Source::Gate { had_history: false },
+            link: _,
+        } => Some("is blank"),
+        ServerRole::Replica {
+            source: _,
+            link: Link::Syncing,
+        } => Some("is in a full synchronisation"),
+        ServerRole::Replica {
+            source: _,
+            link: Link::Up | Link::Down,
+        } => None,
+        ServerRole::Primary => Some("is primary already"),
+    }
+}

@@ -1,0 +1,3 @@
+//! Readers of state for people: nothing here decides.
+
+pub mod status;

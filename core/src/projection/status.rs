@@ -1,0 +1,235 @@
+//! State as conditions: kstatus' Ready, Reconciling and Stalled, and PrimaryAvailable. Reasons are the codes of
+//! `decision.rs`, so that a condition, a Kubernetes Event, a metric and an audit use the same words.
+
+use crate::{
+    decide::View,
+    decision::{BlockReason, Scope},
+    ids::{MemberId, ShardId},
+    observation::Evidence,
+    state::ClusterState,
+    steps::objects,
+    topology,
+};
+
+/// Names of the conditions that follow from state alone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum ConditionKind {
+    /// Everything is as the spec wants it.
+    Ready,
+    /// Work is under way or awaited.
+    Reconciling,
+    /// Nothing goes on until someone changes something.
+    Stalled,
+    /// Every shard has a primary that serves and is routed to.
+    PrimaryAvailable,
+}
+
+impl ConditionKind {
+    /// The condition's type in `status.conditions`.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            ConditionKind::Ready => "Ready",
+            ConditionKind::Reconciling => "Reconciling",
+            ConditionKind::Stalled => "Stalled",
+            ConditionKind::PrimaryAvailable => "PrimaryAvailable",
+        }
+    }
+}
+
+/// One condition.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Condition {
+    /// Which.
+    pub kind: ConditionKind,
+    /// Its status.
+    pub holds: bool,
+    /// CamelCase code.
+    pub reason: String,
+    /// One sentence.
+    pub message: String,
+}
+
+/// What a cluster's status says.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Status {
+    /// Ready, Reconciling, Stalled, PrimaryAvailable.
+    pub conditions: Vec<Condition>,
+    /// The primary of each shard that has one, routed or not.
+    pub primaries: Vec<(ShardId, MemberId)>,
+    /// Members that serve their purpose.
+    pub members_ready: u32,
+    /// Members wanted.
+    pub members_wanted: u32,
+    /// Generation of the spec in force.
+    pub generation: Option<i64>,
+}
+
+/// Projects the state.
+pub fn status(state: &ClusterState) -> Status {
+    let stalled = stalled(state);
+    let (waiting, primaries, members_ready, members_wanted, unserved) = match &state.spec {
+        None => (
+            Some((
+                "NotObserved".to_owned(),
+                "the spec has not been read yet".to_owned(),
+            )),
+            Vec::new(),
+            0,
+            0,
+            None,
+        ),
+        Some(spec) => {
+            let evidence = Evidence::default();
+            let view = View {
+                state,
+                evidence: &evidence,
+                now: state.head_time,
+                spec,
+            };
+            let primaries: Vec<(ShardId, MemberId)> = spec
+                .shard_ids()
+                .filter_map(|s| topology::serving_primary(&view, s).map(|p| (s, p)))
+                .collect();
+            let ready = |id: &MemberId| {
+                primaries
+                    .iter()
+                    .any(|(s, p)| *s == id.shard && topology::is_ready(&view, *id, *p))
+            };
+            let members_ready = u32::try_from(spec.members().filter(ready).count()).unwrap_or(u32::MAX);
+            let members_wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
+            let unserved = spec
+                .shard_ids()
+                .find(|s| !primaries.iter().any(|(shard, p)| shard == s && routed(&view, *p)));
+            (
+                reconciling(state, members_ready, members_wanted),
+                primaries,
+                members_ready,
+                members_wanted,
+                unserved,
+            )
+        }
+    };
+    let ready = stalled.clone().or_else(|| waiting.clone());
+    let conditions = vec![
+        condition(
+            ConditionKind::Ready,
+            ready.is_none(),
+            ready,
+            "every member serves and is routed",
+        ),
+        condition(
+            ConditionKind::Reconciling,
+            waiting.is_some(),
+            waiting,
+            "nothing is under way",
+        ),
+        condition(
+            ConditionKind::Stalled,
+            stalled.is_some(),
+            stalled,
+            "nothing is blocked",
+        ),
+        primary_available(state, unserved),
+    ];
+    let generation = state.spec.as_ref().map(|s| s.generation);
+    Status {
+        conditions,
+        primaries,
+        members_ready,
+        members_wanted,
+        generation,
+    }
+}
+
+fn condition(kind: ConditionKind, holds: bool, why: Option<(String, String)>, otherwise: &str) -> Condition {
+    let (reason, message) = why.unwrap_or_else(|| ("AsWanted".to_owned(), otherwise.to_owned()));
+    Condition {
+        kind,
+        holds,
+        reason,
+        message,
+    }
+}
+
+fn routed(view: &View<'_>, primary: MemberId) -> bool {
+    view.shard(primary.shard).route.present().is_some() && topology::route(view, primary).is_none()
+}
+
+fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Condition {
+    let kind = ConditionKind::PrimaryAvailable;
+    match (&state.spec, unserved) {
+        (None, _) => condition(
+            kind,
+            false,
+            Some(("NotObserved".into(), "the spec has not been read yet".into())),
+            "",
+        ),
+        (Some(_), Some(shard)) => {
+            let scope = Scope::Shard(shard);
+            let block = state.standing.blocks.iter().find(|b| b.scope == scope);
+            let wait = state.standing.waits.iter().find(|w| w.scope == scope);
+            let (code, text) = match (block, wait) {
+                (Some(b), _) => (b.reason.code(), b.reason.explain()),
+                (None, Some(w)) => (w.reason.code(), w.reason.explain()),
+                (None, None) => ("PrimaryUnknown", "no member is seen to be primary and routed"),
+            };
+            condition(
+                kind,
+                false,
+                Some((code.into(), format!("shard {shard}: {text}"))),
+                "",
+            )
+        }
+        (Some(_), None) => condition(kind, true, None, "every shard has a primary and is routed to it"),
+    }
+}
+
+fn stalled(state: &ClusterState) -> Option<(String, String)> {
+    if let Some(error) = &state.spec_error {
+        return Some((BlockReason::SpecInvalid.code().to_owned(), error.clone()));
+    }
+    let block = state
+        .standing
+        .blocks
+        .iter()
+        .find(|b| b.reason != BlockReason::Paused)?;
+    let about = block.about.map(|m| format!(" ({m})")).unwrap_or_default();
+    Some((
+        block.reason.code().to_owned(),
+        format!("{}{about}: {}", block.scope, block.reason.explain()),
+    ))
+}
+
+fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<(String, String)> {
+    if let Some(open) = state.operations.first() {
+        return Some((
+            format!("{:?}", open.kind),
+            format!("{:?} of {} is under way [j:{}]", open.kind, open.scope, open.id),
+        ));
+    }
+    if let Some(wait) = state.standing.waits.first() {
+        let about = wait.about.map(|m| format!(" ({m})")).unwrap_or_default();
+        return Some((
+            wait.reason.code().to_owned(),
+            format!("{}{about}: {}", wait.scope, wait.reason.explain()),
+        ));
+    }
+    if let Some((object, _)) = state.objects.iter().find(|(_, f)| objects::differs(f)) {
+        return Some((
+            "ObjectMissing".to_owned(),
+            format!("{object} is not yet what the spec wants"),
+        ));
+    }
+    if !state.pending.is_empty() {
+        return Some((
+            "EffectsPending".to_owned(),
+            "effects of a decision are under way".to_owned(),
+        ));
+    }
+    (ready < wanted).then(|| {
+        (
+            "ReplicaSyncing".to_owned(),
+            format!("{ready} of {wanted} members are ready"),
+        )
+    })
+}

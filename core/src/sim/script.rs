@@ -1,0 +1,303 @@
+//! Stories as text: one command a line, `#` comments. See `docs/ARCHITECTURE.md`, "Stories".
+
+use super::{Perturbation, Sim, World};
+use crate::{
+    decision::BlockReason,
+    event::Event,
+    ids::{Digest, MemberId, ShardId},
+    invariant,
+    observation::ObjectRef,
+    projection::status::{ConditionKind, status},
+    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Profile, SwitchoverWish, Topology},
+};
+use std::collections::BTreeSet;
+
+/// A story that does not go as written.
+#[derive(Debug, thiserror::Error)]
+#[error("line {line} ({command}): {why}")]
+pub struct StoryError {
+    /// Line of the script, from 1.
+    pub line: usize,
+    /// The command.
+    pub command: String,
+    /// What went wrong.
+    pub why: String,
+}
+
+/// A parsed script.
+#[derive(Clone, Debug)]
+pub struct Story {
+    lines: Vec<(usize, String)>,
+}
+
+impl Story {
+    /// Takes the script apart; empty lines and comments are dropped. Commands are checked when they run.
+    pub fn parse(text: &str) -> Self {
+        let commands = text
+            .lines()
+            .enumerate()
+            .map(|(i, l)| (i + 1, l.split('#').next().unwrap_or("").trim().to_owned()));
+        Story {
+            lines: commands.filter(|(_, l)| !l.is_empty()).collect(),
+        }
+    }
+
+    /// Runs the story against a fresh world. `on_command` is told of each command and of how many records there were before it.
+    pub fn run(
+        &self,
+        perturbation: Perturbation,
+        mut on_command: impl FnMut(&str, usize),
+    ) -> Result<Sim, StoryError> {
+        let mut sim = Sim::new(World::new(default_spec()), perturbation);
+        for (line, command) in &self.lines {
+            on_command(command, sim.records.len());
+            let fail = |why: String| StoryError {
+                line: *line,
+                command: command.clone(),
+                why,
+            };
+            let words: Vec<&str> = command.split_whitespace().collect();
+            perform(&mut sim, &words).map_err(fail)?;
+            if let Some(broken) = invariant::check(&sim.records).first() {
+                return Err(fail(format!(
+                    "invariant broken at {}: {}",
+                    broken.seq, broken.text
+                )));
+            }
+        }
+        Ok(sim)
+    }
+}
+
+fn default_spec() -> DesiredCluster {
+    DesiredCluster {
+        generation: 1,
+        topology: Topology::Replication,
+        shards: 1,
+        replicas_per_shard: 2,
+        profile: Profile::Cache,
+        failover: FailoverPolicy {
+            mode: FailoverMode::Automatic,
+            detection_window_ms: 3_000,
+        },
+        switchover: None,
+        confirm_blank: None,
+        paused: false,
+        deleting: false,
+    }
+}
+
+fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
+    match words {
+        ["cluster", settings @ ..] => {
+            settings.iter().try_for_each(|s| set(sim, s))?;
+            sim.start();
+            Ok(())
+        }
+        ["set", settings @ ..] => {
+            sim.world.spec.generation += 1;
+            settings.iter().try_for_each(|s| set(sim, s))
+        }
+        ["run"] => sim.run(None),
+        ["run", time] => sim.run(Some(millis(time)?)),
+        ["write", n, rest @ ..] => {
+            let (shard, lagging) = write_options(rest)?;
+            let n: u64 = number(n)?;
+            let acked = sim.world.write(shard, n, &lagging);
+            if acked == n {
+                Ok(())
+            } else {
+                Err(format!("{acked} of {n} writes were acknowledged"))
+            }
+        }
+        ["kill", ids @ ..] => each(ids, |id| sim.world.kill(id)),
+        ["freeze", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, true)),
+        ["thaw", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, false)),
+        ["delete-pod", ids @ ..] => each(ids, |id| sim.world.delete_pod(id)),
+        ["wipe", ids @ ..] => each(ids, |id| {
+            sim.world.wipe(id);
+            Ok(())
+        }),
+        ["node-silent", ids @ ..] => each(ids, |id| {
+            sim.world.set_node_silent(id, true);
+            Ok(())
+        }),
+        ["node-back", ids @ ..] => each(ids, |id| {
+            sim.world.set_node_silent(id, false);
+            Ok(())
+        }),
+        ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
+        ["break-revision", name] => {
+            sim.world.broken.insert(Digest((*name).to_owned()));
+            Ok(())
+        }
+        ["edit", object, "by", who] => {
+            let object = object.replacen("sts/", "StatefulSet/", 1);
+            let object = ObjectRef::try_from(object)?;
+            sim.world.edit_object(&object, who)
+        }
+        ["stop-operator"] => {
+            sim.stop();
+            Ok(())
+        }
+        ["start-operator" | "restart-operator"] => {
+            sim.start();
+            Ok(())
+        }
+        ["expect", what @ ..] => expect(sim, what),
+        _ => Err("unknown command".into()),
+    }
+}
+
+fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
+    let (key, value) = setting.split_once('=').ok_or("expected KEY=VALUE")?;
+    let spec = &mut sim.world.spec;
+    match key {
+        "shards" => spec.shards = number(value)?,
+        "replicas" => spec.replicas_per_shard = number(value)?,
+        "window" => spec.failover.detection_window_ms = millis(value)?,
+        "profile" => {
+            spec.profile = match value {
+                "Cache" => Profile::Cache,
+                "Durable" => Profile::Durable,
+                _ => return Err("profile is Cache or Durable".into()),
+            }
+        }
+        "failover" => {
+            spec.failover.mode = match value {
+                "Automatic" => FailoverMode::Automatic,
+                "Manual" => FailoverMode::Manual,
+                _ => return Err("failover is Automatic or Manual".into()),
+            }
+        }
+        "switchover" => {
+            spec.switchover = Some(SwitchoverWish {
+                to: member(value)?,
+                token: format!("{value}@{}", spec.generation),
+            });
+        }
+        "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
+        "paused" => spec.paused = value == "true",
+        "deleting" => spec.deleting = value == "true",
+        "revision" => sim.world.revision = Digest(value.to_owned()),
+        "invalid" => sim.world.invalid = (value != "no").then(|| value.to_owned()),
+        _ => return Err(format!("unknown setting {key}")),
+    }
+    Ok(())
+}
+
+fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
+    let shown = |ok: bool, found: String| if ok { Ok(()) } else { Err(found) };
+    match what {
+        ["primary", id] => {
+            let id = member(id)?;
+            let (live, routed) = (sim.world.primaries(id.shard), sim.world.routed(id.shard));
+            shown(
+                live == [id] && routed == Some(id),
+                format!("primaries {live:?}, routed {routed:?}"),
+            )
+        }
+        ["lost", "0", "on", id] => {
+            let lost = sim.world.lost(member(id)?);
+            shown(lost == 0, format!("{lost} acknowledged writes are missing"))
+        }
+        ["ready"] => {
+            let conditions = status(&sim.state).conditions;
+            let ready = conditions.iter().find(|c| c.kind == ConditionKind::Ready);
+            shown(ready.is_some_and(|c| c.holds), format!("{ready:?}"))
+        }
+        ["blocked", code] => {
+            let found: Vec<&str> = sim
+                .state
+                .standing
+                .blocks
+                .iter()
+                .map(|b| b.reason.code())
+                .collect();
+            BlockReason::ALL
+                .iter()
+                .find(|r| r.code() == *code)
+                .ok_or("no such reason")?;
+            shown(
+                found.contains(code),
+                format!("blocks: {found:?}, waits: {:?}", sim.state.standing.waits),
+            )
+        }
+        ["decided", code] => {
+            let found = reasons(sim);
+            shown(found.contains(code), format!("decided: {found:?}"))
+        }
+        ["not-decided", code] => {
+            let found = reasons(sim);
+            shown(!found.contains(code), format!("decided: {found:?}"))
+        }
+        ["quiet"] => {
+            let before = sim.records.len();
+            sim.run(Some(30_000))?;
+            let new = sim.records.get(before..).unwrap_or_default();
+            shown(new.is_empty(), format!("recorded while nothing changed: {new:?}"))
+        }
+        ["released"] => shown(sim.world.is_released(), "the finalizer is still on".into()),
+        ["object", object, "corrected"] => {
+            let object = ObjectRef::try_from(object.replacen("sts/", "StatefulSet/", 1))?;
+            let facts = sim.state.objects.get(&object).ok_or("not known")?;
+            shown(
+                facts.live.present().is_some_and(|l| l.digest == facts.wanted),
+                format!("{facts:?}"),
+            )
+        }
+        _ => Err("unknown expectation".into()),
+    }
+}
+
+fn reasons(sim: &Sim) -> Vec<&'static str> {
+    let decision = |e: &Event| match e {
+        Event::Decided {
+            decision,
+            evidence: _,
+        } => Some(decision.reason.code()),
+        Event::Baseline { .. }
+        | Event::EpochStarted { .. }
+        | Event::SpecChanged(_)
+        | Event::PodChanged { .. }
+        | Event::ServerChanged { .. }
+        | Event::RouteChanged { .. }
+        | Event::ObjectChanged { .. }
+        | Event::EffectsEnded(_)
+        | Event::DecisionClosed { .. }
+        | Event::StandingChanged { .. } => None,
+    };
+    sim.records.iter().filter_map(|r| decision(&r.event)).collect()
+}
+
+fn write_options(words: &[&str]) -> Result<(ShardId, BTreeSet<MemberId>), String> {
+    match words {
+        [] => Ok((ShardId(0), BTreeSet::new())),
+        ["to", shard, rest @ ..] => Ok((ShardId(number(shard)?), write_options(rest)?.1)),
+        ["lagging", ids @ ..] => Ok((
+            ShardId(0),
+            ids.iter().map(|i| member(i)).collect::<Result<_, _>>()?,
+        )),
+        _ => Err("expected: write N [to SHARD] [lagging MEMBER...]".into()),
+    }
+}
+
+fn each(ids: &[&str], mut action: impl FnMut(MemberId) -> Result<(), String>) -> Result<(), String> {
+    ids.iter().try_for_each(|id| action(member(id)?))
+}
+
+fn member(text: &str) -> Result<MemberId, String> {
+    text.parse().map_err(|e: crate::ids::NotAMember| e.to_string())
+}
+
+fn number<T: std::str::FromStr>(text: &str) -> Result<T, String> {
+    text.parse().map_err(|_| format!("{text:?} is not a number"))
+}
+
+fn millis(text: &str) -> Result<i64, String> {
+    match (text.strip_suffix("ms"), text.strip_suffix('s')) {
+        (Some(ms), _) => number(ms),
+        (None, Some(s)) => Ok(number::<i64>(s)? * 1_000),
+        (None, None) => Err(format!("{text:?}: expected a time such as 500ms or 3s")),
+    }
+}

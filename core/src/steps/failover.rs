@@ -1,0 +1,331 @@
+//! Wants: every shard that ever had a primary to have one that serves, after an unplanned loss too.
+//! Proof: the holder of the grant answers as primary; lost is only who is proven gone, restarted, or silent and fenced.
+//! Refuses: to promote on silence alone, a member that is loading, blank or half synchronised, and while unsure.
+//! Story: primary_killed, primary_frozen, primary_restarts_empty.
+
+use crate::{
+    decide::{StepOutcome, View},
+    decision::{
+        BlockReason, Decision, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
+    },
+    effect::Effect,
+    ids::{MemberId, ShardId, Timestamp},
+    observation::{Link, Source},
+    spec::{FailoverMode, Profile},
+    steps::unless_failing,
+    topology::{self, Condition, choice},
+};
+
+/// How long to wait for a replica that has not answered while another could be promoted. A replica that is alive answers
+/// INFO in about a millisecond; this is two bounds of the driver's quick look. Milliseconds.
+const CANDIDATE_WAIT_MAX_MS: i64 = 300;
+/// How often to look again while the detection window runs or a fence is awaited. Milliseconds.
+const LOOK_AGAIN_MS: i64 = 200;
+/// How long a fence may take before it is called impossible: grace of 1 s, kubelet's sync and API latency, with room.
+/// Milliseconds.
+const FENCE_MAX_MS: i64 = 15_000;
+/// Grace of a fencing deletion: the process does not answer, it will not use the time. Seconds.
+const FENCE_GRACE_S: u32 = 1;
+/// A live primary pings its replicas every second (`repl-ping-replica-period 1`) and INFO counts whole seconds: below
+/// this, a replica may still hear from it. Milliseconds.
+const HEARS_BELOW_MS: i64 = 2_000;
+
+/// Judges the holder of the shard's grant.
+pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    let Some((holder, _)) = view.shard(shard).holder() else {
+        return StepOutcome::Satisfied;
+    };
+    match topology::condition(view, holder) {
+        Condition::Serving => finish(view, shard, holder),
+        Condition::NotLooked => StepOutcome::Waiting(WaitReason::NotObserved, Some(holder), None),
+        Condition::FollowingForeign => blocked(BlockReason::ForeignPrimary, holder),
+        Condition::Silent => silent(view, shard, holder),
+        Condition::Gone => {
+            let reason = lost_reason(view, shard);
+            follow_or(view, shard, holder, || {
+                replace(view, shard, holder, Some(holder), reason)
+            })
+        }
+        Condition::Holding => {
+            let reason = restart_reason(view, shard, holder);
+            follow_or(view, shard, holder, || replace(view, shard, holder, None, reason))
+        }
+        Condition::Following(_) => follow_or(view, shard, holder, || {
+            replace(view, shard, holder, None, Reason::PrimaryGone)
+        }),
+    }
+}
+
+/// The live cluster decides: if another member is primary already, someone else made it so, and the operator follows. Of
+/// several, the one with the highest grant is rightful; without a grant nobody can tell.
+fn follow_or(
+    view: &View<'_>,
+    shard: ShardId,
+    holder: MemberId,
+    otherwise: impl FnOnce() -> StepOutcome,
+) -> StepOutcome {
+    let live: Vec<MemberId> = view
+        .state
+        .members_of(shard)
+        .filter(|(id, m)| *id != holder && m.is_primary())
+        .map(|(id, _)| id)
+        .collect();
+    let grants = view.shard(shard).grants;
+    let granted = live
+        .iter()
+        .filter(|id| grants.contains_key(id))
+        .max_by_key(|id| grants.get(id))
+        .copied();
+    let found = match (live.as_slice(), granted) {
+        ([], _) => return otherwise(),
+        ([only], _) => *only,
+        (_, Some(rightful)) => rightful,
+        (_, None) => return blocked(BlockReason::TwoPrimaries, holder),
+    };
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::ExternalPromotion);
+    (decision.about, decision.grant) = (Some(holder), Some(found));
+    StepOutcome::Decided(Box::new(decision))
+}
+
+fn blocked(reason: BlockReason, about: MemberId) -> StepOutcome {
+    StepOutcome::Blocked(reason, Some(about), Vec::new())
+}
+
+fn lost_reason(view: &View<'_>, shard: ShardId) -> Reason {
+    match view
+        .state
+        .operation(OperationKind::Failover, Scope::Shard(shard))
+        .map(|o| o.phase)
+    {
+        Some(Phase::Fencing) => Reason::PrimaryFenced,
+        Some(Phase::Promoting | Phase::Restarting) | None => Reason::PrimaryGone,
+    }
+}
+
+/// A holder at the gate: alone, it restarted; with every other member at the gate too, the whole shard did.
+fn restart_reason(view: &View<'_>, shard: ShardId, holder: MemberId) -> Reason {
+    let gated = |id| matches!(topology::replica_link(view, id), Some((Source::Gate { .. }, _)));
+    if lost_reason(view, shard) == Reason::PrimaryFenced {
+        Reason::PrimaryFenced
+    } else if view.wanted(shard).filter(|id| *id != holder).all(gated) {
+        Reason::ShardResumed
+    } else {
+        Reason::PrimaryRestarted
+    }
+}
+
+/// Promotes the most advanced member, or says why nobody may be promoted.
+fn replace(
+    view: &View<'_>,
+    shard: ShardId,
+    holder: MemberId,
+    lost: Option<MemberId>,
+    reason: Reason,
+) -> StepOutcome {
+    if view.spec.failover.mode == FailoverMode::Manual {
+        return blocked(BlockReason::FailoverManual, holder);
+    }
+    if choice::all_blank(view, shard) {
+        return begin_anew(view, shard, holder);
+    }
+    let found = choice::choose(view, shard, lost);
+    let since = view.member(holder).map_or(view.now, |m| m.server_since);
+    if let Some(missing) = choice::unanswered(view, shard, lost) {
+        let until = since.plus_millis(CANDIDATE_WAIT_MAX_MS);
+        if view.now < until || (reason == Reason::ShardResumed && found.chosen.is_none()) {
+            let wake = if view.now < until {
+                until
+            } else {
+                view.now.plus_millis(LOOK_AGAIN_MS)
+            };
+            return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(missing), Some(wake));
+        }
+    }
+    let Some(chosen) = found.chosen else {
+        let why = if found.unproven.is_empty() {
+            BlockReason::NoCandidate
+        } else {
+            BlockReason::HistoriesDiverge
+        };
+        return StepOutcome::Blocked(why, Some(holder), found.candidates);
+    };
+    if let Some(wait) = wait_for_unproven(view, shard, chosen) {
+        return wait;
+    }
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), reason);
+    decision.about = Some(
+        view.state
+            .operation(OperationKind::Failover, Scope::Shard(shard))
+            .and_then(|o| o.member)
+            .unwrap_or(holder),
+    );
+    decision.grant = Some(chosen);
+    decision.operation = Some(enter(view, shard, Phase::Promoting, holder, "operator"));
+    decision.effects = topology::promote(view, chosen);
+    decision.candidates = found.candidates;
+    unless_failing(view, decision)
+}
+
+/// A member of unproven lineage may only resume once every wanted member has answered: one that is still starting may
+/// hold the proof.
+fn wait_for_unproven(view: &View<'_>, shard: ShardId, chosen: MemberId) -> Option<StepOutcome> {
+    let replid = view.member(chosen).and_then(|m| m.server()).map(|s| &s.replid);
+    let known = view.shard(shard);
+    if replid.is_some() && (replid == known.history.as_ref() || replid == known.parent_history.as_ref()) {
+        return None;
+    }
+    let missing = view
+        .wanted(shard)
+        .find(|id| view.member(*id).and_then(|m| m.server()).is_none())?;
+    Some(StepOutcome::Waiting(
+        WaitReason::MembersStarting,
+        Some(missing),
+        None,
+    ))
+}
+
+/// Every member of a shard that had a primary is blank. A cache begins anew; data that must last waits for a person.
+fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
+    let confirmed = view
+        .spec
+        .confirm_blank
+        .as_ref()
+        .filter(|t| !view.state.spent_tokens.contains(*t));
+    let asked_by = match (view.spec.profile, confirmed) {
+        (_, Some(token)) => token.as_str(),
+        (Profile::Cache, None) => "operator",
+        (Profile::Durable, None) => return blocked(BlockReason::DataMissing, holder),
+    };
+    let Some(first) = view.wanted(shard).next() else {
+        return StepOutcome::Satisfied;
+    };
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::Bootstrap);
+    (decision.about, decision.grant) = (Some(holder), Some(first));
+    decision.operation = Some(enter(view, shard, Phase::Promoting, holder, asked_by));
+    decision.effects = topology::promote(view, first);
+    unless_failing(view, decision)
+}
+
+fn enter(view: &View<'_>, shard: ShardId, phase: Phase, holder: MemberId, asked_by: &str) -> OperationChange {
+    let kind = OperationKind::Failover;
+    match view.state.operation(kind, Scope::Shard(shard)) {
+        Some(open) => OperationChange::Advance {
+            kind,
+            phase,
+            member: open.member,
+        },
+        None => OperationChange::Open {
+            kind,
+            phase,
+            asked_by: asked_by.to_owned(),
+            member: Some(holder),
+        },
+    }
+}
+
+/// Silence is not death: wait for the window, ask the replicas, fence, and only then promote (when it is gone).
+fn silent(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
+    let since = view.member(holder).map_or(view.now, |m| m.server_since);
+    let over = since.plus_millis(view.spec.failover.detection_window_ms);
+    if let Some(open) = view.state.operation(OperationKind::Failover, Scope::Shard(shard))
+        && open.phase == Phase::Fencing
+    {
+        return fence_unfinished(view, holder, open.phase_since);
+    }
+    if view.now < over {
+        return StepOutcome::Waiting(WaitReason::DetectionWindow, Some(holder), Some(over));
+    }
+    if let Some(witness) = hears(view, shard, holder) {
+        let again = view.now.plus_millis(LOOK_AGAIN_MS);
+        return StepOutcome::Waiting(WaitReason::PrimaryAliveForReplicas, Some(witness), Some(again));
+    }
+    if view.spec.failover.mode == FailoverMode::Manual {
+        return blocked(BlockReason::FailoverManual, holder);
+    }
+    let found = choice::choose(view, shard, Some(holder));
+    if found.chosen.is_none() {
+        return StepOutcome::Blocked(BlockReason::NoCandidate, Some(holder), found.candidates);
+    }
+    if !topology::can_be_fenced(view, holder) {
+        return blocked(BlockReason::NothingFenced, holder);
+    }
+    let Some(pod) = view.member(holder).and_then(|m| m.facts.pod.present()) else {
+        return blocked(BlockReason::NothingFenced, holder);
+    };
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::PrimarySilent);
+    decision.about = Some(holder);
+    decision.operation = Some(enter(view, shard, Phase::Fencing, holder, "operator"));
+    decision.candidates = found.candidates;
+    let (pod_uid, grace_s) = (pod.uid.clone(), Some(FENCE_GRACE_S));
+    decision.effects.push(Effect::DeletePod {
+        member: holder,
+        pod_uid,
+        grace_s,
+    });
+    unless_failing(view, decision)
+}
+
+fn fence_unfinished(view: &View<'_>, holder: MemberId, since: Timestamp) -> StepOutcome {
+    if view.now.millis_since(since) > FENCE_MAX_MS {
+        return blocked(BlockReason::NothingFenced, holder);
+    }
+    let again = view.now.plus_millis(LOOK_AGAIN_MS);
+    StepOutcome::Waiting(WaitReason::FenceUnfinished, Some(holder), Some(again))
+}
+
+/// A replica that has heard from the holder lately: linked, with a last byte younger than the threshold.
+fn hears(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> {
+    let silence_ms = HEARS_BELOW_MS.max(view.spec.failover.detection_window_ms - 1_000);
+    view.state.members_of(shard).map(|(id, _)| id).find(|id| {
+        let linked = topology::replica_link(view, *id)
+            .is_some_and(|(source, link)| source == Source::Member(holder) && link != Link::Down);
+        linked
+            && view
+                .reading(*id)
+                .and_then(|r| r.last_io_ms)
+                .is_some_and(|ms| ms < silence_ms)
+    })
+}
+
+/// The holder serves. An open failover ends when the route points to it and everyone who answers follows it.
+fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
+    let Some(open) = view.state.operation(OperationKind::Failover, Scope::Shard(shard)) else {
+        return StepOutcome::Satisfied;
+    };
+    let abandoned = match open.phase {
+        Phase::Fencing => {
+            let member = view.member(holder);
+            if member
+                .and_then(|m| m.facts.pod.present())
+                .is_some_and(|p| p.deleting)
+            {
+                return fence_unfinished(view, holder, open.phase_since);
+            }
+            true
+        }
+        Phase::Promoting | Phase::Restarting => false,
+    };
+    let routed = topology::route(view, holder).is_none();
+    let followed = view
+        .state
+        .members_of(shard)
+        .filter(|(id, m)| *id != holder && m.server().is_some())
+        .all(|(id, _)| {
+            topology::replica_link(view, id).is_some_and(|(source, _)| source == Source::Member(holder))
+        });
+    let complete = routed && followed;
+    if !(abandoned || complete) {
+        return StepOutcome::Satisfied;
+    }
+    let reason = if abandoned {
+        Reason::OperationAbandoned
+    } else {
+        Reason::FailoverComplete
+    };
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), reason);
+    decision.about = Some(holder);
+    decision.operation = Some(OperationChange::Close {
+        kind: OperationKind::Failover,
+    });
+    StepOutcome::Decided(Box::new(decision))
+}

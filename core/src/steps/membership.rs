@@ -1,0 +1,222 @@
+//! Wants: a first primary, everyone following the rightful one, and planned promotions fulfilled.
+//! Proof: every wanted member's role and source, as it says itself.
+//! Refuses: to begin before all wanted members have answered; to choose between two primaries without grants.
+//! Story: create, replica_pod_deleted, switchover, scale_in.
+
+use crate::{
+    decide::{StepOutcome, View},
+    decision::{
+        BlockReason, Decision, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
+    },
+    effect::Effect,
+    ids::{MemberId, ShardId},
+    observation::{Link, Observed, Source},
+    state::failure_key,
+    steps::{retry_at, unless_failing},
+    topology::{self, choice},
+};
+
+/// A handover that failed this often is given up: something other than bad luck prevents it.
+const HANDOVER_TRIES_MAX: u32 = 3;
+
+/// First primary, demotions, attachments, planned promotions; in this order.
+pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    if view.shard(shard).holder().is_none() {
+        return first_primary(view, shard);
+    }
+    let Some(primary) = topology::serving_primary(view, shard) else {
+        return StepOutcome::Satisfied;
+    };
+    let attached = attach_strays(view, shard, primary);
+    if attached != StepOutcome::Satisfied {
+        return attached;
+    }
+    switchover(view, shard, primary)
+}
+
+fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    let live: Vec<MemberId> = view
+        .state
+        .members_of(shard)
+        .filter(|(_, m)| m.is_primary())
+        .map(|(id, _)| id)
+        .collect();
+    match live.as_slice() {
+        [] => {}
+        [only] => {
+            let mut adopted = Decision::new(StepName::Membership, Scope::Shard(shard), Reason::Adopted);
+            (adopted.about, adopted.grant) = (Some(*only), Some(*only));
+            return StepOutcome::Decided(Box::new(adopted));
+        }
+        [first, ..] => return StepOutcome::Blocked(BlockReason::TwoPrimaries, Some(*first), Vec::new()),
+    }
+    let unanswered = view.wanted(shard).find(|id| {
+        view.member(*id)
+            .and_then(|m| m.server())
+            .is_none_or(|s| s.loading)
+    });
+    if let Some(missing) = unanswered {
+        return StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None);
+    }
+    if view.shard(shard).route == Observed::Absent {
+        // The first decision is also the first routing: the slice comes with the other objects, within a moment.
+        return StepOutcome::Waiting(WaitReason::ObjectMissing, None, None);
+    }
+    let mut decision = Decision::new(StepName::Membership, Scope::Shard(shard), Reason::Bootstrap);
+    let chosen = if choice::all_blank(view, shard) {
+        view.wanted(shard).next()
+    } else {
+        let found = choice::choose(view, shard, None);
+        if found.chosen.is_none() {
+            let why = if found.unproven.is_empty() {
+                BlockReason::NoCandidate
+            } else {
+                BlockReason::HistoriesDiverge
+            };
+            return StepOutcome::Blocked(why, None, found.candidates);
+        }
+        (decision.reason, decision.candidates) = (Reason::ShardResumed, found.candidates);
+        found.chosen
+    };
+    let Some(first) = chosen else {
+        return StepOutcome::Satisfied;
+    };
+    (decision.about, decision.grant) = (Some(first), Some(first));
+    decision.effects = topology::promote(view, first);
+    unless_failing(view, decision)
+}
+
+/// Everyone who answers and does not follow the primary shall. Writes that only a stray has are named.
+fn attach_strays(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome {
+    let mut decision = Decision::new(StepName::Membership, Scope::Shard(shard), Reason::MemberAttached);
+    for (id, member) in view.state.members_of(shard).filter(|(id, _)| *id != primary) {
+        if member.server().is_none_or(|s| s.loading) || view.reading(id).is_none() {
+            continue;
+        }
+        let following = topology::replica_link(view, id);
+        if following
+            .as_ref()
+            .is_some_and(|(source, _)| *source == Source::Member(primary))
+        {
+            continue;
+        }
+        let Some(effect) = topology::attach(view, id, primary) else {
+            continue;
+        };
+        let failing = view
+            .state
+            .failures
+            .get(&failure_key(Scope::Shard(shard), &effect));
+        if failing.is_some_and(|(count, last)| retry_at(*count, *last) > view.now) {
+            continue;
+        }
+        decision.about = decision.about.or(Some(id));
+        decision.discards.extend(topology::discard(view, id, primary));
+        decision.effects.push(effect.clone());
+        if let (
+            None,
+            Effect::Attach {
+                server,
+                to: _,
+                to_address: _,
+            },
+        ) = (following, effect)
+        {
+            decision.reason = Reason::StalePrimaryDemoted;
+            decision.effects.push(Effect::Disconnect { server });
+        }
+    }
+    unless_failing(view, decision)
+}
+
+/// A planned promotion: asked for by the user, or needed because the primary's ordinal is to go.
+fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome {
+    let scope = Scope::Shard(shard);
+    let open = view.state.operation(OperationKind::Switchover, scope);
+    let tries = view
+        .state
+        .failures
+        .get(&format!("{scope}/handover"))
+        .map_or(0, |(count, _)| *count);
+    let Some((to, asked_by)) = wish(view, shard, primary) else {
+        return if open.is_some() {
+            close(shard, primary, Reason::SwitchoverComplete)
+        } else {
+            StepOutcome::Satisfied
+        };
+    };
+    if to == primary {
+        return close(shard, primary, Reason::SwitchoverComplete);
+    }
+    if open.is_some() && tries >= HANDOVER_TRIES_MAX {
+        return close(shard, primary, Reason::OperationAbandoned);
+    }
+    if view.spec.paused {
+        return StepOutcome::Satisfied;
+    }
+    if !view.spec.wants(to) {
+        return StepOutcome::Blocked(BlockReason::SwitchoverImpossible, Some(to), Vec::new());
+    }
+    if !topology::is_ready(view, to, primary) || view.reading(to).is_none() {
+        return StepOutcome::Waiting(WaitReason::ReplicaSyncing, Some(to), None);
+    }
+    unless_failing(
+        view,
+        hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover),
+    )
+}
+
+/// The decision that hands a shard over from `primary` to `to`, as part of an operation of the given kind.
+pub fn hand_over(
+    view: &View<'_>,
+    shard: ShardId,
+    primary: MemberId,
+    to: MemberId,
+    asked_by: &str,
+    kind: OperationKind,
+) -> Decision {
+    let scope = Scope::Shard(shard);
+    let mut decision = Decision::new(StepName::Membership, scope, Reason::Switchover);
+    (decision.about, decision.grant) = (Some(primary), Some(to));
+    let (phase, member) = (Phase::Promoting, Some(to));
+    decision.operation = Some(match view.state.operation(kind, scope) {
+        Some(_) => OperationChange::Advance { kind, phase, member },
+        None => OperationChange::Open {
+            kind,
+            phase,
+            asked_by: asked_by.to_owned(),
+            member,
+        },
+    });
+    decision.effects = topology::hand_over(view, primary, to);
+    decision
+}
+
+fn close(shard: ShardId, primary: MemberId, reason: Reason) -> StepOutcome {
+    let mut decision = Decision::new(StepName::Membership, Scope::Shard(shard), reason);
+    decision.about = Some(primary);
+    decision.operation = Some(OperationChange::Close {
+        kind: OperationKind::Switchover,
+    });
+    StepOutcome::Decided(Box::new(decision))
+}
+
+/// Who shall be primary and who wants it, if it is an open wish.
+fn wish(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<(MemberId, String)> {
+    if !view.spec.wants(primary) {
+        let to = best_replica(view, shard, primary)?;
+        return Some((to, "scale-in".to_owned()));
+    }
+    let wish = view.spec.switchover.as_ref().filter(|w| w.to.shard == shard)?;
+    (!view.state.spent_tokens.contains(&wish.token)).then(|| (wish.to, wish.token.clone()))
+}
+
+/// The wanted replica that is in sync and furthest ahead.
+pub fn best_replica(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<MemberId> {
+    let linked = |id: &MemberId| topology::replica_link(view, *id).is_some_and(|(_, link)| link == Link::Up);
+    let ready = view
+        .wanted(shard)
+        .filter(|id| *id != primary && topology::is_ready(view, *id, primary))
+        .filter(linked);
+    ready.max_by_key(|id| (view.reading(*id).map(|r| r.offset), std::cmp::Reverse(*id)))
+}

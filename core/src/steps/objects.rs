@@ -1,0 +1,82 @@
+//! Wants: every owned object to be what the spec renders to.
+//! Proof: digest of the live fields against digest of the rendering.
+//! Refuses: a new pod template while the shard's rollout has not begun, to scale a primary away, anything while paused.
+//! Story: create, spec_change, drift.
+
+use crate::{
+    decide::{StepOutcome, View},
+    decision::{BlockReason, Decision, Reason, Scope, StepName, WaitReason},
+    effect::Effect,
+    observation::{ObjectFacts, ObjectRef},
+    state::failure_key,
+    steps::retry_at,
+};
+
+/// Applies what differs, all in one decision, in the order of creation.
+pub fn step(view: &View<'_>) -> StepOutcome {
+    if view.state.spec_error.is_some() {
+        return StepOutcome::Blocked(BlockReason::SpecInvalid, None, Vec::new());
+    }
+    if view.spec.paused {
+        return StepOutcome::Blocked(BlockReason::Paused, None, Vec::new());
+    }
+    if view.state.objects.is_empty() || view.state.objects.values().any(|f| f.live.is_unknown()) {
+        return StepOutcome::Waiting(WaitReason::NotObserved, None, None);
+    }
+    let mut decision = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
+    let mut retry: Option<crate::ids::Timestamp> = None;
+    for (object, facts) in view.state.objects.iter().filter(|(_, f)| differs(f)) {
+        if belongs_to_rollout(facts) || scales_primary_away(view, facts) {
+            continue;
+        }
+        let effect = Effect::Apply {
+            object: object.clone(),
+            digest: facts.wanted.clone(),
+        };
+        match held_until(view, &effect) {
+            Some(at) => retry = Some(retry.map_or(at, |r| r.min(at))),
+            None => decision.effects.push(effect),
+        }
+    }
+    match (decision.effects.is_empty(), retry) {
+        (false, _) => StepOutcome::Decided(Box::new(decision)),
+        (true, Some(at)) => StepOutcome::Waiting(WaitReason::ObjectMissing, None, Some(at)),
+        (true, None) => StepOutcome::Satisfied,
+    }
+}
+
+/// True if the live object is missing or not what is wanted.
+pub fn differs(facts: &ObjectFacts) -> bool {
+    facts
+        .live
+        .present()
+        .is_none_or(|live| live.digest != facts.wanted)
+}
+
+/// A workload that exists with another pod template changes only when its rollout starts: with OnDelete, any evicted pod
+/// takes the template that is there.
+pub fn belongs_to_rollout(facts: &ObjectFacts) -> bool {
+    facts
+        .live
+        .present()
+        .is_some_and(|live| live.revision != facts.wanted_revision)
+}
+
+/// True if applying would remove the shard's primary: it is handed over first.
+fn scales_primary_away(view: &View<'_>, facts: &ObjectFacts) -> bool {
+    let holder = facts.shard.and_then(|s| view.shard(s).holder()).map(|(id, _)| id);
+    holder.is_some_and(|id| !view.spec.wants(id)) && facts.live.present().is_some()
+}
+
+fn held_until(view: &View<'_>, effect: &Effect) -> Option<crate::ids::Timestamp> {
+    let (count, last) = view.state.failures.get(&failure_key(Scope::Cluster, effect))?;
+    Some(retry_at(*count, *last)).filter(|at| *at > view.now)
+}
+
+/// The shard's StatefulSet and what is known of it.
+pub fn workload<'a>(view: &View<'a>, shard: crate::ids::ShardId) -> Option<(&'a ObjectRef, &'a ObjectFacts)> {
+    view.state
+        .objects
+        .iter()
+        .find(|(_, f)| f.shard == Some(shard) && f.wanted_revision.is_some())
+}

@@ -1,0 +1,178 @@
+//! Wants: every member to run the wanted revision, one at a time, replicas first, the primary last and handed over.
+//! Proof: the revision annotation of each pod; linked and complete before the next one goes.
+//! Refuses: to start during a failover or while paused; to go on while a restarted member is not back.
+//! Story: spec_change, bad_image_then_fixed.
+
+use crate::{
+    decide::{StepOutcome, View},
+    decision::{
+        BlockReason, Decision, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
+    },
+    effect::Effect,
+    ids::{Digest, MemberId, ShardId},
+    observation::ObjectFacts,
+    steps::{membership, objects, unless_failing},
+    topology,
+};
+
+/// After this a restarted member that is not back is reported as stuck; nothing else happens, and it goes on when the
+/// member comes back or the spec changes. Milliseconds: pulling a large image takes a minute.
+const MEMBER_BACK_MAX_MS: i64 = 120_000;
+
+/// Starts, continues or ends the shard's rollout; without one, says who is not in sync yet.
+pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    let Some((object, facts)) = objects::workload(view, shard) else {
+        return StepOutcome::Satisfied;
+    };
+    let Some(wanted) = facts.wanted_revision.as_ref() else {
+        return StepOutcome::Satisfied;
+    };
+    let scope = Scope::Shard(shard);
+    let failing_over = view.state.operation(OperationKind::Failover, scope).is_some();
+    if !facts.live.is_absent() && objects::differs(facts) && objects::belongs_to_rollout(facts) {
+        if view.spec.paused || failing_over {
+            return StepOutcome::Satisfied;
+        }
+        return start(view, shard, object.clone(), facts);
+    }
+    let open = view.state.operation(OperationKind::Rollout, scope);
+    let stale: Vec<MemberId> = stale(view, shard, wanted);
+    if stale.is_empty() {
+        return match (not_ready(view, shard), open) {
+            (None, None) => StepOutcome::Satisfied,
+            (None, Some(_)) => finish(shard),
+            (Some(id), Some(op)) => awaiting(view, id, op.phase_since),
+            (Some(id), None) => not_in_sync(view, id),
+        };
+    }
+    if view.spec.paused || failing_over {
+        return StepOutcome::Satisfied;
+    }
+    restart_next(view, shard, wanted, &stale)
+}
+
+/// Members whose pod is not of the wanted revision and not on its way out.
+fn stale(view: &View<'_>, shard: ShardId, wanted: &Digest) -> Vec<MemberId> {
+    let is_stale = |id: &MemberId| {
+        let pod = view.member(*id).and_then(|m| m.facts.pod.present());
+        pod.is_some_and(|p| p.revision != *wanted && !p.deleting)
+    };
+    view.wanted(shard).filter(is_stale).collect()
+}
+
+/// The first wanted member that does not serve its purpose.
+fn not_ready(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
+    let primary = topology::serving_primary(view, shard);
+    view.wanted(shard)
+        .find(|id| primary.is_none_or(|p| !topology::is_ready(view, *id, p)))
+}
+
+fn not_in_sync(view: &View<'_>, id: MemberId) -> StepOutcome {
+    let answers = view.member(id).and_then(|m| m.server()).is_some();
+    let reason = if answers {
+        WaitReason::ReplicaSyncing
+    } else {
+        WaitReason::MembersStarting
+    };
+    StepOutcome::Waiting(reason, Some(id), None)
+}
+
+fn awaiting(view: &View<'_>, id: MemberId, since: crate::ids::Timestamp) -> StepOutcome {
+    let until = since.plus_millis(MEMBER_BACK_MAX_MS);
+    if view.now >= until {
+        return StepOutcome::Blocked(BlockReason::RolloutStuck, Some(id), Vec::new());
+    }
+    StepOutcome::Waiting(WaitReason::MemberRestarting, Some(id), Some(until))
+}
+
+fn start(
+    view: &View<'_>,
+    shard: ShardId,
+    object: crate::observation::ObjectRef,
+    facts: &ObjectFacts,
+) -> StepOutcome {
+    let mut decision = Decision::new(StepName::Rollout, Scope::Shard(shard), Reason::RolloutStarted);
+    decision.operation = Some(enter(view, shard, None));
+    decision.effects.push(Effect::Apply {
+        object,
+        digest: facts.wanted.clone(),
+    });
+    unless_failing(view, decision)
+}
+
+fn enter(view: &View<'_>, shard: ShardId, member: Option<MemberId>) -> OperationChange {
+    let (kind, phase) = (OperationKind::Rollout, Phase::Restarting);
+    match view.state.operation(kind, Scope::Shard(shard)) {
+        Some(_) => OperationChange::Advance { kind, phase, member },
+        None => OperationChange::Open {
+            kind,
+            phase,
+            asked_by: "spec".to_owned(),
+            member,
+        },
+    }
+}
+
+/// Who does not serve anyway goes first; then, with everyone else in sync, replicas from the highest ordinal; the
+/// primary last, after handing over.
+fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[MemberId]) -> StepOutcome {
+    let primary = topology::serving_primary(view, shard);
+    let broken = stale
+        .iter()
+        .copied()
+        .find(|id| view.member(*id).and_then(|m| m.server()).is_none());
+    if let Some(id) = broken {
+        return restart(view, shard, id);
+    }
+    let Some(primary) = primary else {
+        return StepOutcome::Satisfied;
+    };
+    if let Some(id) = not_ready(view, shard) {
+        let since = view
+            .state
+            .operation(OperationKind::Rollout, Scope::Shard(shard))
+            .map(|o| o.phase_since);
+        return since.map_or_else(|| not_in_sync(view, id), |s| awaiting(view, id, s));
+    }
+    if let Some(replica) = stale.iter().copied().rfind(|id| *id != primary) {
+        return restart(view, shard, replica);
+    }
+    let updated = membership::best_replica(view, shard, primary).filter(|id| {
+        view.member(*id)
+            .and_then(|m| m.facts.pod.present())
+            .is_some_and(|p| p.revision == *wanted)
+    });
+    match updated {
+        Some(to) => {
+            let mut decision =
+                membership::hand_over(view, shard, primary, to, "rollout", OperationKind::Rollout);
+            decision.step = StepName::Rollout;
+            unless_failing(view, decision)
+        }
+        // Alone: nobody can take over, the outage is the restart.
+        None => restart(view, shard, primary),
+    }
+}
+
+fn restart(view: &View<'_>, shard: ShardId, id: MemberId) -> StepOutcome {
+    let Some(pod) = view.member(id).and_then(|m| m.facts.pod.present()) else {
+        return StepOutcome::Satisfied;
+    };
+    let mut decision = Decision::new(StepName::Rollout, Scope::Shard(shard), Reason::MemberRestarted);
+    decision.about = Some(id);
+    decision.operation = Some(enter(view, shard, Some(id)));
+    decision.effects.push(Effect::DeletePod {
+        member: id,
+        pod_uid: pod.uid.clone(),
+        grace_s: None,
+    });
+    unless_failing(view, decision)
+}
+
+fn finish(shard: ShardId) -> StepOutcome {
+    let mut decision = Decision::new(StepName::Rollout, Scope::Shard(shard), Reason::RolloutComplete);
+    decision.operation = Some(OperationChange::Close {
+        kind: OperationKind::Rollout,
+    });
+    StepOutcome::Decided(Box::new(decision))
+}

@@ -1,0 +1,75 @@
+//! Wants: the write Service to list the primary and the role labels to say who is what.
+//! Proof: the EndpointSlice's address and the pods' labels, as last seen.
+//! Refuses: to move anything while no member is seen to be the rightful primary.
+//! Story: create, primary_moved_by_hand.
+
+use crate::{
+    decide::{StepOutcome, View},
+    decision::{Decision, Reason, Scope, StepName, WaitReason},
+    effect::Effect,
+    ids::{MemberId, ShardId},
+    observation::{Observed, RoleLabel},
+    state::failure_key,
+    topology,
+};
+
+/// Moves the route and the labels after the live primary.
+pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    let Some(primary) = topology::serving_primary(view, shard) else {
+        return StepOutcome::Satisfied;
+    };
+    let labels = labels(view, shard, primary);
+    match &view.shard(shard).route {
+        Observed::Unknown(_) => StepOutcome::Waiting(WaitReason::NotObserved, None, None),
+        Observed::Absent => StepOutcome::Satisfied,
+        Observed::Present(route) => {
+            let Some(address) = view.member(primary).and_then(|m| m.address()) else {
+                return StepOutcome::Waiting(WaitReason::NoAddress, Some(primary), None);
+            };
+            let scope = Scope::Shard(shard);
+            let mut decision = if route.address.as_deref() == Some(address) {
+                Decision::new(StepName::Routing, scope, Reason::RoleLabelled)
+            } else {
+                let mut moved = Decision::new(StepName::Routing, scope, Reason::RouteMoved);
+                moved.effects.extend(topology::route(view, primary));
+                moved
+            };
+            decision.about = Some(primary);
+            decision.effects.extend(labels);
+            super::unless_failing(view, decision)
+        }
+    }
+}
+
+/// The label changes that would make every pod's label true.
+fn labels(view: &View<'_>, shard: ShardId, primary: MemberId) -> Vec<Effect> {
+    let mut effects = Vec::new();
+    for (id, member) in view.state.members_of(shard) {
+        let role = if id == primary {
+            RoleLabel::Primary
+        } else {
+            RoleLabel::Replica
+        };
+        let Some(pod) = member
+            .facts
+            .pod
+            .present()
+            .filter(|p| !p.deleting && p.role_label != Some(role))
+        else {
+            continue;
+        };
+        let effect = Effect::Label {
+            member: id,
+            pod_uid: pod.uid.clone(),
+            role,
+        };
+        let failing = view
+            .state
+            .failures
+            .get(&failure_key(Scope::Shard(shard), &effect));
+        if failing.is_none_or(|(count, last)| super::retry_at(*count, *last) <= view.now) {
+            effects.push(effect);
+        }
+    }
+    effects
+}

@@ -1,0 +1,173 @@
+//! What differs between topologies: how to find, promote, attach. One exhaustive match each.
+
+pub mod choice;
+mod replication;
+
+use crate::{
+    decide::View,
+    decision::Discard,
+    effect::{Effect, Server},
+    ids::{MemberId, ShardId},
+    observation::{Link, NodeHealth, RoleLabel, ServerRole, Source},
+    spec::Topology,
+};
+
+/// What is known of the member that holds a shard's grant.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Condition {
+    /// It answers and is primary.
+    Serving,
+    /// Nobody has looked in this epoch.
+    NotLooked,
+    /// It does not answer, and nobody knows why.
+    Silent,
+    /// Its process is proven gone.
+    Gone,
+    /// It was restarted and holds at the boot gate.
+    Holding,
+    /// It follows a member.
+    Following(MemberId),
+    /// It follows a server outside the cluster.
+    FollowingForeign,
+}
+
+/// The member that holds the shard's grant and is seen to be primary.
+pub fn serving_primary(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
+    let (holder, _) = view.shard(shard).holder()?;
+    view.member(holder).filter(|m| m.is_primary()).map(|_| holder)
+}
+
+/// Effects that make `chosen` the primary of its shard after an unplanned loss: promote, then route, then the others.
+pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
+    match view.spec.topology {
+        Topology::Replication => replication::promote(view, chosen),
+    }
+}
+
+/// Effects of a planned promotion that loses nothing.
+pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
+    match view.spec.topology {
+        Topology::Replication => replication::hand_over(view, from, to),
+    }
+}
+
+/// The effect that makes `member` follow `primary`; `None` if either has no address or the member does not answer.
+pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
+    match view.spec.topology {
+        Topology::Replication => replication::attach(view, member, primary),
+    }
+}
+
+/// True if the member serves its purpose: primary, or linked to the primary and complete.
+pub fn is_ready(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
+    match view.spec.topology {
+        Topology::Replication => replication::is_ready(view, member, primary),
+    }
+}
+
+/// The effect that moves the write route to `to`, if the slice is known and lists another address.
+pub fn route(view: &View<'_>, to: MemberId) -> Option<Effect> {
+    let address = view.member(to)?.address()?.to_owned();
+    let shard = view.shard(to.shard);
+    let route = shard.route.present()?;
+    (route.address.as_ref() != Some(&address)).then(|| Effect::Route {
+        shard: to.shard,
+        to,
+        address,
+        resource_version: route.resource_version.clone(),
+    })
+}
+
+/// The label effects that say who is primary now.
+pub fn label(view: &View<'_>, member: MemberId, role: RoleLabel) -> Option<Effect> {
+    let pod = view.member(member)?.facts.pod.present()?;
+    (pod.role_label != Some(role) && !pod.deleting).then(|| Effect::Label {
+        member,
+        pod_uid: pod.uid.clone(),
+        role,
+    })
+}
+
+/// The process of a member, as an effect names it.
+pub fn server(view: &View<'_>, member: MemberId) -> Option<Server> {
+    let known = view.member(member)?;
+    Some(Server {
+        member,
+        address: known.address()?.to_owned(),
+        run_id: known.server()?.run_id.clone(),
+    })
+}
+
+/// What a member has that its rightful primary has not, and that its next synchronisation throws away.
+pub fn discard(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Discard> {
+    let (facts, reading) = (view.member(member)?.server()?, view.reading(member)?);
+    if let ServerRole::Replica {
+        source: Source::Gate { had_history: false },
+        link: _,
+    } = facts.role
+    {
+        return None;
+    }
+    let rightful = view.member(primary)?.server()?;
+    let offset = reading.offset;
+    let kept_offset = if facts.replid == rightful.replid {
+        view.reading(primary).map(|r| r.offset)
+    } else if Some(&facts.replid) == rightful.replid2.as_ref() {
+        // second_repl_offset is the first offset that is no longer shared.
+        rightful.replid2_offset.map(|o| o - 1)
+    } else {
+        None
+    };
+    let loses = offset > 0 && kept_offset.is_none_or(|kept| kept < offset);
+    loses.then(|| Discard {
+        member,
+        replid: facts.replid.clone(),
+        offset,
+        kept_offset,
+    })
+}
+
+/// The condition of a member that holds a grant.
+pub fn condition(view: &View<'_>, holder: MemberId) -> Condition {
+    use crate::observation::{Observed, Why};
+    let Some(member) = view.member(holder) else {
+        return Condition::NotLooked;
+    };
+    match &member.facts.server {
+        Observed::Unknown(Why::NotLooked) => Condition::NotLooked,
+        Observed::Unknown(Why::Silent | Why::Unauthorized | Why::Garbled | Why::ApiError) => {
+            Condition::Silent
+        }
+        Observed::Absent => Condition::Gone,
+        Observed::Present(facts) => match &facts.role {
+            ServerRole::Primary => Condition::Serving,
+            ServerRole::Replica {
+                source: Source::Gate { .. },
+                link: _,
+            } => Condition::Holding,
+            ServerRole::Replica {
+                source: Source::Member(of),
+                link: _,
+            } => Condition::Following(*of),
+            ServerRole::Replica {
+                source: Source::Foreign(_),
+                link: _,
+            } => Condition::FollowingForeign,
+        },
+    }
+}
+
+/// True if the member's pod is there, is not being deleted and runs on a node whose kubelet reports: it can be deleted
+/// and will be seen gone.
+pub fn can_be_fenced(view: &View<'_>, member: MemberId) -> bool {
+    let pod = view.member(member).and_then(|m| m.facts.pod.present());
+    pod.is_some_and(|p| p.node_health == NodeHealth::Ready)
+}
+
+/// The source and link of a member that answers as replica.
+pub fn replica_link(view: &View<'_>, member: MemberId) -> Option<(Source, Link)> {
+    match &view.member(member)?.server()?.role {
+        ServerRole::Primary => None,
+        ServerRole::Replica { source, link } => Some((source.clone(), *link)),
+    }
+}

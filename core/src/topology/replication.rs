@@ -1,0 +1,88 @@
+//! Replication: one primary per shard, `REPLICAOF` and `FAILOVER`.
+
+use crate::{
+    decide::View,
+    effect::Effect,
+    ids::MemberId,
+    observation::{Link, RoleLabel, Source},
+    topology::{label, replica_link, route, server},
+};
+
+/// Bound on the pause of writes in a planned handover: longer than any replica that is in sync needs, shorter than what
+/// clients take for an outage of their own. Milliseconds.
+const HANDOVER_MAX_MS: u32 = 3_000;
+
+/// Promote, route, then everything that may fail without harm.
+pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
+    let (Some(target), Some(facts), Some(reading)) = (
+        server(view, chosen),
+        view.member(chosen).and_then(|m| m.server()),
+        view.reading(chosen),
+    ) else {
+        return Vec::new();
+    };
+    let mut effects = vec![Effect::Promote {
+        server: target,
+        replid: facts.replid.clone(),
+        offset: reading.offset,
+    }];
+    effects.extend(route(view, chosen));
+    effects.extend(label(view, chosen, RoleLabel::Primary));
+    effects.extend(attach_others(view, chosen, &[chosen]));
+    effects
+}
+
+/// Hand over, route, send the clients away from the old primary, then the rest.
+pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
+    let (Some(old), Some(new)) = (server(view, from), server(view, to)) else {
+        return Vec::new();
+    };
+    let mut effects = vec![Effect::Handover {
+        from: old.clone(),
+        to: new,
+        timeout_ms: HANDOVER_MAX_MS,
+    }];
+    effects.extend(route(view, to));
+    effects.push(Effect::Disconnect { server: old });
+    effects.extend(label(view, to, RoleLabel::Primary));
+    effects.extend(label(view, from, RoleLabel::Replica));
+    effects.extend(attach_others(view, to, &[from, to]));
+    effects
+}
+
+/// Every other member that answers as replica follows `primary`.
+fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec<Effect> {
+    let others = view
+        .state
+        .members_of(primary.shard)
+        .filter(|(id, _)| !except.contains(id));
+    others
+        .filter(|(id, _)| view.reading(*id).is_some() && replica_link(view, *id).is_some())
+        .filter_map(|(id, _)| attach(view, id, primary))
+        .collect()
+}
+
+/// `REPLICAOF` the primary's address.
+pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
+    let to_address = view.member(primary)?.address()?.to_owned();
+    Some(Effect::Attach {
+        server: server(view, member)?,
+        to: primary,
+        to_address,
+    })
+}
+
+/// A primary that answers, or a replica that streams from it.
+pub fn is_ready(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
+    let Some(known) = view.member(member) else {
+        return false;
+    };
+    if known.server().is_none_or(|s| s.loading) {
+        return false;
+    }
+    if member == primary {
+        return known.is_primary();
+    }
+    replica_link(view, member)
+        .is_some_and(|(source, link)| source == Source::Member(primary) && link == Link::Up)
+}
