@@ -48,10 +48,7 @@ pub async fn apply<K: Owned>(client: &Client, wanted: &K, provenance: Provenance
     let name = wanted.name_any();
     let what = format!("apply {}", title::<K>(&name));
     let Some(namespace) = wanted.namespace() else {
-        return Err(Error::Malformed {
-            what,
-            problem: "no namespace",
-        });
+        return Err(Error::Malformed { what, problem: "no namespace" });
     };
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
     match provenance {
@@ -79,11 +76,7 @@ async fn refuse_foreign<K: Owned>(api: &Api<K>, wanted: &K, what: &str) -> Resul
         return Ok(());
     }
     let message = "an object of this name exists and is not the operator's; rename one of them, or label it";
-    Err(Error::Refused {
-        what: what.to_owned(),
-        code: 409,
-        message: message.to_owned(),
-    })
+    Err(Error::Refused { what: what.to_owned(), code: 409, message: message.to_owned() })
 }
 
 /// True if `live` is an earlier state of `wanted`: it names the same cluster, or has the same owner. (Either may have
@@ -93,12 +86,7 @@ fn belongs_together<K: Resource>(live: &K, wanted: &K) -> bool {
     let same_cluster = label(live, CLUSTER_LABEL).is_some()
         && label(live, CLUSTER_LABEL) == label(wanted, CLUSTER_LABEL)
         && label(live, MANAGED_BY).as_deref() == Some(FIELD_MANAGER);
-    let owner = |o: &K| {
-        o.owner_references()
-            .iter()
-            .map(|r| r.uid.clone())
-            .collect::<Vec<_>>()
-    };
+    let owner = |o: &K| o.owner_references().iter().map(|r| r.uid.clone()).collect::<Vec<_>>();
     same_cluster || owner(wanted).iter().any(|uid| owner(live).contains(uid))
 }
 
@@ -117,15 +105,8 @@ pub async fn label_pod(
     let (key, value) = label;
     let patch = json!({ "metadata": { "uid": uid, "labels": { key: value } } });
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
-    bounded(
-        &format!("label Pod/{name}"),
-        api.patch(name, &params, &Patch::Merge(patch)),
-    )
-    .await
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
+    bounded(&format!("label Pod/{name}"), api.patch(name, &params, &Patch::Merge(patch))).await
 }
 
 /// Asks for the deletion of a pod, if it is still the pod of this UID. `Ok(None)`: it is gone already.
@@ -142,10 +123,7 @@ pub async fn delete_pod(
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams {
         grace_period_seconds: grace_s,
-        preconditions: Some(Preconditions {
-            resource_version: None,
-            uid: Some(uid.to_owned()),
-        }),
+        preconditions: Some(Preconditions { resource_version: None, uid: Some(uid.to_owned()) }),
         ..DeleteParams::default()
     };
     match bounded(&format!("delete Pod/{name}"), api.delete(name, &params)).await {
@@ -168,13 +146,7 @@ pub async fn set_finalizers<K: Owned>(
     let patch = json!({ "metadata": {
         "uid": live.uid(), "resourceVersion": live.resource_version(), "finalizers": finalizers,
     } });
-    patch_object(
-        client,
-        live,
-        &format!("set the finalizers of {}", title::<K>(&name)),
-        &patch,
-    )
-    .await
+    patch_object(client, live, &format!("set the finalizers of {}", title::<K>(&name)), &patch).await
 }
 
 /// Merges `status` into the status of an object, if it still has this UID.
@@ -185,32 +157,21 @@ pub async fn merge_status<K: Owned>(client: &Client, live: &K, status: Value) ->
     let name = live.name_any();
     let what = format!("publish the status of {}", title::<K>(&name));
     let Some(namespace) = live.namespace() else {
-        return Err(Error::Malformed {
-            what,
-            problem: "no namespace",
-        });
+        return Err(Error::Malformed { what, problem: "no namespace" });
     };
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let params = PatchParams {
-        field_manager: Some(format!("{FIELD_MANAGER}-status")),
-        ..PatchParams::default()
-    };
+    let params =
+        PatchParams { field_manager: Some(format!("{FIELD_MANAGER}-status")), ..PatchParams::default() };
     let patch = json!({ "metadata": { "uid": live.uid() }, "status": status });
     bounded(&what, api.patch_status(&name, &params, &Patch::Merge(patch))).await
 }
 
 async fn patch_object<K: Owned>(client: &Client, live: &K, what: &str, patch: &Value) -> Result<K, Error> {
     let Some(namespace) = live.namespace() else {
-        return Err(Error::Malformed {
-            what: what.to_owned(),
-            problem: "no namespace",
-        });
+        return Err(Error::Malformed { what: what.to_owned(), problem: "no namespace" });
     };
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let params = PatchParams {
-        field_manager: Some(FIELD_MANAGER.to_owned()),
-        ..PatchParams::default()
-    };
+    let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     bounded(what, api.patch(&live.name_any(), &params, &Patch::Merge(patch))).await
 }
 
@@ -221,18 +182,10 @@ mod tests {
 
     fn service(labels: &[(&str, &str)], owner: Option<&str>) -> Service {
         let mut service = Service::default();
-        service.metadata.labels = Some(
-            labels
-                .iter()
-                .map(|(k, v)| ((*k).to_owned(), (*v).to_owned()))
-                .collect(),
-        );
-        service.metadata.owner_references = owner.map(|uid| {
-            vec![OwnerReference {
-                uid: uid.to_owned(),
-                ..OwnerReference::default()
-            }]
-        });
+        service.metadata.labels =
+            Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
+        service.metadata.owner_references =
+            owner.map(|uid| vec![OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() }]);
         service
     }
 
@@ -240,29 +193,17 @@ mod tests {
 
     #[test]
     fn an_object_whose_labels_were_edited_away_is_still_known_by_its_owner() {
-        assert!(belongs_together(
-            &service(&[], Some("u1")),
-            &service(&OURS, Some("u1"))
-        ));
+        assert!(belongs_together(&service(&[], Some("u1")), &service(&OURS, Some("u1"))));
     }
 
     #[test]
     fn a_namesake_of_someone_else_is_not_taken_over() {
-        assert!(!belongs_together(
-            &service(&[("app", "x")], None),
-            &service(&OURS, Some("u1"))
-        ));
-        assert!(!belongs_together(
-            &service(&[(CLUSTER_LABEL, "orders")], None),
-            &service(&OURS, Some("u1"))
-        ));
+        assert!(!belongs_together(&service(&[("app", "x")], None), &service(&OURS, Some("u1"))));
+        assert!(!belongs_together(&service(&[(CLUSTER_LABEL, "orders")], None), &service(&OURS, Some("u1"))));
     }
 
     #[test]
     fn an_object_that_has_no_owner_is_known_by_its_labels() {
-        assert!(belongs_together(
-            &service(&OURS, None),
-            &service(&OURS, Some("u1"))
-        ));
+        assert!(belongs_together(&service(&OURS, None), &service(&OURS, Some("u1"))));
     }
 }

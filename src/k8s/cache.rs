@@ -45,10 +45,7 @@ impl<K> Default for Cache<K> {
             tombstones: VecDeque::new(),
             relist: None,
         };
-        Cache {
-            inner: Mutex::new(inner),
-            ready: watch::Sender::new(false),
-        }
+        Cache { inner: Mutex::new(inner), ready: watch::Sender::new(false) }
     }
 }
 
@@ -82,11 +79,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
 
     /// All objects.
     pub fn all(&self) -> Vec<Arc<K>> {
-        self.lock()
-            .objects
-            .values()
-            .map(|e| Arc::clone(&e.object))
-            .collect()
+        self.lock().objects.values().map(|e| Arc::clone(&e.object)).collect()
     }
 
     /// Takes in the answer of a write of this process.
@@ -95,10 +88,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         if object.uid().is_some_and(|uid| inner.tombstones.contains(&uid)) {
             return;
         }
-        let stale = inner
-            .objects
-            .get(&key_of(object))
-            .is_some_and(|known| newer(&*known.object, object));
+        let stale = inner.objects.get(&key_of(object)).is_some_and(|known| newer(&*known.object, object));
         if !stale {
             inner.insert(Arc::new(object.clone()), Some(Instant::now()));
         }
@@ -148,11 +138,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Inner<K> {
         }
         let key = key_of(object);
         // Another object of the same name may have been written since; it has another UID.
-        if self
-            .objects
-            .get(&key)
-            .is_some_and(|known| known.object.uid() == object.uid())
-        {
+        if self.objects.get(&key).is_some_and(|known| known.object.uid() == object.uid()) {
             self.remove(&key);
             return true;
         }
@@ -280,11 +266,8 @@ mod tests {
         cache.take_in(&Event::InitApply(pod("kept", "u2", 6)));
         cache.written(&pod("new", "u3", 12));
         cache.take_in(&Event::InitDone);
-        let names: Vec<String> = cache
-            .of(&("shop".into(), "orders".into()))
-            .iter()
-            .map(|p| p.name_any())
-            .collect();
+        let names: Vec<String> =
+            cache.of(&("shop".into(), "orders".into())).iter().map(|p| p.name_any()).collect();
         assert_eq!(names, ["kept", "new"]);
     }
 

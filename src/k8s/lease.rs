@@ -14,10 +14,7 @@ pub struct LeaseStore {
 impl LeaseStore {
     /// The Lease `name` in `namespace`.
     pub fn new(client: Client, namespace: &str, name: &str) -> Self {
-        LeaseStore {
-            api: Api::namespaced(client, namespace),
-            name: name.to_owned(),
-        }
+        LeaseStore { api: Api::namespaced(client, namespace), name: name.to_owned() }
     }
 
     /// Its name.
@@ -38,11 +35,7 @@ impl LeaseStore {
     /// # Errors
     /// [`Error::Conflict`] if someone else was first; else as [`bounded`].
     pub async fn create(&self, lease: &Lease) -> Result<Lease, Error> {
-        bounded(
-            &format!("create Lease/{}", self.name),
-            self.api.create(&post(), lease),
-        )
-        .await
+        bounded(&format!("create Lease/{}", self.name), self.api.create(&post(), lease)).await
     }
 
     /// Replaces it, if it still has the resourceVersion that `lease` carries.
@@ -52,18 +45,12 @@ impl LeaseStore {
     pub async fn replace(&self, lease: &Lease) -> Result<Lease, Error> {
         let what = format!("replace Lease/{}", self.name);
         if lease.resource_version().is_none() {
-            return Err(Error::Malformed {
-                what,
-                problem: "no resourceVersion to compare with",
-            });
+            return Err(Error::Malformed { what, problem: "no resourceVersion to compare with" });
         }
         bounded(&what, self.api.replace(&self.name, &post(), lease)).await
     }
 }
 
 fn post() -> PostParams {
-    PostParams {
-        dry_run: false,
-        field_manager: Some(super::FIELD_MANAGER.to_owned()),
-    }
+    PostParams { dry_run: false, field_manager: Some(super::FIELD_MANAGER.to_owned()) }
 }

@@ -6,6 +6,7 @@ pub mod cache;
 pub mod client;
 pub mod events;
 pub mod lease;
+pub mod objects;
 pub mod secrets;
 pub mod slice;
 pub mod watch;
@@ -79,10 +80,7 @@ impl Error {
     pub fn of(what: impl Into<String>, error: kube::Error) -> Self {
         let what = what.into();
         let kube::Error::Api(status) = &error else {
-            return Error::Ambiguous {
-                what,
-                source: Some(Box::new(error)),
-            };
+            return Error::Ambiguous { what, source: Some(Box::new(error)) };
         };
         let message = status.message.clone();
         match status.code {
@@ -90,10 +88,7 @@ impl Error {
             409 => Error::Conflict { what, message },
             // 429 is said before a request is looked at, so nothing was changed.
             code @ 400..500 => Error::Refused { what, code, message },
-            _ => Error::Ambiguous {
-                what,
-                source: Some(Box::new(error)),
-            },
+            _ => Error::Ambiguous { what, source: Some(Box::new(error)) },
         }
     }
 
@@ -118,10 +113,7 @@ pub async fn bounded<T>(
 ) -> Result<T, Error> {
     match tokio::time::timeout(API_CALL_MAX, call).await {
         Ok(answer) => answer.map_err(|e| Error::of(what, e)),
-        Err(_elapsed) => Err(Error::Ambiguous {
-            what: what.to_owned(),
-            source: None,
-        }),
+        Err(_elapsed) => Err(Error::Ambiguous { what: what.to_owned(), source: None }),
     }
 }
 
@@ -153,36 +145,21 @@ mod tests {
 
     #[test]
     fn a_server_error_leaves_open_whether_the_change_was_made() {
-        assert!(matches!(
-            Error::of("replace x", answer(500)),
-            Error::Ambiguous { .. }
-        ));
-        assert!(matches!(
-            Error::of("replace x", answer(504)),
-            Error::Ambiguous { .. }
-        ));
+        assert!(matches!(Error::of("replace x", answer(500)), Error::Ambiguous { .. }));
+        assert!(matches!(Error::of("replace x", answer(504)), Error::Ambiguous { .. }));
     }
 
     #[test]
     fn a_client_error_means_that_nothing_was_changed() {
         assert!(Error::of("replace x", answer(409)).is_conflict());
         assert!(Error::of("get x", answer(404)).is_not_found());
-        assert!(matches!(
-            Error::of("apply x", answer(422)),
-            Error::Refused { code: 422, .. }
-        ));
-        assert!(matches!(
-            Error::of("apply x", answer(429)),
-            Error::Refused { code: 429, .. }
-        ));
+        assert!(matches!(Error::of("apply x", answer(422)), Error::Refused { code: 422, .. }));
+        assert!(matches!(Error::of("apply x", answer(429)), Error::Refused { code: 429, .. }));
     }
 
     #[tokio::test(start_paused = true)]
     async fn a_call_without_answer_ends_as_ambiguous() {
         let silent = std::future::pending::<Result<(), kube::Error>>();
-        assert!(matches!(
-            bounded("get x", silent).await,
-            Err(Error::Ambiguous { source: None, .. })
-        ));
+        assert!(matches!(bounded("get x", silent).await, Err(Error::Ambiguous { source: None, .. })));
     }
 }

@@ -27,10 +27,7 @@ type Read = (Instant, Option<Arc<Secret>>);
 impl SecretCache {
     /// An empty cache over `namespace`.
     pub fn new(client: Client, namespace: &str) -> Self {
-        SecretCache {
-            api: Api::namespaced(client, namespace),
-            known: Mutex::default(),
-        }
+        SecretCache { api: Api::namespaced(client, namespace), known: Mutex::default() }
     }
 
     /// The Secret of this name, `None` if there is none. At most [`SECRET_AGE_MAX`] old.
@@ -44,19 +41,14 @@ impl SecretCache {
         {
             return Ok(secret.clone());
         }
-        let secret = bounded(&format!("get Secret/{name}"), self.api.get_opt(name))
-            .await?
-            .map(Arc::new);
+        let secret = bounded(&format!("get Secret/{name}"), self.api.get_opt(name)).await?.map(Arc::new);
         known.insert(name.to_owned(), (Instant::now(), secret.clone()));
         Ok(secret)
     }
 
     /// Takes in the answer of a write of this process.
     pub async fn written(&self, name: &str, secret: Secret) {
-        self.known
-            .lock()
-            .await
-            .insert(name.to_owned(), (Instant::now(), Some(Arc::new(secret))));
+        self.known.lock().await.insert(name.to_owned(), (Instant::now(), Some(Arc::new(secret))));
     }
 
     /// Forgets everything: the next reads go to the server.

@@ -16,10 +16,7 @@ pub const EPOCH_ANNOTATION: &str = "valkeeper.io/epoch";
 pub fn facts(slice: &EndpointSlice) -> RouteFacts {
     let endpoints = slice.endpoints.iter().flatten();
     let address = endpoints.flat_map(|e| e.addresses.iter()).next().cloned();
-    RouteFacts {
-        address,
-        resource_version: slice.resource_version().unwrap_or_default(),
-    }
+    RouteFacts { address, resource_version: slice.resource_version().unwrap_or_default() }
 }
 
 /// Where a route shall point.
@@ -99,20 +96,13 @@ async fn replace(
     let what = format!("replace EndpointSlice/{name}");
     if next.resource_version().is_none_or(|v| v.is_empty()) {
         // Without one the server would overwrite blindly.
-        return Err(Error::Malformed {
-            what,
-            problem: "no resourceVersion to compare with",
-        });
+        return Err(Error::Malformed { what, problem: "no resourceVersion to compare with" });
     }
-    next.annotations_mut()
-        .insert(EPOCH_ANNOTATION.to_owned(), epoch.to_string());
+    next.annotations_mut().insert(EPOCH_ANNOTATION.to_owned(), epoch.to_string());
     // The fields of this update must not be owned twice: they are not part of what is applied.
     next.metadata.managed_fields = None;
     let api: Api<EndpointSlice> = namespaced(client, &next);
-    let params = PostParams {
-        dry_run: false,
-        field_manager: Some(format!("{FIELD_MANAGER}-route")),
-    };
+    let params = PostParams { dry_run: false, field_manager: Some(format!("{FIELD_MANAGER}-route")) };
     bounded(&what, api.replace(&name, &params, &next)).await
 }
 
@@ -128,25 +118,13 @@ mod tests {
     fn a_slice_without_endpoints_lists_no_address() {
         let mut slice = EndpointSlice::default();
         slice.metadata.resource_version = Some("12".into());
-        assert_eq!(
-            facts(&slice),
-            RouteFacts {
-                address: None,
-                resource_version: "12".into()
-            }
-        );
+        assert_eq!(facts(&slice), RouteFacts { address: None, resource_version: "12".into() });
     }
 
     #[test]
     fn the_address_of_a_slice_is_its_first_endpoint() {
-        let endpoint = Endpoint {
-            addresses: vec!["10.0.0.7".into()],
-            ..Endpoint::default()
-        };
-        let slice = EndpointSlice {
-            endpoints: Some(vec![endpoint]),
-            ..EndpointSlice::default()
-        };
+        let endpoint = Endpoint { addresses: vec!["10.0.0.7".into()], ..Endpoint::default() };
+        let slice = EndpointSlice { endpoints: Some(vec![endpoint]), ..EndpointSlice::default() };
         assert_eq!(facts(&slice).address.as_deref(), Some("10.0.0.7"));
     }
 }

@@ -2,7 +2,7 @@
 //! object belongs to. A lost wake-up costs latency only.
 
 use super::{
-    FIELD_MANAGER, MANAGED_BY,
+    CLUSTER_LABEL, FIELD_MANAGER, MANAGED_BY,
     cache::{Cache, Owner, owner_of},
     client::Clients,
 };
@@ -72,19 +72,11 @@ impl Wakers {
 
     /// Forgets the waker of a cluster that is gone.
     pub fn forget(&self, owner: &Owner) {
-        self.tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .remove(owner);
+        self.tasks.lock().unwrap_or_else(PoisonError::into_inner).remove(owner);
     }
 
     fn wake(&self, owner: &Owner) {
-        if let Some(task) = self
-            .tasks
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .get(owner)
-        {
+        if let Some(task) = self.tasks.lock().unwrap_or_else(PoisonError::into_inner).get(owner) {
             task.notify_one();
         }
     }
@@ -115,52 +107,32 @@ impl World {
 
 /// Runs every watch, for ever. `namespace`: watch the clusters of this one only.
 pub async fn run(clients: &Clients, namespace: Option<&str>, world: &World, wakers: &Wakers) {
-    let ours = format!("{MANAGED_BY}={FIELD_MANAGER}");
+    // The second term leaves out the journals' ConfigMaps.
+    let ours = format!("{MANAGED_BY}={FIELD_MANAGER},{CLUSTER_LABEL}");
     let (clusters, nodes) = (watch_config(None), watch_config(None));
     let by_label = |o: Option<Owner>| o.map_or(Affects::Nobody, Affects::Cluster);
     tokio::join!(
-        follow(
-            stream(clients, namespace, clusters),
-            &world.clusters,
-            wakers,
-            |c| { Affects::Resource((c.namespace().unwrap_or_default(), c.name_any())) }
-        ),
-        follow(
-            stream(clients, namespace, watch_config(Some(&ours))),
-            &world.pods,
-            wakers,
-            |o| by_label(owner_of(o))
-        ),
-        follow(
-            stream(clients, namespace, watch_config(Some(&ours))),
-            &world.stateful_sets,
-            wakers,
-            |o| by_label(owner_of(o))
-        ),
-        follow(
-            stream(clients, namespace, watch_config(Some(&ours))),
-            &world.services,
-            wakers,
-            |o| by_label(owner_of(o))
-        ),
-        follow(
-            stream(clients, namespace, watch_config(Some(&ours))),
-            &world.config_maps,
-            wakers,
-            |o| by_label(owner_of(o))
-        ),
-        follow(
-            stream(clients, namespace, watch_config(Some(&ours))),
-            &world.budgets,
-            wakers,
-            |o| by_label(owner_of(o))
-        ),
-        follow(
-            stream(clients, namespace, watch_config(Some(&ours))),
-            &world.slices,
-            wakers,
-            |o| by_label(owner_of(o))
-        ),
+        follow(stream(clients, namespace, clusters), &world.clusters, wakers, |c| {
+            Affects::Resource((c.namespace().unwrap_or_default(), c.name_any()))
+        }),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.pods, wakers, |o| by_label(
+            owner_of(o)
+        )),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.stateful_sets, wakers, |o| {
+            by_label(owner_of(o))
+        }),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.services, wakers, |o| by_label(
+            owner_of(o)
+        )),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.config_maps, wakers, |o| {
+            by_label(owner_of(o))
+        }),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.budgets, wakers, |o| by_label(
+            owner_of(o)
+        )),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.slices, wakers, |o| by_label(
+            owner_of(o)
+        )),
         follow_nodes(clients, nodes, world, wakers),
     );
 }
@@ -228,10 +200,7 @@ where
 /// are frequent and concern nobody.
 async fn follow_nodes(clients: &Clients, config: watcher::Config, world: &World, wakers: &Wakers) {
     let api: Api<Node> = Api::all(clients.watches.clone());
-    let mut events: Events<Node> = watcher(api, config)
-        .default_backoff()
-        .map(|e| e.map(slim))
-        .boxed();
+    let mut events: Events<Node> = watcher(api, config).default_backoff().map(|e| e.map(slim)).boxed();
     while let Some(event) = next(&mut events, "Node").await {
         let before = match &event {
             Event::Apply(node) | Event::Delete(node) => {
@@ -262,9 +231,7 @@ fn wake_pods_of(node: &Node, world: &World, wakers: &Wakers) {
 /// True if the node's kubelet reports it ready.
 pub fn node_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
-    conditions
-        .into_iter()
-        .any(|c| c.type_ == "Ready" && c.status == "True")
+    conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
 /// Only readiness is of interest, and a node's list of images alone has kilobytes.
