@@ -1,1 +1,86 @@
-fn main() {}
+//! `valkeeper-replay`: reads the command line, calls one verb, prints its answer.
+
+mod args;
+
+use anyhow::Context;
+use args::{Audit, CommandLine, Verb};
+use clap::Parser;
+use std::{
+    io::{self, IsTerminal, Write},
+    path::Path,
+    process::ExitCode,
+};
+use valkeeper_replay::{
+    Error, at, audit, diverge, explain, export, log,
+    report::{Finding, Format, Report, render},
+    show,
+    source::{self, Stream},
+    verify, why,
+};
+
+/// Something went wrong.
+const EXIT_ERROR: u8 = 1;
+/// The question was wrong.
+const EXIT_USAGE: u8 = 2;
+/// A divergence or violation was found.
+const EXIT_FOUND: u8 = 3;
+
+fn main() -> ExitCode {
+    match run(CommandLine::parse()) {
+        Ok(Finding::Clean) => ExitCode::SUCCESS,
+        Ok(Finding::Found) => ExitCode::from(EXIT_FOUND),
+        Err(error) => {
+            eprintln!("valkeeper-replay: {error:#}");
+            let usage = error.downcast_ref::<Error>().is_some_and(Error::is_usage);
+            ExitCode::from(if usage { EXIT_USAGE } else { EXIT_ERROR })
+        }
+    }
+}
+
+fn run(command: CommandLine) -> anyhow::Result<Finding> {
+    let CommandLine { journal, cluster, output, verb } = command;
+    if let Verb::Explain { code } = &verb {
+        let codes = code.as_ref().map_or_else(|| Ok(explain::all()), |code| explain::explain(code))?;
+        return answer(&codes, output);
+    }
+    let stream = open(&journal, cluster.as_deref())?;
+    if let (Some(trouble), false) = (&stream.trouble, matches!(verb, Verb::Verify { .. })) {
+        eprintln!("valkeeper-replay: the journal is damaged: {trouble}");
+    }
+    let records = stream.records();
+    match verb {
+        Verb::Log(flags) => answer(&log::log(&records, &flags.filter()), output),
+        Verb::Show { seq } => answer(&show::show(&records, seq)?, output),
+        Verb::Verify { anchor } => {
+            let anchor = verify::Anchor::find(anchor.as_deref(), &journal, &stream)?;
+            answer(&verify::verify(&stream, anchor), output)
+        }
+        Verb::At { moment } => answer(&at::at(&records, moment)?, output),
+        Verb::Diverge { mutate } => answer(&diverge::diverge(&records, mutate), output),
+        Verb::Audit(Audit::Failover) => answer(&audit::failover::failovers(&records), output),
+        Verb::Why { subject } => answer(&why::why(&records, &subject)?, output),
+        Verb::Export => print(&export::export(&stream.stored)).map(|()| Finding::Clean),
+        Verb::Explain { .. } => Ok(Finding::Clean),
+    }
+}
+
+fn open(journal: &Path, cluster: Option<&str>) -> anyhow::Result<Stream> {
+    if journal == Path::new("-") && io::stdin().is_terminal() {
+        return Err(Error::NoJournal.into());
+    }
+    Ok(source::select(source::load(journal)?, cluster)?)
+}
+
+fn answer(report: &impl Report, format: Format) -> anyhow::Result<Finding> {
+    print(&render(report, format)?)?;
+    Ok(report.finding())
+}
+
+/// A reader that has seen enough (`| head`) is no error.
+fn print(text: &str) -> anyhow::Result<()> {
+    let mut out = io::stdout().lock();
+    match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
+        Err(error) if error.kind() == io::ErrorKind::BrokenPipe => Ok(()),
+        written => written.context("cannot write the answer"),
+    }
+}

@@ -1,0 +1,382 @@
+//! One record as one line for people. What a line says is a function of the record; [`Joined`] adds what only another
+//! record knows: which effects an outcome belongs to.
+
+use std::collections::BTreeMap;
+use valkeeper_core::{
+    decision::{Block, Candidate, Decision, Discard, OperationChange, Scope, Standing, Wait},
+    effect::{Effect, short},
+    event::{BaselineOrigin, CloseReason, Event, Record},
+    ids::{MemberId, Seq, ShardId},
+    observation::{
+        ContainerPhase, Executed, Link, NodeHealth, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
+        ServerFacts, ServerRole, Source, SpecFact, Why,
+    },
+    spec::DesiredCluster,
+};
+
+/// `seq  kind  text` of a record, aligned, without its time.
+pub fn line(record: &Record) -> String {
+    format!("{:>5}  {:<8}  {}", record.seq.0, kind(&record.event), text(record))
+}
+
+/// [`line`] of each record, outcomes joined with their effects.
+pub fn lines(records: &[Record]) -> Vec<String> {
+    let joined = Joined::new(records);
+    records.iter().map(|r| format!("{:>5}  {:<8}  {}", r.seq.0, kind(&r.event), joined.text(r))).collect()
+}
+
+/// The kind of an event in one short word.
+pub fn kind(event: &Event) -> &'static str {
+    match event {
+        Event::Baseline { .. } => "baseline",
+        Event::EpochStarted { .. } => "epoch",
+        Event::SpecChanged(_) => "spec",
+        Event::PodChanged { .. } => "pod",
+        Event::ServerChanged { .. } => "server",
+        Event::RouteChanged { .. } => "route",
+        Event::ObjectChanged { .. } => "object",
+        Event::Decided { .. } => "decided",
+        Event::EffectsEnded(_) => "effects",
+        Event::DecisionClosed { .. } => "closed",
+        Event::StandingChanged { .. } => "standing",
+    }
+}
+
+/// What happened, without sequence, kind and time.
+pub fn text(record: &Record) -> String {
+    match &record.event {
+        Event::Baseline { cluster_uid, namespace, name, origin } => {
+            baseline(cluster_uid, namespace, name, *origin)
+        }
+        Event::EpochStarted { writer, version } => format!("epoch {} by {writer} ({version})", record.epoch),
+        Event::SpecChanged(SpecFact::Valid(wanted)) => spec(wanted),
+        Event::SpecChanged(SpecFact::Invalid(why)) => format!("refused: {why}"),
+        Event::PodChanged { member, pod: facts } => pod(*member, facts),
+        Event::ServerChanged { member, server: facts } => server(*member, facts),
+        Event::RouteChanged { shard, route: facts } => route(*shard, facts),
+        Event::ObjectChanged { object: name, facts } => object(name, facts),
+        Event::Decided { decision: made, evidence: _ } => decision(made),
+        Event::EffectsEnded(ended) => outcomes(ended, None),
+        Event::DecisionClosed { decision, how: CloseReason::Superseded } => format!("{decision} superseded"),
+        Event::DecisionClosed { decision, how: CloseReason::Reissued } => format!("{decision} decided again"),
+        Event::StandingChanged { standing: now, evidence: _ } => standing(now),
+    }
+}
+
+/// Lines of a whole stream: outcomes are shown with the effects of the decision that they belong to.
+pub struct Joined<'a> {
+    decisions: BTreeMap<Seq, &'a Decision>,
+}
+
+impl<'a> Joined<'a> {
+    /// Remembers the decisions of a stream.
+    pub fn new(records: &'a [Record]) -> Self {
+        Joined { decisions: records.iter().filter_map(|r| decided(r).map(|d| (r.seq, d))).collect() }
+    }
+
+    /// The decision recorded at this sequence.
+    pub fn decision(&self, seq: Seq) -> Option<&'a Decision> {
+        self.decisions.get(&seq).copied()
+    }
+
+    /// As [`text`], with outcomes joined.
+    pub fn text(&self, record: &Record) -> String {
+        match ended(record) {
+            Some(executed) => outcomes(executed, self.decision(executed.decision)),
+            None => text(record),
+        }
+    }
+}
+
+/// The decision in a record, if it is one.
+pub fn decided(record: &Record) -> Option<&Decision> {
+    if let Event::Decided { decision, evidence: _ } = &record.event { Some(decision) } else { None }
+}
+
+/// The outcomes in a record, if it has some.
+pub fn ended(record: &Record) -> Option<&Executed> {
+    if let Event::EffectsEnded(executed) = &record.event { Some(executed) } else { None }
+}
+
+fn baseline(uid: &str, namespace: &str, name: &str, origin: BaselineOrigin) -> String {
+    let before = match origin {
+        BaselineOrigin::Empty => "new cluster",
+        BaselineOrigin::Observed => "history begins here; the cluster was there before",
+    };
+    format!("{namespace}/{name} (uid {uid}): {before}")
+}
+
+/// A valid spec on one line.
+pub fn spec(wanted: &DesiredCluster) -> String {
+    let DesiredCluster {
+        generation,
+        topology,
+        shards,
+        replicas_per_shard,
+        profile,
+        failover,
+        switchover,
+        confirm_blank,
+        paused,
+        deleting,
+    } = wanted;
+    let mut parts = vec![
+        format!("generation {generation}: {topology:?}"),
+        format!("{shards} x {} members", replicas_per_shard.saturating_add(1)),
+        format!("{profile:?}"),
+        format!("failover {:?} after {} ms", failover.mode, failover.detection_window_ms),
+    ];
+    parts.extend(switchover.as_ref().map(|w| format!("switchover to {} ({})", w.to, w.token)));
+    parts.extend(confirm_blank.as_ref().map(|token| format!("blank confirmed ({token})")));
+    parts.extend(paused.then(|| "paused".to_owned()));
+    parts.extend(deleting.then(|| "deleting".to_owned()));
+    parts.join(", ")
+}
+
+/// Why something is not known, in a few words.
+pub fn why(why: Why) -> &'static str {
+    match why {
+        Why::NotLooked => "not looked at",
+        Why::Silent => "silent",
+        Why::Unauthorized => "refuses the operator's credentials",
+        Why::Garbled => "answers garbled",
+        Why::ApiError => "unknown (API error)",
+    }
+}
+
+fn pod(member: MemberId, pod: &Observed<PodFacts>) -> String {
+    match pod {
+        Observed::Unknown(cause) => format!("{member} pod {}", why(*cause)),
+        Observed::Absent => format!("{member} pod gone"),
+        Observed::Present(facts) => format!("{member} pod {}", pod_facts(facts)),
+    }
+}
+
+fn pod_facts(facts: &PodFacts) -> String {
+    let PodFacts { uid, address, node, node_health, deleting, revision, container: phase, role_label } =
+        facts;
+    let mut parts =
+        vec![if *deleting { format!("deleting, {}", container(phase)) } else { container(phase) }];
+    if !node.is_empty() {
+        let health = match node_health {
+            NodeHealth::Ready => "",
+            NodeHealth::NotReady => " (not ready)",
+        };
+        parts.push(format!("on {node}{health}"));
+    }
+    parts.extend(address.as_ref().map(|a| format!("at {a}")));
+    parts.push(format!("(uid {}, revision {})", short(uid), short(&revision.0)));
+    parts.extend(role_label.map(|role| format!("labelled {}", role.as_str())));
+    parts.join(" ")
+}
+
+/// Phase of a container in a few words.
+pub fn container(phase: &ContainerPhase) -> String {
+    match phase {
+        ContainerPhase::Waiting(reason) if reason.is_empty() => "waiting".to_owned(),
+        ContainerPhase::Waiting(reason) => format!("waiting ({reason})"),
+        ContainerPhase::Running => "running".to_owned(),
+        ContainerPhase::Terminated(code) => format!("ended with {code}"),
+    }
+}
+
+/// What is known of a server, in a few words.
+pub fn server(member: MemberId, server: &Observed<ServerFacts>) -> String {
+    match server {
+        Observed::Unknown(cause) => format!("{member} server {}", why(*cause)),
+        Observed::Absent => format!("{member} server gone"),
+        Observed::Present(facts) => {
+            let ServerFacts { run_id, version, role: says, loading, replid, replid2: _, replid2_offset: _ } =
+                facts;
+            let loading = if *loading { ", loading" } else { "" };
+            let (run, history) = (short(run_id), short(&replid.0));
+            format!("{member} {}{loading}, history {history} (run {run}, {version})", role(says))
+        }
+    }
+}
+
+/// A role in a few words.
+pub fn role(role: &ServerRole) -> String {
+    match role {
+        ServerRole::Primary => "primary".to_owned(),
+        ServerRole::Replica { source: Source::Gate { had_history: true }, link: _ } => {
+            "at the gate".to_owned()
+        }
+        ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ } => {
+            "at the gate, blank".to_owned()
+        }
+        ServerRole::Replica { source: Source::Member(of), link: state } => {
+            format!("replica of {of}, {}", link(*state))
+        }
+        ServerRole::Replica { source: Source::Foreign(of), link: state } => {
+            format!("replica of foreign {of}, {}", link(*state))
+        }
+    }
+}
+
+fn link(link: Link) -> &'static str {
+    match link {
+        Link::Up => "link up",
+        Link::Down => "link down",
+        Link::Syncing => "syncing",
+    }
+}
+
+/// Where the write Service of a shard points, in a few words.
+pub fn route(shard: ShardId, route: &Observed<RouteFacts>) -> String {
+    match route {
+        Observed::Unknown(cause) => format!("shard {shard} route {}", why(*cause)),
+        Observed::Absent => format!("shard {shard} route missing"),
+        Observed::Present(RouteFacts { address: Some(address), resource_version }) => {
+            format!("shard {shard} route to {address} (resourceVersion {resource_version})")
+        }
+        Observed::Present(RouteFacts { address: None, resource_version }) => {
+            format!("shard {shard} route to nobody (resourceVersion {resource_version})")
+        }
+    }
+}
+
+fn object(name: &ObjectRef, facts: &ObjectFacts) -> String {
+    format!("{name} {}", object_facts(facts))
+}
+
+/// How an owned object is, in a few words.
+pub fn object_facts(facts: &ObjectFacts) -> String {
+    let ObjectFacts { wanted, wanted_revision: _, shard: _, live } = facts;
+    match live {
+        Observed::Unknown(cause) => why(*cause).to_owned(),
+        Observed::Absent => format!("missing (wanted {})", short(&wanted.0)),
+        Observed::Present(live) if live.digest == *wanted => format!("as wanted ({})", short(&wanted.0)),
+        Observed::Present(live) => {
+            let by = live
+                .foreign_manager
+                .as_ref()
+                .map(|who| format!(", last written by {who}"))
+                .unwrap_or_default();
+            format!("differs (is {}, wanted {}{by})", short(&live.digest.0), short(&wanted.0))
+        }
+    }
+}
+
+/// A decision on one line: reason, whom it is about, what it does to an operation, its effects, what is lost.
+pub fn decision(decision: &Decision) -> String {
+    let about = match (decision.about, decision.scope) {
+        (Some(member), _) => format!(" {member}"),
+        (None, Scope::Shard(id)) => format!(" shard {id}"),
+        (None, Scope::Cluster) => String::new(),
+    };
+    let operation =
+        decision.operation.as_ref().map(|change| format!(" [{}]", operation(change))).unwrap_or_default();
+    let again = decision.reissue_of.map(|seq| format!(" (again as {seq})")).unwrap_or_default();
+    let mut parts: Vec<String> = decision.effects.iter().map(Effect::to_string).collect();
+    parts.extend(decision.discards.iter().map(discard));
+    let colon = if parts.is_empty() { "" } else { ": " };
+    format!("{}{about}{operation}{again}{colon}{}", decision.reason, parts.join("; "))
+}
+
+fn operation(change: &OperationChange) -> String {
+    match change {
+        OperationChange::Open { kind, phase, asked_by, member: _ } if asked_by == "operator" => {
+            format!("opens {kind:?}, {phase:?}")
+        }
+        OperationChange::Open { kind, phase, asked_by, member: _ } => {
+            format!("opens {kind:?}, {phase:?}, asked by {asked_by}")
+        }
+        OperationChange::Advance { kind, phase, member: _ } => format!("{kind:?} goes on, {phase:?}"),
+        OperationChange::Close { kind } => format!("ends {kind:?}"),
+    }
+}
+
+/// Discarded writes in a few words.
+pub fn discard(discard: &Discard) -> String {
+    let Discard { member, replid, offset, kept_offset } = discard;
+    let history = short(&replid.0);
+    match kept_offset {
+        Some(kept) => {
+            format!("{member} loses {} bytes ({history}:{kept} to {offset})", offset.saturating_sub(*kept))
+        }
+        None => format!("{member} loses its history {history} up to {offset}"),
+    }
+}
+
+/// A candidate in a few words.
+pub fn candidate(candidate: &Candidate) -> String {
+    let Candidate { member, offset, rejected } = candidate;
+    let offset = offset.map_or_else(|| "offset unknown".to_owned(), |o| format!("offset {o}"));
+    match rejected {
+        None => format!("{member} chosen ({offset})"),
+        Some(why) => format!("{member} {why} ({offset})"),
+    }
+}
+
+/// Verb and object of an effect, without addresses and preconditions.
+pub fn effect_name(effect: &Effect) -> String {
+    match effect {
+        Effect::Promote { server, .. } => format!("promote {}", server.member),
+        Effect::Attach { server, to, .. } => format!("attach {} to {to}", server.member),
+        Effect::Handover { from, to, .. } => format!("hand over {} to {}", from.member, to.member),
+        Effect::Route { shard, to, .. } => format!("route shard {shard} to {to}"),
+        Effect::Label { member, role, .. } => format!("label {member} {}", role.as_str()),
+        Effect::Disconnect { server } => format!("disconnect clients of {}", server.member),
+        Effect::DeletePod { member, .. } => format!("delete pod of {member}"),
+        Effect::Apply { object, .. } => format!("apply {object}"),
+        Effect::ReleaseFinalizer => "release the finalizer".to_owned(),
+    }
+}
+
+fn outcomes(executed: &Executed, decision: Option<&Decision>) -> String {
+    let Executed { decision: of, outcomes } = executed;
+    let name = |i: usize| decision.and_then(|d| d.effects.get(i)).map(|e| format!("{} ", effect_name(e)));
+    let each = outcomes
+        .iter()
+        .enumerate()
+        .map(|(i, (_, outcome))| format!("{}{outcome}", name(i).unwrap_or_default()));
+    format!("of {of}: {}", each.collect::<Vec<_>>().join(", "))
+}
+
+/// What is waited for and what is blocked, on one line.
+pub fn standing(standing: &Standing) -> String {
+    let Standing { waits, blocks } = standing;
+    if waits.is_empty() && blocks.is_empty() {
+        return "nothing waits, nothing is blocked".to_owned();
+    }
+    blocks.iter().map(block).chain(waits.iter().map(wait)).collect::<Vec<_>>().join("; ")
+}
+
+/// A wait in a few words.
+pub fn wait(wait: &Wait) -> String {
+    let Wait { step, scope, reason, about } = wait;
+    format!("{step:?} waits: {reason} ({})", subject(*scope, *about))
+}
+
+/// A block in a few words, with the candidates that were refused.
+pub fn block(block: &Block) -> String {
+    let Block { step, scope, reason, about, candidates } = block;
+    let refused: Vec<String> = candidates.iter().map(candidate).collect();
+    let refused = if refused.is_empty() { String::new() } else { format!(": {}", refused.join(", ")) };
+    format!("{step:?} BLOCKED: {reason} ({}){refused}", subject(*scope, *about))
+}
+
+fn subject(scope: Scope, about: Option<MemberId>) -> String {
+    about.map_or_else(|| scope.to_string(), |member| member.to_string())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::story;
+
+    #[test]
+    fn a_failover_reads_as_a_story() {
+        let told = lines(&story::failover());
+        assert_eq!(told, story::FAILOVER_LINES.lines().collect::<Vec<_>>(), "\n{}", told.join("\n"));
+    }
+
+    #[test]
+    fn a_line_alone_names_the_decision_whose_outcomes_it_holds() {
+        let records = story::failover();
+        let ended = records.iter().find(|r| ended(r).is_some()).map(line).unwrap_or_default();
+        assert!(ended.contains("effects   of "), "{ended}");
+        assert!(ended.ends_with("verified"), "{ended}");
+    }
+}

@@ -1,0 +1,224 @@
+//! `verify`: is this what was written? The hash chain, sequence, epochs and times, the anchor if there is one, and the
+//! invariants that hold of every journal.
+
+use crate::{
+    Error,
+    report::{Finding, Report},
+    rules,
+    source::Stream,
+    table::Table,
+};
+use serde::{Deserialize, Serialize};
+use std::{fmt::Write, path::Path};
+use valkeeper_core::ids::{Seq, WriterEpoch};
+use valkeeper_journal::Hash;
+
+/// The place of the last acknowledged record, kept outside of the store: what tells a truncated journal from a short one.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Anchor {
+    /// Its sequence.
+    pub seq: Seq,
+    /// Its epoch.
+    pub epoch: WriterEpoch,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+impl Anchor {
+    /// Reads an anchor file: JSON with `seq`, `epoch` and `hash`. Errors: it cannot be read, or is something else.
+    pub fn read(path: &Path) -> Result<Anchor, Error> {
+        let text =
+            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
+        serde_json::from_str(&text).map_err(|source| Error::NotAnAnchor { path: path.to_owned(), source })
+    }
+
+    /// The anchor in `named`, else the one beside the journal if there is one. Errors: as [`Anchor::read`].
+    pub fn find(named: Option<&Path>, _journal: &Path, _stream: &Stream) -> Result<Option<Anchor>, Error> {
+        named.map(Anchor::read).transpose()
+    }
+}
+
+/// What was checked and what was found.
+#[derive(Clone, Debug, Serialize)]
+pub struct Verified {
+    /// The cluster: `namespace/name (uid ...)`.
+    pub cluster: String,
+    /// Number of records.
+    pub records: usize,
+    /// First sequence.
+    pub first: Option<Seq>,
+    /// Last sequence.
+    pub last: Option<Seq>,
+    /// Hash of the last record: covers everything before.
+    pub head_hash: Option<Hash>,
+    /// Epochs, each with its first record.
+    pub epochs: Vec<(WriterEpoch, Seq)>,
+    /// The anchor that was compared.
+    pub anchor: Option<Anchor>,
+    /// The stream is not what was written.
+    pub problems: Vec<String>,
+    /// It is, but it breaks an invariant.
+    pub violations: Vec<(Seq, String)>,
+}
+
+/// Checks a stream.
+pub fn verify(stream: &Stream, anchor: Option<Anchor>) -> Verified {
+    let report = valkeeper_journal::verify(&stream.stored);
+    let valkeeper_journal::Report { records, first, last, epochs, head, problems } = report;
+    let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
+    problems.extend(stream.trouble.clone());
+    problems.extend(anchor.and_then(|anchor| behind(stream, anchor)));
+    Verified {
+        cluster: stream.title(),
+        records,
+        first,
+        last,
+        head_hash: head.map(|h| h.hash),
+        epochs,
+        anchor,
+        problems,
+        violations: rules::violations(&stream.records()),
+    }
+}
+
+fn behind(stream: &Stream, anchor: Anchor) -> Option<String> {
+    let Anchor { seq, epoch, hash } = anchor;
+    let last = stream.stored.last().map(|s| s.record.seq).unwrap_or_default();
+    match stream.stored.iter().find(|s| s.record.seq == seq) {
+        Some(stored) if stored.hash == hash && stored.record.epoch == epoch => None,
+        Some(_) => {
+            Some(format!("record {seq} is not the one that was acknowledged: the anchor names {hash}"))
+        }
+        None if last < seq => {
+            Some(format!("the stream ends at {last}, but record {seq} was acknowledged: its end is missing"))
+        }
+        None => Some(format!("record {seq}, which the anchor names, is not in the stream")),
+    }
+}
+
+impl Report for Verified {
+    fn text(&self) -> String {
+        let Verified { cluster, records, first, last, head_hash, epochs, anchor, problems, violations } =
+            self;
+        let mut text = format!("{cluster}\n");
+        let seq = |s: &Option<Seq>| s.map_or_else(|| "-".to_owned(), |s| s.to_string());
+        let _ = writeln!(text, "records     {records} ({} to {})", seq(first), seq(last));
+        if let Some(hash) = head_hash {
+            let _ = writeln!(text, "head        {hash}");
+        }
+        let each: Vec<String> = epochs.iter().map(|(epoch, from)| format!("{epoch} from {from}")).collect();
+        let _ = writeln!(text, "epochs      {}", each.join(", "));
+        let compared = anchor.map_or_else(
+            || "none given: a missing end would not show".to_owned(),
+            |a| format!("record {}", a.seq),
+        );
+        let _ = writeln!(text, "anchor      {compared}");
+        let _ = writeln!(text, "chain       {}", if problems.is_empty() { "intact" } else { "BROKEN" });
+        for problem in problems {
+            let _ = writeln!(text, "  {problem}");
+        }
+        let _ = writeln!(text, "invariants  {}", if violations.is_empty() { "hold" } else { "VIOLATED" });
+        for (seq, violation) in violations {
+            let _ = writeln!(text, "  record {seq}: {violation}");
+        }
+        text
+    }
+
+    fn table(&self) -> Option<Table> {
+        let mut table = Table::new(&["seq", "what", "text"]);
+        for problem in &self.problems {
+            table.push([String::new(), "problem".to_owned(), problem.clone()]);
+        }
+        for (seq, violation) in &self.violations {
+            table.push([seq.to_string(), "violation".to_owned(), violation.clone()]);
+        }
+        Some(table)
+    }
+
+    fn finding(&self) -> Finding {
+        if self.problems.is_empty() && self.violations.is_empty() { Finding::Clean } else { Finding::Found }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        source::{self, testing::sealed},
+        story,
+    };
+    use std::path::Path;
+
+    fn stream_of(text: &str) -> Stream {
+        source::parse(Path::new("-"), text).unwrap().remove(0)
+    }
+
+    fn lines() -> Vec<String> {
+        let text = crate::export::export(&sealed(&story::failover()));
+        text.lines().map(|line| format!("{line}\n")).collect()
+    }
+
+    fn problems(lines: &[String]) -> Vec<String> {
+        verify(&stream_of(&lines.concat()), None).problems
+    }
+
+    #[test]
+    fn what_was_written_is_intact() {
+        let verified = verify(&stream_of(&lines().concat()), None);
+        assert_eq!(verified.finding(), Finding::Clean, "{}", verified.text());
+        assert!(verified.text().contains("records     22 (1 to 22)\n"));
+        assert!(verified.text().contains("demo/orders (uid 5f0c1d2e-uid)\n"));
+    }
+
+    #[test]
+    fn an_edited_line_is_found() {
+        let mut edited = lines();
+        edited[11] = edited[11].replace("0-0", "0-2");
+        assert!(problems(&edited)[0].starts_with("record 12 was changed"), "{:?}", problems(&edited));
+    }
+
+    #[test]
+    fn a_dropped_and_a_swapped_line_are_found() {
+        let mut dropped = lines();
+        dropped.remove(11);
+        assert!(problems(&dropped)[0].contains("record 13 follows record 11"), "{:?}", problems(&dropped));
+        let mut swapped = lines();
+        swapped.swap(14, 15);
+        assert!(!problems(&swapped).is_empty());
+    }
+
+    #[test]
+    fn a_truncated_end_is_found_by_the_anchor_only() {
+        let all = stream_of(&lines().concat());
+        let last = all.stored[21].head();
+        let anchor = Anchor { seq: last.seq, epoch: last.epoch, hash: last.hash };
+        assert_eq!(verify(&all, Some(anchor)).finding(), Finding::Clean);
+        let short = stream_of(&lines()[..20].concat());
+        assert_eq!(verify(&short, None).finding(), Finding::Clean);
+        let found = verify(&short, Some(anchor));
+        assert_eq!(
+            found.problems,
+            ["the stream ends at 20, but record 22 was acknowledged: its end is missing"]
+        );
+        let other = Anchor { hash: Hash::ZERO, ..anchor };
+        assert_eq!(verify(&all, Some(other)).finding(), Finding::Found);
+    }
+
+    #[test]
+    fn a_line_that_cannot_be_read_is_a_problem_and_what_is_before_it_is_kept() {
+        let mut torn = lines();
+        torn[20] = "{\"seq\":21,\n".to_owned();
+        let stream = stream_of(&torn.concat());
+        assert_eq!(stream.stored.len(), 20);
+        assert!(verify(&stream, None).problems[0].contains("line 21"), "{:?}", stream.trouble);
+    }
+
+    #[test]
+    fn a_broken_invariant_is_found_in_an_intact_chain() {
+        let mut records = story::failover();
+        records[11].event = story::server(0, "run-0", valkeeper_core::observation::ServerRole::Primary, 'a');
+        let verified = verify(&stream_of(&crate::export::export(&sealed(&records))), None);
+        assert_eq!((verified.problems.len(), verified.finding()), (0, Finding::Found));
+        assert!(verified.text().contains("  record 13: promotes 0-1 while 0-0 is seen to be primary\n"));
+    }
+}

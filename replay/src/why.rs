@@ -1,0 +1,312 @@
+//! `why OBJ|MEMBER|SHARD`: which decisions made something what it is, newest last, with reasons and outcomes.
+
+use crate::{
+    Error,
+    line::{self, Joined},
+    report::{Finding, Report},
+    table::Table,
+};
+use serde::Serialize;
+use std::{fmt::Write, str::FromStr};
+use valkeeper_core::{
+    decision::{Decision, Scope},
+    effect::Effect,
+    event::{Event, Record},
+    ids::{MemberId, ShardId},
+    observation::ObjectRef,
+    state::ClusterState,
+};
+
+/// What is asked about.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Subject {
+    /// A member: `0-1`.
+    Member(MemberId),
+    /// An owned object: `StatefulSet/orders-0`.
+    Object(ObjectRef),
+    /// A shard, its primary and route: `shard/0`.
+    Shard(ShardId),
+}
+
+/// A text that is no [`Subject`].
+#[derive(Debug, PartialEq, Eq, thiserror::Error)]
+#[error("expected a member (0-1), a shard (shard/0) or an object (StatefulSet/orders-0), not {0:?}")]
+pub struct NotASubject(String);
+
+impl FromStr for Subject {
+    type Err = NotASubject;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        if let Some(shard) = text.strip_prefix("shard/").and_then(|n| n.parse().ok()) {
+            return Ok(Subject::Shard(ShardId(shard)));
+        }
+        if let Ok(member) = text.parse() {
+            return Ok(Subject::Member(member));
+        }
+        ObjectRef::try_from(text.to_owned()).map(Subject::Object).map_err(|_| NotASubject(text.to_owned()))
+    }
+}
+
+impl std::fmt::Display for Subject {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Subject::Member(member) => write!(f, "{member}"),
+            Subject::Object(object) => write!(f, "{object}"),
+            Subject::Shard(shard) => write!(f, "shard {shard}"),
+        }
+    }
+}
+
+/// A record that bears on the subject.
+#[derive(Clone, Debug, Serialize)]
+pub struct Cause {
+    /// Its sequence.
+    pub seq: u64,
+    /// RFC 3339, UTC.
+    pub time: String,
+    /// What it says.
+    pub text: String,
+    /// For a decision: code and meaning of its reason.
+    pub reason: Option<(&'static str, &'static str)>,
+    /// For a decision: what became of it, if it had effects.
+    pub outcome: Option<String>,
+}
+
+/// The answer of `why`.
+#[derive(Clone, Debug, Serialize)]
+pub struct Causes {
+    /// What was asked about.
+    pub subject: String,
+    /// What is known of it at the end of the stream.
+    pub now: String,
+    /// What waits for it or is blocked by it at the end of the stream.
+    pub standing: Vec<String>,
+    /// Decisions about it, each with the last fact seen before it, in order.
+    pub causes: Vec<Cause>,
+}
+
+/// Finds the decisions about a subject and the facts that they followed from. Errors: [`Error::NeverSeen`].
+pub fn why(records: &[Record], subject: &Subject) -> Result<Causes, Error> {
+    let joined = Joined::new(records);
+    let mut causes: Vec<Cause> = Vec::new();
+    let mut last_fact: Option<&Record> = None;
+    for record in records {
+        if is_fact_about(record, subject) {
+            last_fact = Some(record);
+        }
+        let Some(decision) = line::decided(record).filter(|d| concerns(d, subject)) else { continue };
+        causes.extend(last_fact.take().map(|fact| cause(fact, None, None)));
+        let end = records.iter().find(|r| line::ended(r).is_some_and(|e| e.decision == record.seq));
+        let outcome = end.map(|r| joined.text(r));
+        let reason = (decision.reason.code(), decision.reason.explain());
+        causes.push(cause(record, Some(reason), outcome));
+    }
+    // What changed after the last decision was not decided here; it explains what is to be seen now.
+    causes.extend(last_fact.map(|fact| cause(fact, None, None)));
+    if causes.is_empty() {
+        return Err(Error::NeverSeen { subject: subject.to_string() });
+    }
+    let state = ClusterState::fold(records);
+    Ok(Causes {
+        subject: subject.to_string(),
+        now: now(&state, subject),
+        standing: standing(&state, subject),
+        causes,
+    })
+}
+
+fn cause(record: &Record, reason: Option<(&'static str, &'static str)>, outcome: Option<String>) -> Cause {
+    Cause { seq: record.seq.0, time: record.time.to_string(), text: line::text(record), reason, outcome }
+}
+
+fn is_fact_about(record: &Record, subject: &Subject) -> bool {
+    match (&record.event, subject) {
+        (
+            Event::PodChanged { member, pod: _ } | Event::ServerChanged { member, server: _ },
+            Subject::Member(wanted),
+        ) => member == wanted,
+        (Event::RouteChanged { shard, route: _ }, Subject::Shard(wanted)) => shard == wanted,
+        (Event::ServerChanged { member, server: _ }, Subject::Shard(wanted)) => member.shard == *wanted,
+        (Event::ObjectChanged { object, facts: _ }, Subject::Object(wanted)) => object == wanted,
+        (
+            Event::Baseline { .. }
+            | Event::EpochStarted { .. }
+            | Event::SpecChanged(_)
+            | Event::PodChanged { .. }
+            | Event::ServerChanged { .. }
+            | Event::RouteChanged { .. }
+            | Event::ObjectChanged { .. }
+            | Event::Decided { .. }
+            | Event::EffectsEnded(_)
+            | Event::DecisionClosed { .. }
+            | Event::StandingChanged { .. },
+            _,
+        ) => false,
+    }
+}
+
+/// True if a decision is about the subject, gives it something or does something to it.
+fn concerns(decision: &Decision, subject: &Subject) -> bool {
+    match subject {
+        Subject::Member(member) => {
+            decision.about == Some(*member)
+                || decision.grant == Some(*member)
+                || decision.candidates.iter().any(|c| c.member == *member)
+                || decision.discards.iter().any(|d| d.member == *member)
+                || decision.effects.iter().any(|e| touches(e, *member))
+        }
+        Subject::Shard(shard) => decision.scope == Scope::Shard(*shard),
+        Subject::Object(object) => decision
+            .effects
+            .iter()
+            .any(|e| matches!(e, Effect::Apply { object: o, digest: _ } if o == object)),
+    }
+}
+
+fn touches(effect: &Effect, member: MemberId) -> bool {
+    match effect {
+        Effect::Promote { server, .. } | Effect::Disconnect { server } => server.member == member,
+        Effect::Attach { server, to, .. } => server.member == member || *to == member,
+        Effect::Handover { from, to, .. } => from.member == member || to.member == member,
+        Effect::Route { to, .. } => *to == member,
+        Effect::Label { member: of, .. } | Effect::DeletePod { member: of, .. } => *of == member,
+        Effect::Apply { .. } | Effect::ReleaseFinalizer => false,
+    }
+}
+
+fn now(state: &ClusterState, subject: &Subject) -> String {
+    match subject {
+        Subject::Member(member) => {
+            let holder = state.shards.get(&member.shard).and_then(|s| s.holder());
+            let grant = match holder {
+                Some((id, number)) if id == *member => {
+                    format!("holds grant {number} of shard {}", member.shard)
+                }
+                Some((id, number)) => format!("grant {number} of shard {} is held by {id}", member.shard),
+                None => format!("nobody holds a grant of shard {}", member.shard),
+            };
+            let server = state.members.get(member).map(|m| m.facts.server.clone()).unwrap_or_default();
+            format!("{}; {grant}", line::server(*member, &server))
+        }
+        Subject::Shard(shard) => {
+            let known = state.shards.get(shard).cloned().unwrap_or_default();
+            let holder = known.holder().map(|(member, number)| format!("{member} holds grant {number}"));
+            let holder = holder.unwrap_or_else(|| "nobody holds a grant".to_owned());
+            format!("{holder}; {}", line::route(*shard, &known.route))
+        }
+        Subject::Object(object) => {
+            let facts = state.objects.get(object).map(line::object_facts);
+            facts.unwrap_or_else(|| "not looked at".to_owned())
+        }
+    }
+}
+
+fn standing(state: &ClusterState, subject: &Subject) -> Vec<String> {
+    let concerns = |scope: Scope, about: Option<MemberId>| match subject {
+        Subject::Member(member) => {
+            about == Some(*member) || (about.is_none() && scope == Scope::Shard(member.shard))
+        }
+        Subject::Shard(shard) => scope == Scope::Shard(*shard),
+        Subject::Object(_) => scope == Scope::Cluster,
+    };
+    let blocks = state.standing.blocks.iter().filter(|b| concerns(b.scope, b.about)).map(line::block);
+    blocks.chain(state.standing.waits.iter().filter(|w| concerns(w.scope, w.about)).map(line::wait)).collect()
+}
+
+impl Report for Causes {
+    fn text(&self) -> String {
+        let Causes { subject: _, now, standing, causes } = self;
+        let mut text = format!("now: {now}\n");
+        for line in standing {
+            let _ = writeln!(text, "     {line}");
+        }
+        text.push('\n');
+        for Cause { seq, time, text: what, reason, outcome } in causes {
+            let _ = writeln!(text, "{time}  [j:{seq}]  {what}");
+            if let Some((_, meaning)) = reason {
+                let _ = writeln!(text, "    because: {meaning}");
+            }
+            if let Some(outcome) = outcome {
+                let _ = writeln!(text, "    outcome {outcome}");
+            }
+        }
+        text
+    }
+
+    fn table(&self) -> Option<Table> {
+        let mut table = Table::new(&["seq", "time", "reason", "text", "outcome"]);
+        for Cause { seq, time, text, reason, outcome } in &self.causes {
+            let code = reason.map(|(code, _)| code).unwrap_or_default();
+            let outcome = outcome.clone().unwrap_or_default();
+            table.push([seq.to_string(), time.clone(), code.to_owned(), text.clone(), outcome]);
+        }
+        Some(table)
+    }
+
+    fn finding(&self) -> Finding {
+        Finding::Clean
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::story;
+
+    fn seqs(subject: &str) -> Vec<u64> {
+        let causes = why(&story::failover(), &subject.parse().unwrap()).unwrap().causes;
+        causes.iter().map(|c| c.seq).collect()
+    }
+
+    #[test]
+    fn a_member_is_explained_by_its_facts_and_the_decisions_about_it() {
+        assert_eq!(seqs("0-0"), [7, 11, 12, 13, 19, 20]);
+        let text = why(&story::failover(), &"0-0".parse().unwrap()).unwrap().text();
+        assert!(text.starts_with(
+            "now: 0-0 at the gate, history aaaaaaaa (run run-9, 9.0.0); grant 13 of shard 0 is held by 0-1\n"
+        ));
+        assert!(text.contains("     Membership waits: ReplicaSyncing (0-0)\n"), "{text}");
+        assert!(text.contains("    outcome of 20: attach 0-0 to 0-1 failed: timed out\n"), "{text}");
+        assert!(text.contains("    because: The primary's process is proven gone"), "{text}");
+    }
+
+    #[test]
+    fn a_shard_is_explained_by_every_decision_of_its_scope() {
+        let causes = why(&story::failover(), &"shard/0".parse().unwrap()).unwrap();
+        let decided: Vec<u64> = causes.causes.iter().filter(|c| c.reason.is_some()).map(|c| c.seq).collect();
+        assert_eq!(decided, [11, 13, 18, 20]);
+        assert!(causes.now.starts_with("0-1 holds grant 13; shard 0 route to 10.0.0.2"), "{}", causes.now);
+    }
+
+    #[test]
+    fn an_object_is_explained_by_what_was_seen_and_applied() {
+        use valkeeper_core::{
+            decision::{Reason, StepName},
+            ids::Digest,
+            observation::{ObjectFacts, Observed},
+        };
+        let mut book = story::adopted();
+        let object = ObjectRef::try_from("Service/orders".to_owned()).unwrap();
+        let facts = ObjectFacts {
+            wanted: Digest("d1".into()),
+            wanted_revision: None,
+            shard: None,
+            live: Observed::Absent,
+        };
+        book.add(20, Event::ObjectChanged { object: object.clone(), facts });
+        let mut applies = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
+        applies.effects = vec![Effect::Apply { object: object.clone(), digest: Digest("d1".into()) }];
+        book.add(20, story::decided(applies, story::readings(20, &[])));
+        let causes = why(&book.0, &Subject::Object(object)).unwrap();
+        assert_eq!(causes.now, "missing (wanted d1)");
+        assert_eq!(causes.causes.iter().map(|c| c.seq).collect::<Vec<_>>(), [12, 13]);
+    }
+
+    #[test]
+    fn what_was_never_seen_is_said_so_and_nonsense_is_refused() {
+        let error = why(&story::failover(), &"3-0".parse().unwrap()).unwrap_err();
+        assert_eq!(error.to_string(), "nothing in this stream is about 3-0");
+        assert!("Deployment/orders".parse::<Subject>().is_err());
+        assert!("shard/x".parse::<Subject>().is_err());
+    }
+}
