@@ -53,12 +53,7 @@ pub(crate) fn seal(record: Record, prev: Hash) -> Result<Stored, RecordError> {
     check_kind(record.seq, kind, schema)?;
     let sealed = sealed_bytes(&record, kind, schema, prev, payload)?;
     let hash = hash(&sealed);
-    Ok(Stored {
-        record,
-        prev,
-        hash,
-        sealed,
-    })
+    Ok(Stored { record, prev, hash, sealed })
 }
 
 /// Puts together a record that was stored as text.
@@ -69,19 +64,9 @@ pub(crate) fn from_parts(
     payload: &[u8],
 ) -> Result<Stored, RecordError> {
     check_kind(seq, kind, schema)?;
-    let record = Record {
-        seq,
-        epoch,
-        time,
-        event: parse_event(seq, kind, payload)?,
-    };
+    let record = Record { seq, epoch, time, event: parse_event(seq, kind, payload)? };
     let sealed = sealed_bytes(&record, kind, schema, prev, payload.to_vec())?;
-    Ok(Stored {
-        record,
-        prev,
-        hash,
-        sealed,
-    })
+    Ok(Stored { record, prev, hash, sealed })
 }
 
 fn sealed_bytes(
@@ -93,27 +78,10 @@ fn sealed_bytes(
 ) -> Result<Box<[u8]>, RecordError> {
     let bytes = FRAME_BYTES + ENVELOPE_BYTES + payload.len();
     if bytes > RECORD_BYTES_MAX {
-        return Err(RecordError::TooLarge {
-            bytes,
-            max: RECORD_BYTES_MAX,
-        });
+        return Err(RecordError::TooLarge { bytes, max: RECORD_BYTES_MAX });
     }
-    let Record {
-        seq: Seq(seq),
-        epoch: WriterEpoch(epoch),
-        time: Timestamp(time),
-        event: _,
-    } = *record;
-    let sealed = Sealed {
-        codec: CODEC_JSON,
-        kind,
-        schema,
-        seq,
-        epoch,
-        time,
-        prev: prev.0,
-        payload,
-    };
+    let Record { seq: Seq(seq), epoch: WriterEpoch(epoch), time: Timestamp(time), event: _ } = *record;
+    let sealed = Sealed { codec: CODEC_JSON, kind, schema, seq, epoch, time, prev: prev.0, payload };
     let bytes = bincode::encode_to_vec(sealed, config())
         .map_err(|e| RecordError::Corrupt(format!("record {seq}: the envelope cannot be encoded: {e}")))?;
     Ok(bytes.into_boxed_slice())
@@ -139,12 +107,7 @@ pub(crate) fn kind_and_schema(sealed: &[u8]) -> (u16, u16) {
 
 /// One frame: length, CRCs, sealed bytes, hash.
 pub fn encode(stored: &Stored) -> Vec<u8> {
-    let Stored {
-        record: _,
-        prev: _,
-        hash,
-        sealed,
-    } = stored;
+    let Stored { record: _, prev: _, hash, sealed } = stored;
     let mut body = Vec::with_capacity(HEADER_BYTES + sealed.len() + HASH_BYTES);
     // A sealed record is at most RECORD_BYTES_MAX, which fits.
     let length = ((sealed.len() + HASH_BYTES) as u32).to_le_bytes();
@@ -163,9 +126,7 @@ pub fn encode(stored: &Stored) -> Vec<u8> {
 /// Anything but one whole, known frame. The hash is not checked here; see [`crate::verify_chain`].
 pub fn decode(bytes: &[u8]) -> Result<Stored, RecordError> {
     let mut frames = decode_stream(bytes);
-    let stored = frames.next().unwrap_or(Err(RecordError::Torn {
-        missing: HEADER_BYTES,
-    }))?;
+    let stored = frames.next().unwrap_or(Err(RecordError::Torn { missing: HEADER_BYTES }))?;
     if !frames.rest.is_empty() {
         let extra = frames.rest.len();
         return Err(RecordError::Corrupt(format!("{extra} byte(s) after the record")));
@@ -207,9 +168,7 @@ fn take_body(bytes: &[u8]) -> Result<(&[u8], &[u8]), RecordError> {
         return Err(RecordError::Torn { missing: bytes.len() });
     }
     let Some((header, rest)) = bytes.split_first_chunk::<HEADER_BYTES>() else {
-        return Err(RecordError::Torn {
-            missing: HEADER_BYTES - bytes.len(),
-        });
+        return Err(RecordError::Torn { missing: HEADER_BYTES - bytes.len() });
     };
     let [l0, l1, l2, l3, c0, c1, c2, c3, b0, b1, b2, b3] = *header;
     let length_bytes = [l0, l1, l2, l3];
@@ -221,9 +180,7 @@ fn take_body(bytes: &[u8]) -> Result<(&[u8], &[u8]), RecordError> {
         return Err(RecordError::Corrupt(format!("a length of {length} bytes")));
     }
     let Some((body, rest)) = rest.split_at_checked(length) else {
-        return Err(RecordError::Torn {
-            missing: length - rest.len(),
-        });
+        return Err(RecordError::Torn { missing: length - rest.len() });
     };
     if crc32c::crc32c(body) != u32::from_le_bytes([b0, b1, b2, b3]) {
         return Err(RecordError::Corrupt("checksum of the body".to_owned()));
@@ -243,34 +200,12 @@ fn decode_body(body: &[u8]) -> Result<Stored, RecordError> {
     let (sealed, used): (Sealed, usize) = bincode::decode_from_slice(sealed_bytes, config())
         .map_err(|e| RecordError::Corrupt(format!("envelope: {e}")))?;
     if used != sealed_bytes.len() {
-        return Err(RecordError::Corrupt(format!(
-            "{} byte(s) after the payload",
-            sealed_bytes.len() - used
-        )));
+        return Err(RecordError::Corrupt(format!("{} byte(s) after the payload", sealed_bytes.len() - used)));
     }
-    let Sealed {
-        codec: _,
-        kind,
-        schema,
-        seq,
-        epoch,
-        time,
-        prev,
-        payload,
-    } = sealed;
+    let Sealed { codec: _, kind, schema, seq, epoch, time, prev, payload } = sealed;
     let (seq, epoch, time) = (Seq(seq), WriterEpoch(epoch), Timestamp(time));
     check_kind(seq, kind, schema)?;
     let event = parse_event(seq, kind, &payload)?;
-    let record = Record {
-        seq,
-        epoch,
-        time,
-        event,
-    };
-    Ok(Stored {
-        record,
-        prev: Hash(prev),
-        hash: Hash(*hash),
-        sealed: sealed_bytes.into(),
-    })
+    let record = Record { seq, epoch, time, event };
+    Ok(Stored { record, prev: Hash(prev), hash: Hash(*hash), sealed: sealed_bytes.into() })
 }

@@ -70,22 +70,11 @@ impl Appended {
 }
 
 fn recorded_decision(record: &Record) -> Option<Recorded<Decision>> {
-    let Record {
-        seq,
-        epoch,
-        time,
-        event,
-    } = record;
+    let Record { seq, epoch, time, event } = record;
     match event {
-        Event::Decided {
-            decision,
-            evidence: _,
-        } => Some(Recorded {
-            seq: *seq,
-            epoch: *epoch,
-            time: *time,
-            value: decision.as_ref().clone(),
-        }),
+        Event::Decided { decision, evidence: _ } => {
+            Some(Recorded { seq: *seq, epoch: *epoch, time: *time, value: decision.as_ref().clone() })
+        }
         Event::Baseline { .. }
         | Event::EpochStarted { .. }
         | Event::SpecChanged(_)
@@ -269,23 +258,10 @@ impl Journal {
         if let Some(Event::Baseline { cluster_uid, .. }) = stored.first().map(|s| &s.record.event)
             && *cluster_uid != stream.0
         {
-            return Err(Error::ForeignStream {
-                stream,
-                found: cluster_uid.clone(),
-            });
+            return Err(Error::ForeignStream { stream, found: cluster_uid.clone() });
         }
         let records = stored.into_iter().map(|s| s.record).collect();
-        Ok((
-            Journal {
-                backend,
-                stream,
-                head,
-                epoch: None,
-                in_doubt: Vec::new(),
-                stop: None,
-            },
-            records,
-        ))
+        Ok((Journal { backend, stream, head, epoch: None, in_doubt: Vec::new(), stop: None }, records))
     }
 
     /// The stream's name.
@@ -318,10 +294,7 @@ impl Journal {
     ) -> Result<Appended, Error> {
         self.check_idle().await?;
         let epoch = WriterEpoch(self.head.map_or(1, |head| head.epoch.0 + 1));
-        let started = Event::EpochStarted {
-            writer: writer.to_owned(),
-            version: version.to_owned(),
-        };
+        let started = Event::EpochStarted { writer: writer.to_owned(), version: version.to_owned() };
         let events = match (self.head, genesis) {
             (Some(_), _) => vec![started],
             (None, Some(baseline)) if self.is_baseline(&baseline) => vec![baseline, started],
@@ -364,7 +337,7 @@ impl Journal {
         }
         match self.ask().await? {
             Standing::Committed => Ok(Some(self.commit())),
-            Standing::NotCommitted => self.send_in_doubt().await.map(Some),
+            Standing::NotCommitted => self.send_in_doubt(Some("sent earlier".to_owned())).await.map(Some),
         }
     }
 
@@ -388,31 +361,18 @@ impl Journal {
     }
 
     fn seal(&self, events: Vec<Event>, epoch: WriterEpoch, now: Timestamp) -> Result<Vec<Stored>, Error> {
-        let (mut seq, mut prev) = self
-            .head
-            .map_or((Seq(0), Hash::ZERO), |head| (head.seq, head.hash));
+        let (mut seq, mut prev) = self.head.map_or((Seq(0), Hash::ZERO), |head| (head.seq, head.hash));
         let time = self.head.map_or(now, |head| head.time.max(now));
         let mut batch = Vec::with_capacity(events.len());
         for event in events {
             seq = seq.next();
-            let stored = Stored::seal(
-                Record {
-                    seq,
-                    epoch,
-                    time,
-                    event,
-                },
-                prev,
-            )?;
+            let stored = Stored::seal(Record { seq, epoch, time, event }, prev)?;
             prev = stored.hash;
             batch.push(stored);
         }
         let bytes = batch.iter().map(Stored::encoded_len).sum();
         if bytes > BATCH_BYTES_MAX {
-            return Err(Error::BatchTooLarge {
-                bytes,
-                max: BATCH_BYTES_MAX,
-            });
+            return Err(Error::BatchTooLarge { bytes, max: BATCH_BYTES_MAX });
         }
         Ok(batch)
     }
@@ -420,48 +380,41 @@ impl Journal {
     async fn send(&mut self, batch: Vec<Stored>) -> Result<Appended, Error> {
         // In doubt from before the first byte leaves: a caller that drops this future must not go on as if nothing was.
         self.in_doubt = batch;
-        self.send_in_doubt().await
+        self.send_in_doubt(None).await
     }
 
-    async fn send_in_doubt(&mut self) -> Result<Appended, Error> {
-        let mut doubt = String::new();
-        for attempt in 1..=SEND_ATTEMPTS_MAX {
-            let sent = self
-                .backend
-                .append(&self.stream, self.head.as_ref(), &self.in_doubt)
-                .await;
-            match sent {
+    /// Sends the batch until its fate is known. `doubt` says why an earlier attempt may still arrive, if one may.
+    async fn send_in_doubt(&mut self, mut doubt: Option<String>) -> Result<Appended, Error> {
+        for _ in 0..SEND_ATTEMPTS_MAX {
+            let sent = self.backend.append(&self.stream, self.head.as_ref(), &self.in_doubt).await;
+            let failure = match sent {
                 Ok(()) => return Ok(self.commit()),
                 Err(AppendError::Conflict { actual }) => {
                     if let Standing::Committed = self.judge(actual)? {
                         return Ok(self.commit());
                     }
-                    doubt = "someone else keeps touching the stream's metadata".to_owned();
+                    doubt.get_or_insert("someone else keeps touching the stream's metadata".to_owned());
                     continue;
                 }
-                Err(AppendError::Ambiguous(why)) => doubt = why,
                 Err(AppendError::Fenced { by }) => return Err(self.stop(Stop::Fenced { by })),
                 Err(AppendError::Poisoned(why)) => return Err(self.stop(Stop::Poisoned(why))),
-                // "Not written" is said of this attempt. An earlier one may still be on its way, and then the doubt stays.
-                Err(AppendError::Full { bytes, max }) if attempt == 1 && doubt.is_empty() => {
-                    self.in_doubt.clear();
-                    return Err(Error::Full { bytes, max });
+                Err(AppendError::Ambiguous(why)) => {
+                    doubt = Some(why);
+                    None
                 }
-                Err(AppendError::Io(why)) if attempt == 1 && doubt.is_empty() => {
-                    self.in_doubt.clear();
-                    return Err(Error::Unavailable(why));
-                }
-                Err(AppendError::Io(why)) => doubt = why,
-                Err(e @ AppendError::Full { .. }) => doubt = e.to_string(),
+                Err(AppendError::Full { bytes, max }) => Some(Error::Full { bytes, max }),
+                Err(AppendError::Io(why)) => Some(Error::Unavailable(why)),
+            };
+            // "Nothing was written" is true of this attempt only. If an earlier one may still arrive, the doubt stays.
+            if let (Some(certain), None) = (failure, &doubt) {
+                self.in_doubt.clear();
+                return Err(certain);
             }
-            match self.ask().await {
-                Ok(Standing::Committed) => return Ok(self.commit()),
-                Ok(Standing::NotCommitted) => {}
-                Err(Error::Unresolved(why)) => return Err(Error::Unresolved(format!("{doubt}; then {why}"))),
-                Err(over) => return Err(over),
+            if let Standing::Committed = self.ask().await? {
+                return Ok(self.commit());
             }
         }
-        Err(Error::Unresolved(doubt))
+        Err(Error::Unresolved(doubt.unwrap_or_default()))
     }
 
     async fn ask(&mut self) -> Result<Standing, Error> {
@@ -481,10 +434,7 @@ impl Journal {
         if actual == self.head {
             return Ok(Standing::NotCommitted);
         }
-        let reigning = self
-            .epoch
-            .or(self.head.map(|head| head.epoch))
-            .unwrap_or_default();
+        let reigning = self.epoch.or(self.head.map(|head| head.epoch)).unwrap_or_default();
         match actual {
             Some(head) if head.epoch > reigning => Err(self.stop(Stop::Fenced { by: head.epoch })),
             Some(_) | None => {

@@ -52,18 +52,8 @@ pub enum LineError {
 
 /// One line, without its newline.
 pub fn export_line(stored: &Stored) -> String {
-    let Stored {
-        record,
-        prev,
-        hash,
-        sealed,
-    } = stored;
-    let Record {
-        seq,
-        epoch,
-        time,
-        event: _,
-    } = record;
+    let Stored { record, prev, hash, sealed } = stored;
+    let Record { seq, epoch, time, event: _ } = record;
     let (kind, schema) = codec::kind_and_schema(sealed);
     // A payload has been parsed from these bytes, so they are UTF-8. Written by hand, because the payload is not to be
     // serialised anew: it is the bytes that count.
@@ -86,31 +76,13 @@ pub fn import_line(text: &str) -> Result<Stored, RecordError> {
         | serde_json::error::Category::Syntax
         | serde_json::error::Category::Data => RecordError::Corrupt(e.to_string()),
     })?;
-    let Line {
-        seq,
-        epoch,
-        time,
-        kind,
-        schema,
-        prev,
-        hash,
-        event,
-    } = line;
-    codec::from_parts(
-        (seq, epoch, time),
-        (kind, schema),
-        (prev, hash),
-        event.get().as_bytes(),
-    )
+    let Line { seq, epoch, time, kind, schema, prev, hash, event } = line;
+    codec::from_parts((seq, epoch, time), (kind, schema), (prev, hash), event.get().as_bytes())
 }
 
 /// Reads an export. Ends after the first error; a torn last line is [`RecordError::Torn`].
 pub fn import_lines<R: BufRead>(reader: R) -> Lines<R> {
-    Lines {
-        reader,
-        line: 0,
-        ended: false,
-    }
+    Lines { reader, line: 0, ended: false }
 }
 
 /// Iterator of [`import_lines`].
@@ -126,23 +98,17 @@ impl<R: BufRead> Lines<R> {
         let line = self.line;
         let mut text = Vec::new();
         let mut limited = self.reader.by_ref().take(LINE_BYTES_MAX as u64 + 1);
-        limited
-            .read_until(b'\n', &mut text)
-            .map_err(|source| LineError::Io { line, source })?;
+        limited.read_until(b'\n', &mut text).map_err(|source| LineError::Io { line, source })?;
         if text.is_empty() {
             return Ok(None);
         }
         let failed = |why| LineError::Record { line, why };
         if text.len() > LINE_BYTES_MAX {
-            return Err(failed(RecordError::TooLarge {
-                bytes: text.len(),
-                max: LINE_BYTES_MAX,
-            }));
+            return Err(failed(RecordError::TooLarge { bytes: text.len(), max: LINE_BYTES_MAX }));
         }
         let whole = text.pop_if(|last| *last == b'\n').is_some();
-        let parsed = std::str::from_utf8(&text)
-            .map_err(|e| RecordError::Corrupt(e.to_string()))
-            .and_then(import_line);
+        let parsed =
+            std::str::from_utf8(&text).map_err(|e| RecordError::Corrupt(e.to_string())).and_then(import_line);
         parsed.map(Some).map_err(|why| match why {
             RecordError::Corrupt(_) if !whole => failed(RecordError::Torn { missing: 1 }),
             // Whole lines are not torn, whatever they look like.

@@ -44,6 +44,7 @@ struct Inner {
     faults: VecDeque<Fault>,
     late: Vec<Late>,
     appends: usize,
+    stream_bytes_max: Option<usize>,
 }
 
 impl Inner {
@@ -57,6 +58,10 @@ impl Inner {
         let actual = frames.last().map(|(head, _)| *head);
         if actual.as_ref() != expected {
             return Err(AppendError::Conflict { actual });
+        }
+        let bytes = frames.iter().chain(&new).map(|(_, frame)| frame.len()).sum();
+        if let Some(max) = self.stream_bytes_max.filter(|max| bytes > *max) {
+            return Err(AppendError::Full { bytes, max });
         }
         frames.extend(new);
         Ok(())
@@ -81,6 +86,11 @@ impl Memory {
         Memory::default()
     }
 
+    /// Limits each stream to this many bytes; there is no limit before.
+    pub fn set_limit(&self, stream_bytes_max: usize) {
+        self.lock().stream_bytes_max = Some(stream_bytes_max);
+    }
+
     /// Queues a fault; each meets one call.
     pub fn inject(&self, fault: Fault) {
         self.lock().faults.push_back(fault);
@@ -90,9 +100,7 @@ impl Memory {
     pub fn deliver_late(&self) -> usize {
         let mut inner = self.lock();
         let late = std::mem::take(&mut inner.late);
-        late.into_iter()
-            .filter_map(|l| inner.swap(&l.stream, l.expected.as_ref(), l.frames).ok())
-            .count()
+        late.into_iter().filter_map(|l| inner.swap(&l.stream, l.expected.as_ref(), l.frames).ok()).count()
     }
 
     /// Appends that arrived, accepted or not.
@@ -110,12 +118,7 @@ impl Memory {
 impl Backend for Memory {
     async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
         let inner = self.lock();
-        Ok(inner
-            .streams
-            .iter()
-            .filter(|(_, frames)| !frames.is_empty())
-            .map(|(id, _)| id.clone())
-            .collect())
+        Ok(inner.streams.iter().filter(|(_, frames)| !frames.is_empty()).map(|(id, _)| id.clone()).collect())
     }
 
     async fn read(&self, stream: &StreamId) -> Result<Vec<Stored>, BackendError> {
@@ -124,10 +127,7 @@ impl Backend for Memory {
         let decoded = frames.iter().map(|(_, bytes)| codec::decode(bytes));
         decoded
             .collect::<Result<_, _>>()
-            .map_err(|source| BackendError::Record {
-                stream: stream.clone(),
-                source,
-            })
+            .map_err(|source| BackendError::Record { stream: stream.clone(), source })
     }
 
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
@@ -135,11 +135,7 @@ impl Backend for Memory {
         if inner.next_fault(|f| f == Fault::HeadUnavailable).is_some() {
             return Err(BackendError::Unavailable("injected".to_owned()));
         }
-        Ok(inner
-            .streams
-            .get(stream)
-            .and_then(|frames| frames.last())
-            .map(|(head, _)| *head))
+        Ok(inner.streams.get(stream).and_then(|frames| frames.last()).map(|(head, _)| *head))
     }
 
     async fn append(
@@ -157,19 +153,11 @@ impl Backend for Memory {
             Some(Fault::AmbiguousNotCommitted) => Err(unknown()),
             Some(Fault::AmbiguousCommitted) => inner.swap(stream, expected, frames).and(Err(unknown())),
             Some(Fault::AmbiguousLate) => {
-                inner.late.push(Late {
-                    stream: stream.clone(),
-                    expected: expected.copied(),
-                    frames,
-                });
+                inner.late.push(Late { stream: stream.clone(), expected: expected.copied(), frames });
                 Err(unknown())
             }
             Some(Fault::Conflict) => {
-                let actual = inner
-                    .streams
-                    .get(stream)
-                    .and_then(|f| f.last())
-                    .map(|(head, _)| *head);
+                let actual = inner.streams.get(stream).and_then(|f| f.last()).map(|(head, _)| *head);
                 Err(AppendError::Conflict { actual })
             }
             Some(Fault::Unavailable) => Err(AppendError::Io("injected".to_owned())),

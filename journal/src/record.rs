@@ -19,72 +19,17 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Every kind of event this program can read: number, name, newest schema, what it is. Numbers are never reused.
 pub const KINDS: &[Kind] = &[
-    Kind {
-        number: 1,
-        name: "Baseline",
-        schema: 1,
-        nature: Nature::Writer,
-    },
-    Kind {
-        number: 2,
-        name: "EpochStarted",
-        schema: 1,
-        nature: Nature::Writer,
-    },
-    Kind {
-        number: 3,
-        name: "SpecChanged",
-        schema: 1,
-        nature: Nature::Fact,
-    },
-    Kind {
-        number: 4,
-        name: "PodChanged",
-        schema: 1,
-        nature: Nature::Fact,
-    },
-    Kind {
-        number: 5,
-        name: "ServerChanged",
-        schema: 1,
-        nature: Nature::Fact,
-    },
-    Kind {
-        number: 6,
-        name: "RouteChanged",
-        schema: 1,
-        nature: Nature::Fact,
-    },
-    Kind {
-        number: 7,
-        name: "ObjectChanged",
-        schema: 1,
-        nature: Nature::Fact,
-    },
-    Kind {
-        number: 8,
-        name: "Decided",
-        schema: 1,
-        nature: Nature::Decision,
-    },
-    Kind {
-        number: 9,
-        name: "EffectsEnded",
-        schema: 1,
-        nature: Nature::Fact,
-    },
-    Kind {
-        number: 10,
-        name: "DecisionClosed",
-        schema: 1,
-        nature: Nature::Decision,
-    },
-    Kind {
-        number: 11,
-        name: "StandingChanged",
-        schema: 1,
-        nature: Nature::Decision,
-    },
+    Kind { number: 1, name: "Baseline", schema: 1, nature: Nature::Writer },
+    Kind { number: 2, name: "EpochStarted", schema: 1, nature: Nature::Writer },
+    Kind { number: 3, name: "SpecChanged", schema: 1, nature: Nature::Fact },
+    Kind { number: 4, name: "PodChanged", schema: 1, nature: Nature::Fact },
+    Kind { number: 5, name: "ServerChanged", schema: 1, nature: Nature::Fact },
+    Kind { number: 6, name: "RouteChanged", schema: 1, nature: Nature::Fact },
+    Kind { number: 7, name: "ObjectChanged", schema: 1, nature: Nature::Fact },
+    Kind { number: 8, name: "Decided", schema: 1, nature: Nature::Decision },
+    Kind { number: 9, name: "EffectsEnded", schema: 1, nature: Nature::Fact },
+    Kind { number: 10, name: "DecisionClosed", schema: 1, nature: Nature::Decision },
+    Kind { number: 11, name: "StandingChanged", schema: 1, nature: Nature::Decision },
 ];
 
 /// What an event tells.
@@ -153,9 +98,7 @@ impl FromStr for Hash {
             return Err(NotAHash(text.chars().take(80).collect()));
         }
         for (byte, pair) in bytes.iter_mut().zip(pairs) {
-            let value = digit(pair[0])
-                .zip(digit(pair[1]))
-                .map(|(high, low)| high * 16 + low);
+            let value = digit(pair[0]).zip(digit(pair[1])).map(|(high, low)| high * 16 + low);
             *byte = value.ok_or_else(|| NotAHash(text.to_owned()))?;
         }
         Ok(Hash(bytes))
@@ -170,9 +113,7 @@ impl Serialize for Hash {
 
 impl<'de> Deserialize<'de> for Hash {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        String::deserialize(deserializer)?
-            .parse()
-            .map_err(de::Error::custom)
+        String::deserialize(deserializer)?.parse().map_err(de::Error::custom)
     }
 }
 
@@ -201,18 +142,9 @@ pub struct Head {
 
 impl fmt::Display for Head {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Head {
-            seq,
-            epoch,
-            time: _,
-            hash,
-        } = self;
+        let Head { seq, epoch, time: _, hash } = self;
         let hash = hash.to_string();
-        write!(
-            f,
-            "seq {seq} of epoch {epoch} ({})",
-            hash.get(..12).unwrap_or(&hash)
-        )
+        write!(f, "seq {seq} of epoch {epoch} ({})", hash.get(..12).unwrap_or(&hash))
     }
 }
 
@@ -293,18 +225,8 @@ impl Stored {
 
     /// The head of a stream that ends with this record.
     pub fn head(&self) -> Head {
-        let Record {
-            seq,
-            epoch,
-            time,
-            event: _,
-        } = &self.record;
-        Head {
-            seq: *seq,
-            epoch: *epoch,
-            time: *time,
-            hash: self.hash,
-        }
+        let Record { seq, epoch, time, event: _ } = &self.record;
+        Head { seq: *seq, epoch: *epoch, time: *time, hash: self.hash }
     }
 
     /// The hash that its content gives. Differs from `hash` if it was tampered with.
@@ -325,17 +247,9 @@ impl Stored {
 
 /// Checks that this program can read (and may write) `schema` of `kind`.
 pub(crate) fn check_kind(seq: Seq, kind: u16, schema: u16) -> Result<(), RecordError> {
-    let known = KINDS
-        .iter()
-        .find(|k| k.number == kind)
-        .ok_or(RecordError::UnknownKind { seq, kind })?;
+    let known = KINDS.iter().find(|k| k.number == kind).ok_or(RecordError::UnknownKind { seq, kind })?;
     if schema > known.schema {
-        return Err(RecordError::UnknownSchema {
-            seq,
-            kind,
-            schema,
-            known: known.schema,
-        });
+        return Err(RecordError::UnknownSchema { seq, kind, schema, known: known.schema });
     }
     Ok(())
 }
@@ -363,10 +277,7 @@ mod tests {
         let samples = testing::one_of_each();
         assert_eq!(samples.len(), KINDS.len());
         for (event, kind) in samples.iter().zip(KINDS) {
-            assert_eq!(
-                (event.kind(), event.name(), event.schema()),
-                (kind.number, kind.name, kind.schema)
-            );
+            assert_eq!((event.kind(), event.name(), event.schema()), (kind.number, kind.name, kind.schema));
         }
     }
 

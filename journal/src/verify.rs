@@ -110,12 +110,7 @@ impl Report {
     }
 
     fn add(&mut self, stored: &Stored) {
-        let Record {
-            seq,
-            epoch,
-            time,
-            event,
-        } = &stored.record;
+        let Record { seq, epoch, time, event } = &stored.record;
         let found = problems(self.head.as_ref(), self.records, stored);
         let room = PROBLEMS_MAX.saturating_sub(self.problems.len());
         self.problems.extend(found.into_iter().take(room));
@@ -128,12 +123,7 @@ impl Report {
                 Some(_) | None => self.epochs.push((*epoch, *seq)),
             }
         }
-        self.head = Some(Head {
-            seq: *seq,
-            epoch: *epoch,
-            time: *time,
-            hash: stored.hash,
-        });
+        self.head = Some(Head { seq: *seq, epoch: *epoch, time: *time, hash: stored.hash });
     }
 }
 
@@ -152,10 +142,7 @@ pub fn verify_lines(reader: impl BufRead) -> Report {
     for (index, item) in import_lines(reader).enumerate() {
         match item {
             Ok(stored) => report.add(&stored),
-            Err(e) => report.problems.push(Problem::Unreadable {
-                item: index + 1,
-                why: e.to_string(),
-            }),
+            Err(e) => report.problems.push(Problem::Unreadable { item: index + 1, why: e.to_string() }),
         }
     }
     report
@@ -177,69 +164,32 @@ pub fn verify_chain(records: &[Stored]) -> Result<Option<Head>, Problem> {
 }
 
 fn problems(before: Option<&Head>, index: usize, stored: &Stored) -> Vec<Problem> {
-    let Record {
-        seq,
-        epoch,
-        time,
-        event,
-    } = &stored.record;
+    let Record { seq, epoch, time, event } = &stored.record;
     let (seq, epoch, time) = (*seq, *epoch, *time);
     let mut found = Vec::new();
     let is_baseline = matches!(event, Event::Baseline { .. });
     if is_baseline != (index == 0) {
-        found.push(Problem::Baseline {
-            seq,
-            name: event.name(),
-        });
+        found.push(Problem::Baseline { seq, name: event.name() });
     }
-    let origin = Head {
-        seq: Seq(0),
-        epoch: WriterEpoch(0),
-        time: Timestamp(i64::MIN),
-        hash: Hash::ZERO,
-    };
-    let Head {
-        seq: last,
-        epoch: reigning,
-        time: latest,
-        hash,
-    } = before.copied().unwrap_or(origin);
+    let origin = Head { seq: Seq(0), epoch: WriterEpoch(0), time: Timestamp(i64::MIN), hash: Hash::ZERO };
+    let Head { seq: last, epoch: reigning, time: latest, hash } = before.copied().unwrap_or(origin);
     if seq != last.next() {
         found.push(match before {
             None => Problem::BeginningMissing { first: seq },
-            Some(_) => Problem::Gap {
-                after: last,
-                found: seq,
-            },
+            Some(_) => Problem::Gap { after: last, found: seq },
         });
     } else if stored.prev != hash {
-        found.push(Problem::PrevMismatch {
-            seq,
-            prev: stored.prev,
-            before: hash,
-        });
+        found.push(Problem::PrevMismatch { seq, prev: stored.prev, before: hash });
     }
     let computed = stored.computed_hash();
     if computed != stored.hash {
-        found.push(Problem::HashMismatch {
-            seq,
-            computed,
-            stored: stored.hash,
-        });
+        found.push(Problem::HashMismatch { seq, computed, stored: stored.hash });
     }
     // A Baseline opens its writer's epoch; the EpochStarted after it names the writer.
     let rises = is_baseline || (matches!(event, Event::EpochStarted { .. }) && index != 1);
-    let expected = if rises {
-        reigning.0.saturating_add(1)
-    } else {
-        reigning.0
-    };
+    let expected = if rises { reigning.0.saturating_add(1) } else { reigning.0 };
     if epoch.0 != expected {
-        found.push(Problem::Epoch {
-            seq,
-            epoch,
-            before: reigning,
-        });
+        found.push(Problem::Epoch { seq, epoch, before: reigning });
     }
     if time < latest {
         found.push(Problem::Time { seq });

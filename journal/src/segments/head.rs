@@ -45,13 +45,7 @@ pub(super) struct HeadDoc {
 
 impl HeadDoc {
     pub fn new(stream: &StreamId, head: Head) -> HeadDoc {
-        HeadDoc {
-            stream: stream.clone(),
-            head,
-            segments: Vec::new(),
-            tail_first: None,
-            tail: String::new(),
-        }
+        HeadDoc { stream: stream.clone(), head, segments: Vec::new(), tail_first: None, tail: String::new() }
     }
 
     pub fn sealed_bytes(&self) -> usize {
@@ -59,21 +53,9 @@ impl HeadDoc {
     }
 
     pub fn text(&self) -> String {
-        let HeadDoc {
-            stream,
-            head,
-            segments,
-            tail_first,
-            tail,
-        } = self;
+        let HeadDoc { stream, head, segments, tail_first, tail } = self;
         let (stream, segments) = (stream.clone(), segments.clone());
-        let first = FirstLine {
-            format: FORMAT,
-            stream,
-            head: *head,
-            tail: *tail_first,
-            segments,
-        };
+        let first = FirstLine { format: FORMAT, stream, head: *head, tail: *tail_first, segments };
         // Strings and numbers only: this cannot fail. An empty line would be refused when it is read.
         let first = serde_json::to_string(&first).unwrap_or_default();
         format!("{first}\n{tail}")
@@ -81,9 +63,7 @@ impl HeadDoc {
 
     pub fn parse(stream: &StreamId, text: &str) -> Result<HeadDoc, BackendError> {
         let corrupt = |why: String| BackendError::Corrupt(format!("head object of stream {stream}: {why}"));
-        let (first, tail) = text
-            .split_once('\n')
-            .ok_or_else(|| corrupt("no first line".to_owned()))?;
+        let (first, tail) = text.split_once('\n').ok_or_else(|| corrupt("no first line".to_owned()))?;
         let parsed: serde_json::Value = serde_json::from_str(first).map_err(|e| corrupt(e.to_string()))?;
         // Before anything else: a later format may have other fields.
         match parsed.get("format").and_then(serde_json::Value::as_u64) {
@@ -92,22 +72,10 @@ impl HeadDoc {
             None => return Err(corrupt("no format".to_owned())),
         }
         let parsed: FirstLine = serde_json::from_value(parsed).map_err(|e| corrupt(e.to_string()))?;
-        let FirstLine {
-            format: _,
-            stream: named,
-            head,
-            tail: tail_first,
-            segments,
-        } = parsed;
+        let FirstLine { format: _, stream: named, head, tail: tail_first, segments } = parsed;
         if named != *stream {
             return Err(corrupt(format!("it is the head of stream {named}")));
         }
-        Ok(HeadDoc {
-            stream: named,
-            head,
-            segments,
-            tail_first,
-            tail: tail.to_owned(),
-        })
+        Ok(HeadDoc { stream: named, head, segments, tail_first, tail: tail.to_owned() })
     }
 }

@@ -24,29 +24,16 @@ pub enum ObjectsFault {
 
 #[derive(Clone)]
 enum Write {
-    Create {
-        name: String,
-        bytes: String,
-    },
-    Replace {
-        name: String,
-        version: String,
-        bytes: String,
-    },
-    Delete {
-        name: String,
-    },
+    Create { name: String, bytes: String },
+    Replace { name: String, version: String, bytes: String },
+    Delete { name: String },
 }
 
 impl Write {
     fn name(&self) -> &str {
         match self {
             Write::Create { name, bytes: _ }
-            | Write::Replace {
-                name,
-                version: _,
-                bytes: _,
-            }
+            | Write::Replace { name, version: _, bytes: _ }
             | Write::Delete { name } => name,
         }
     }
@@ -75,13 +62,7 @@ impl Inner {
                     return Err(ObjectsError::AlreadyExists);
                 }
                 let version = self.next_version();
-                self.objects.insert(
-                    name,
-                    Object {
-                        bytes,
-                        version: version.clone(),
-                    },
-                );
+                self.objects.insert(name, Object { bytes, version: version.clone() });
                 Ok(version)
             }
             Write::Replace { name, version, bytes } => {
@@ -90,17 +71,12 @@ impl Inner {
                 if object.version != version {
                     return Err(ObjectsError::Conflict);
                 }
-                *object = Object {
-                    bytes,
-                    version: next.clone(),
-                };
+                *object = Object { bytes, version: next.clone() };
                 Ok(next)
             }
-            Write::Delete { name } => self
-                .objects
-                .remove(&name)
-                .map(|o| o.version)
-                .ok_or(ObjectsError::NotFound),
+            Write::Delete { name } => {
+                self.objects.remove(&name).map(|o| o.version).ok_or(ObjectsError::NotFound)
+            }
         }
     }
 
@@ -159,9 +135,7 @@ impl MemoryObjects {
     pub fn deliver_late(&self) -> usize {
         let mut inner = self.lock();
         let late = std::mem::take(&mut inner.late);
-        late.into_iter()
-            .filter_map(|write| inner.commit(write).ok())
-            .count()
+        late.into_iter().filter_map(|write| inner.commit(write).ok()).count()
     }
 
     /// Writes that arrived, accepted or not.
@@ -186,10 +160,7 @@ impl Objects for MemoryObjects {
     }
 
     async fn create(&self, name: &str, bytes: &str) -> Result<String, ObjectsError> {
-        self.lock().write(Write::Create {
-            name: name.to_owned(),
-            bytes: bytes.to_owned(),
-        })
+        self.lock().write(Write::Create { name: name.to_owned(), bytes: bytes.to_owned() })
     }
 
     async fn replace(&self, name: &str, version: &str, bytes: &str) -> Result<String, ObjectsError> {
@@ -198,20 +169,10 @@ impl Objects for MemoryObjects {
     }
 
     async fn delete(&self, name: &str) -> Result<(), ObjectsError> {
-        self.lock()
-            .write(Write::Delete {
-                name: name.to_owned(),
-            })
-            .map(|_version| ())
+        self.lock().write(Write::Delete { name: name.to_owned() }).map(|_version| ())
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, ObjectsError> {
-        Ok(self
-            .lock()
-            .objects
-            .keys()
-            .filter(|name| name.starts_with(prefix))
-            .cloned()
-            .collect())
+        Ok(self.lock().objects.keys().filter(|name| name.starts_with(prefix)).cloned().collect())
     }
 }

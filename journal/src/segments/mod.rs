@@ -71,11 +71,7 @@ impl Segments {
 
     /// As [`Segments::new`], with another limit for the text of one stream, in bytes.
     pub fn with_limit(objects: Arc<dyn Objects>, stream_bytes_max: usize) -> Segments {
-        Segments {
-            objects,
-            stream_bytes_max,
-            seen: Mutex::default(),
-        }
+        Segments { objects, stream_bytes_max, seen: Mutex::default() }
     }
 
     fn cache(&self) -> MutexGuard<'_, BTreeMap<StreamId, Seen>> {
@@ -84,29 +80,19 @@ impl Segments {
     }
 
     async fn look(&self, stream: &StreamId) -> Result<Option<Seen>, BackendError> {
-        let found = self
-            .objects
-            .get(&head_name(stream))
-            .await
-            .map_err(unreachable_store)?;
+        let found = self.objects.get(&head_name(stream)).await.map_err(unreachable_store)?;
         let Some(Object { bytes, version }) = found else {
             self.cache().remove(stream);
             return Ok(None);
         };
-        let seen = Seen {
-            version,
-            doc: HeadDoc::parse(stream, &bytes)?,
-        };
+        let seen = Seen { version, doc: HeadDoc::parse(stream, &bytes)? };
         self.cache().insert(stream.clone(), seen.clone());
         Ok(Some(seen))
     }
 
     /// Segment names that exist although there is no head.
     async fn orphans(&self, stream: &StreamId) -> Result<Vec<String>, BackendError> {
-        self.objects
-            .list(&segment_prefix(stream))
-            .await
-            .map_err(unreachable_store)
+        self.objects.list(&segment_prefix(stream)).await.map_err(unreachable_store)
     }
 
     /// Records of the segments, `None` if one of them is gone.
@@ -124,10 +110,7 @@ impl Segments {
             let before = records.len();
             parse_lines(stream, &object.bytes, &mut records)?;
             let added = records.get(before..).unwrap_or_default();
-            let (first, last) = (
-                added.first().map(|s| s.record.seq),
-                added.last().map(|s| s.record.seq),
-            );
+            let (first, last) = (added.first().map(|s| s.record.seq), added.last().map(|s| s.record.seq));
             if (first, last) != (Some(segment.first), Some(segment.last)) {
                 return Err(BackendError::Corrupt(format!(
                     "object {name} does not hold the records of its name"
@@ -144,9 +127,7 @@ impl Segments {
             // Left by a crash, or by an attempt whose answer was lost.
             Err(ObjectsError::AlreadyExists) => match self.objects.get(name).await {
                 Ok(Some(object)) if object.bytes == text => Ok(()),
-                Ok(Some(_)) => Err(AppendError::Poisoned(format!(
-                    "object {name} exists with other records"
-                ))),
+                Ok(Some(_)) => Err(AppendError::Poisoned(format!("object {name} exists with other records"))),
                 Ok(None) => Err(AppendError::Io(format!("object {name} came and went"))),
                 Err(e) => Err(AppendError::Io(format!("object {name}: {e}"))),
             },
@@ -170,21 +151,13 @@ impl Segments {
         }
         let bytes = next.sealed_bytes() + next.tail.len() + added.len();
         if bytes > self.stream_bytes_max {
-            return Err(AppendError::Full {
-                bytes,
-                max: self.stream_bytes_max,
-            });
+            return Err(AppendError::Full { bytes, max: self.stream_bytes_max });
         }
         if let Some(first) = next.tail_first
             && next.tail.len() + added.len() > TAIL_BYTES_MAX
         {
-            let segment = Segment {
-                first,
-                last: doc.head.seq,
-                bytes: next.tail.len(),
-            };
-            self.create_segment(&segment_name(stream, &segment), &next.tail)
-                .await?;
+            let segment = Segment { first, last: doc.head.seq, bytes: next.tail.len() };
+            self.create_segment(&segment_name(stream, &segment), &next.tail).await?;
             next.segments.push(segment);
             next.tail.clear();
             next.tail_first = None;
@@ -213,10 +186,7 @@ impl Segments {
 
     /// The head is not the expected one: says which it is. Our own hash means that an earlier answer was lost.
     async fn conflict(&self, stream: &StreamId, records: &[Stored]) -> Result<(), AppendError> {
-        let actual = self
-            .look(stream)
-            .await
-            .map_err(|e| AppendError::Ambiguous(e.to_string()))?;
+        let actual = self.look(stream).await.map_err(|e| AppendError::Ambiguous(e.to_string()))?;
         let actual = actual.map(|seen| seen.doc.head);
         if actual.is_some() && actual == records.last().map(Stored::head) {
             return Ok(());
@@ -234,11 +204,7 @@ impl Segments {
         // Nothing was sent yet: a failed look is certain.
         let mut seen = match cached {
             Some(seen) if seen.doc.head == *expected => seen,
-            Some(_) | None => match self
-                .look(stream)
-                .await
-                .map_err(|e| AppendError::Io(e.to_string()))?
-            {
+            Some(_) | None => match self.look(stream).await.map_err(|e| AppendError::Io(e.to_string()))? {
                 Some(seen) => seen,
                 None => return Err(AppendError::Conflict { actual: None }),
             },
@@ -248,21 +214,15 @@ impl Segments {
                 return self.conflict(stream, records).await;
             }
             let doc = self.next_doc(stream, &seen.doc, records).await?;
-            match self
-                .objects
-                .replace(&head_name(stream), &seen.version, &doc.text())
-                .await
-            {
+            match self.objects.replace(&head_name(stream), &seen.version, &doc.text()).await {
                 Ok(version) => {
                     self.cache().insert(stream.clone(), Seen { version, doc });
                     return Ok(());
                 }
                 Err(ObjectsError::Conflict) => {
                     // Refused, so this attempt wrote nothing; but an earlier one of the same records may have.
-                    let looked = self
-                        .look(stream)
-                        .await
-                        .map_err(|e| AppendError::Ambiguous(e.to_string()))?;
+                    let looked =
+                        self.look(stream).await.map_err(|e| AppendError::Ambiguous(e.to_string()))?;
                     seen = looked.ok_or(AppendError::Conflict { actual: None })?;
                 }
                 Err(ObjectsError::NotFound) => return Err(AppendError::Conflict { actual: None }),
@@ -272,23 +232,14 @@ impl Segments {
                 }
             }
         }
-        Err(AppendError::Conflict {
-            actual: Some(seen.doc.head),
-        })
+        Err(AppendError::Conflict { actual: Some(seen.doc.head) })
     }
 
     /// The first run of small segments that is long enough to be merged.
     fn mergeable(doc: &HeadDoc) -> Option<std::ops::Range<usize>> {
         let small = |s: &Segment| s.bytes <= SEGMENT_BYTES_MAX / 2;
-        let start = doc
-            .segments
-            .iter()
-            .rposition(|s| !small(s))
-            .map_or(0, |index| index + 1);
-        let run = doc
-            .segments
-            .get(start..)
-            .filter(|run| run.len() >= MERGE_SEGMENTS)?;
+        let start = doc.segments.iter().rposition(|s| !small(s)).map_or(0, |index| index + 1);
+        let run = doc.segments.get(start..).filter(|run| run.len() >= MERGE_SEGMENTS)?;
         let (mut bytes, mut count) = (0, 0);
         for segment in run {
             bytes += segment.bytes;
@@ -305,12 +256,11 @@ impl Segments {
 impl Backend for Segments {
     async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
         let names = self.objects.list(PREFIX).await.map_err(unreachable_store)?;
-        let id = |name: &String| {
-            Some(StreamId(
-                name.strip_prefix(PREFIX)?.strip_suffix(HEAD_SUFFIX)?.to_owned(),
-            ))
-        };
-        Ok(names.iter().filter_map(id).collect())
+        let id =
+            |name: &String| Some(StreamId(name.strip_prefix(PREFIX)?.strip_suffix(HEAD_SUFFIX)?.to_owned()));
+        let mut streams: Vec<StreamId> = names.iter().filter_map(id).collect();
+        streams.sort();
+        Ok(streams)
     }
 
     async fn read(&self, stream: &StreamId) -> Result<Vec<Stored>, BackendError> {
@@ -338,10 +288,7 @@ impl Backend for Segments {
             }
             return Ok(records);
         }
-        Err(BackendError::Corrupt(format!(
-            "segments named by {} are missing",
-            head_name(stream)
-        )))
+        Err(BackendError::Corrupt(format!("segments named by {} are missing", head_name(stream))))
     }
 
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
@@ -379,23 +326,14 @@ impl Backend for Segments {
             let name = segment_name(stream, segment);
             let object = self.objects.get(&name).await.map_err(unreachable_store)?;
             text.push_str(
-                &object
-                    .ok_or_else(|| BackendError::Corrupt(format!("object {name} is missing")))?
-                    .bytes,
+                &object.ok_or_else(|| BackendError::Corrupt(format!("object {name} is missing")))?.bytes,
             );
         }
-        let merged = Segment {
-            first: first.first,
-            last: last.last,
-            bytes: text.len(),
-        };
+        let merged = Segment { first: first.first, last: last.last, bytes: text.len() };
         let created = self.create_segment(&segment_name(stream, &merged), &text).await;
         created.map_err(|e| BackendError::Unavailable(e.to_string()))?;
         next.segments.insert(range.start, merged);
-        let swapped = self
-            .objects
-            .replace(&head_name(stream), &version, &next.text())
-            .await;
+        let swapped = self.objects.replace(&head_name(stream), &version, &next.text()).await;
         self.cache().remove(stream);
         // Not swapped, or nobody knows: the old ones stay, and the next quiet moment tries again.
         swapped.map_err(unreachable_store)?;
@@ -419,12 +357,7 @@ fn segment_prefix(stream: &StreamId) -> String {
 
 /// First and last sequence are in the name, so that two tails that begin alike are two objects.
 fn segment_name(stream: &StreamId, segment: &Segment) -> String {
-    format!(
-        "{}{:010}-{:010}",
-        segment_prefix(stream),
-        segment.first.0,
-        segment.last.0
-    )
+    format!("{}{:010}-{:010}", segment_prefix(stream), segment.first.0, segment.last.0)
 }
 
 fn unreachable_store(e: ObjectsError) -> BackendError {
@@ -446,10 +379,7 @@ fn parse_lines(stream: &StreamId, text: &str, into: &mut Vec<Stored>) -> Result<
     for item in import_lines(text.as_bytes()) {
         into.push(item.map_err(|e| {
             let source = RecordError::Corrupt(e.to_string());
-            BackendError::Record {
-                stream: stream.clone(),
-                source,
-            }
+            BackendError::Record { stream: stream.clone(), source }
         })?);
     }
     Ok(())

@@ -1,0 +1,73 @@
+//! Events and scratch directories for the tests of the backends.
+#![allow(dead_code, clippy::unwrap_used)] // each test file uses its part; a failed step is a failed test
+
+use std::{
+    path::PathBuf,
+    sync::atomic::{AtomicUsize, Ordering},
+};
+use valkeeper_core::{
+    decision::{Decision, Reason, Scope, StepName},
+    event::{BaselineOrigin, Event},
+    ids::{MemberId, ShardId, Timestamp},
+    observation::{Evidence, Observed, SpecFact},
+};
+use valkeeper_journal::StreamId;
+
+/// The stream that most tests use.
+pub fn stream() -> StreamId {
+    StreamId("7d6ff6a5-1b2c-4d3e-8f90-0123456789ab".to_owned())
+}
+
+/// The first event of a stream.
+pub fn baseline(stream: &StreamId) -> Event {
+    Event::Baseline {
+        cluster_uid: stream.0.clone(),
+        namespace: "shop".to_owned(),
+        name: "orders".to_owned(),
+        origin: BaselineOrigin::Empty,
+    }
+}
+
+/// A fact; another number is another fact.
+pub fn fact(number: u16) -> Event {
+    Event::PodChanged { member: MemberId::new(0, number), pod: Observed::Absent }
+}
+
+/// A fact of about this many bytes.
+pub fn big(bytes: usize) -> Event {
+    Event::SpecChanged(SpecFact::Invalid("x".repeat(bytes)))
+}
+
+/// A decision.
+pub fn decided() -> Event {
+    let decision = Decision::new(StepName::Failover, Scope::Shard(ShardId(0)), Reason::PrimaryGone);
+    Event::Decided { decision: Box::new(decision), evidence: Evidence::default() }
+}
+
+/// Some time, in seconds since the epoch.
+pub fn at(seconds: i64) -> Timestamp {
+    Timestamp(seconds * 1_000_000_000)
+}
+
+/// A directory that is removed at the end of the test.
+pub struct Scratch(PathBuf);
+
+impl Scratch {
+    pub fn new(name: &str) -> Scratch {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        let number = NEXT.fetch_add(1, Ordering::Relaxed);
+        let dir = std::env::temp_dir().join(format!("valkeeper-it-{}-{name}-{number}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        Scratch(dir)
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
