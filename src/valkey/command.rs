@@ -80,44 +80,23 @@ impl MemberLink {
             return Err(Stop::Superseded("it is loading its data set".to_owned()));
         }
         if is_syncing(&look.role) {
-            return Err(Stop::Superseded(
-                "it is being synchronised and has no complete data set".to_owned(),
-            ));
+            return Err(Stop::Superseded("it is being synchronised and has no complete data set".to_owned()));
         }
         if look.replid != *replid {
-            return Err(Stop::Superseded(format!(
-                "it is on history {}, not {replid}",
-                look.replid
-            )));
+            return Err(Stop::Superseded(format!("it is on history {}, not {replid}", look.replid)));
         }
         if look.offset < offset {
-            return Err(Stop::Superseded(format!(
-                "it is at offset {}, not at {offset}",
-                look.offset
-            )));
+            return Err(Stop::Superseded(format!("it is at offset {}, not at {offset}", look.offset)));
         }
         send::<Value>(&connection, cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
-        verify(
-            &connection,
-            |look| look.role == RawRole::Primary,
-            "it is not a primary",
-        )
-        .await
+        verify(&connection, |look| look.role == RawRole::Primary, "it is not a primary").await
     }
 
     async fn try_attach(&self, run_id: &str, to_host: &str, to_port: u16) -> Result<(), Stop> {
         let Checked { connection, look: _ } = self.checked(run_id).await?;
         send::<Value>(&connection, cmd("REPLICAOF").arg(to_host).arg(to_port)).await?;
-        let wanted = RawSource {
-            host: to_host.to_owned(),
-            port: to_port,
-        };
-        verify(
-            &connection,
-            |look| follows(&look.role, &wanted),
-            "it does not follow that address",
-        )
-        .await
+        let wanted = RawSource { host: to_host.to_owned(), port: to_port };
+        verify(&connection, |look| follows(&look.role, &wanted), "it does not follow that address").await
     }
 
     async fn try_handover(
@@ -132,20 +111,12 @@ impl MemberLink {
         if from.look.role != RawRole::Primary {
             return Err(Stop::Superseded("it is not a primary any more".to_owned()));
         }
-        let of_this = RawSource {
-            host: self.target().address.to_string(),
-            port: self.target().port,
-        };
+        let of_this = RawSource { host: self.target().address.to_string(), port: self.target().port };
         if !follows(&replica.look.role, &of_this) || link(&replica.look.role) != Some(Link::Up) {
-            return Err(Stop::Superseded(
-                "the other is not a linked replica of it".to_owned(),
-            ));
+            return Err(Stop::Superseded("the other is not a linked replica of it".to_owned()));
         }
         let mut failover = cmd("FAILOVER");
-        failover
-            .arg("TO")
-            .arg(to.target().address.to_string())
-            .arg(to.target().port);
+        failover.arg("TO").arg(to.target().address.to_string()).arg(to.target().port);
         failover.arg("TIMEOUT").arg(timeout_ms);
         send::<Value>(&from.connection, &failover).await?;
         let until = Instant::now() + Duration::from_millis(timeout_ms.into()) + HANDOVER_MARGIN;
@@ -155,11 +126,7 @@ impl MemberLink {
     async fn try_disconnect_clients(&self, run_id: &str) -> Result<(), Stop> {
         let Checked { connection, look: _ } = self.checked(run_id).await?;
         let mut kill = cmd("CLIENT");
-        kill.arg("KILL")
-            .arg("TYPE")
-            .arg("normal")
-            .arg("SKIPME")
-            .arg("yes");
+        kill.arg("KILL").arg("TYPE").arg("normal").arg("SKIPME").arg("yes");
         // The answer is the proof: the server counts what it has closed.
         send::<i64>(&connection, &kill).await?;
         Ok(())
@@ -188,20 +155,14 @@ fn outcome(result: Result<(), Stop>) -> Outcome {
 }
 
 async fn send<T: redis::FromRedisValue>(connection: &Connection, command: &Cmd) -> Result<T, Stop> {
-    connection
-        .ask_within(COMMAND_TIMEOUT, command)
-        .await
-        .map_err(|error| Stop::Failed(error.to_string()))
+    connection.ask_within(COMMAND_TIMEOUT, command).await.map_err(|error| Stop::Failed(error.to_string()))
 }
 
 /// Looks until `holds`, for [`COMMAND_TIMEOUT`].
 async fn verify(connection: &Connection, holds: impl Fn(&Look) -> bool, otherwise: &str) -> Result<(), Stop> {
     let until = Instant::now() + COMMAND_TIMEOUT;
     loop {
-        let look = connection
-            .look_within(COMMAND_TIMEOUT)
-            .await
-            .map_err(|error| unverified(&error))?;
+        let look = connection.look_within(COMMAND_TIMEOUT).await.map_err(|error| unverified(&error))?;
         if holds(&look) {
             return Ok(());
         }
@@ -216,20 +177,12 @@ async fn verify(connection: &Connection, holds: impl Fn(&Look) -> bool, otherwis
 /// just then, and the abort would make a second primary.
 async fn swapped(from: &Connection, to: &Connection, until: Instant) -> Result<(), Stop> {
     loop {
-        let old = from
-            .look_within(COMMAND_TIMEOUT)
-            .await
-            .map_err(|error| unverified(&error))?;
-        let new = to
-            .look_within(COMMAND_TIMEOUT)
-            .await
-            .map_err(|error| unverified(&error))?;
+        let old = from.look_within(COMMAND_TIMEOUT).await.map_err(|error| unverified(&error))?;
+        let new = to.look_within(COMMAND_TIMEOUT).await.map_err(|error| unverified(&error))?;
         match (&old.role, &new.role) {
             (RawRole::Replica { .. }, RawRole::Primary) if old.handover == Handover::None => return Ok(()),
             (RawRole::Primary, RawRole::Replica { .. }) if old.handover == Handover::None => {
-                return Err(Stop::Failed(
-                    "the replica did not catch up; the primary goes on".to_owned(),
-                ));
+                return Err(Stop::Failed("the replica did not catch up; the primary goes on".to_owned()));
             }
             (RawRole::Primary | RawRole::Replica { .. }, RawRole::Primary | RawRole::Replica { .. }) => {}
         }

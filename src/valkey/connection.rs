@@ -28,12 +28,8 @@ impl Drop for Driver {
 impl Connection {
     /// Connects and logs in. Unbounded: the caller has the bound.
     pub(super) async fn open(address: SocketAddr, credentials: &Credentials) -> Result<Connection, Error> {
-        let stream = TcpStream::connect(address)
-            .await
-            .map_err(|error| Error::of_connect(&error))?;
-        stream
-            .set_nodelay(true)
-            .map_err(|error| Error::of_connect(&error))?;
+        let stream = TcpStream::connect(address).await.map_err(|error| Error::of_connect(&error))?;
+        stream.set_nodelay(true).map_err(|error| Error::of_connect(&error))?;
         // Neither login nor client name by the library: it would try the password on the default user as well.
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -43,11 +39,7 @@ impl Connection {
             driver.await;
             drop(alive);
         });
-        let connection = Connection {
-            commands,
-            ended,
-            _driver: Arc::new(Driver(task)),
-        };
+        let connection = Connection { commands, ended, _driver: Arc::new(Driver(task)) };
         fence::log_in(&connection, credentials).await?;
         Ok(connection)
     }
@@ -63,9 +55,7 @@ impl Connection {
         bound: Duration,
         command: &Cmd,
     ) -> Result<T, Error> {
-        tokio::time::timeout(bound, self.ask(command))
-            .await
-            .unwrap_or(Err(Error::Silent))
+        tokio::time::timeout(bound, self.ask(command)).await.unwrap_or(Err(Error::Silent))
     }
 
     /// Asks the server what it is, in one round trip. Unbounded.
@@ -78,9 +68,7 @@ impl Connection {
 
     /// [`Connection::look`] with a bound.
     pub(super) async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
-        tokio::time::timeout(bound, self.look())
-            .await
-            .unwrap_or(Err(Error::Silent))
+        tokio::time::timeout(bound, self.look()).await.unwrap_or(Err(Error::Silent))
     }
 
     /// True once the socket has ended.

@@ -20,23 +20,14 @@ pub fn epoch_user(epoch: WriterEpoch) -> String {
 }
 
 fn epoch_of(user: &str) -> Option<WriterEpoch> {
-    let epoch = user
-        .strip_prefix(EPOCH_USER_PREFIX)?
-        .parse()
-        .ok()
-        .map(WriterEpoch)?;
+    let epoch = user.strip_prefix(EPOCH_USER_PREFIX)?.parse().ok().map(WriterEpoch)?;
     // `op-007` parses as well but is no user of ours.
     (epoch_user(epoch) == user).then_some(epoch)
 }
 
 /// Makes the connection one of the epoch's user. [`Error::Fenced`] if the server knows a higher epoch.
 pub(super) async fn log_in(connection: &Connection, credentials: &Credentials) -> Result<(), Error> {
-    let Credentials {
-        manager,
-        manager_password,
-        epoch,
-        epoch_password,
-    } = credentials;
+    let Credentials { manager, manager_password, epoch, epoch_password } = credentials;
     let user = epoch_user(*epoch);
     authenticate(connection, manager, manager_password.expose()).await?;
     refuse_if_deposed(*epoch, &epochs(connection).await?)?;
@@ -48,15 +39,8 @@ pub(super) async fn log_in(connection: &Connection, credentials: &Credentials) -
         delete_users(connection, vec![user]).await?;
         return Err(fenced);
     }
-    delete_users(
-        connection,
-        known
-            .into_iter()
-            .filter(|other| other < epoch)
-            .map(epoch_user)
-            .collect(),
-    )
-    .await?;
+    delete_users(connection, known.into_iter().filter(|other| other < epoch).map(epoch_user).collect())
+        .await?;
     authenticate(connection, &user, epoch_password.expose()).await
 }
 
@@ -134,12 +118,6 @@ mod tests {
         assert_eq!(refuse_if_deposed(ours, &[WriterEpoch(4), WriterEpoch(5)]), Ok(()));
         assert_eq!(refuse_if_deposed(ours, &[]), Ok(()));
         let refused = refuse_if_deposed(ours, &[WriterEpoch(4), WriterEpoch(6)]);
-        assert_eq!(
-            refused,
-            Err(Error::Fenced {
-                ours,
-                theirs: WriterEpoch(6)
-            })
-        );
+        assert_eq!(refused, Err(Error::Fenced { ours, theirs: WriterEpoch(6) }));
     }
 }

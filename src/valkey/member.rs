@@ -98,9 +98,7 @@ impl MemberLink {
     /// `Unknown(Silent)`: no answer in time. A frozen process is silent: its kernel goes on accepting connections.
     pub async fn look(&self) -> Observed<Look> {
         let _alone = self.looking.lock().await;
-        let result = tokio::time::timeout(LOOK_TIMEOUT, self.find())
-            .await
-            .unwrap_or(Err(Error::Silent));
+        let result = tokio::time::timeout(LOOK_TIMEOUT, self.find()).await.unwrap_or(Err(Error::Silent));
         self.state().trouble = result.as_ref().err().cloned();
         match result {
             Ok(look) => Observed::Present(look),
@@ -112,11 +110,7 @@ impl MemberLink {
     /// The connection that effects use: what was held at the last look, unless it has ended since.
     pub(super) fn held(&self) -> Option<Connection> {
         let state = self.state();
-        state
-            .held
-            .as_ref()
-            .map(|held| held.connection.clone())
-            .filter(|connection| !connection.has_ended())
+        state.held.as_ref().map(|held| held.connection.clone()).filter(|connection| !connection.has_ended())
     }
 
     async fn find(&self) -> Result<Look, Error> {
@@ -124,11 +118,7 @@ impl MemberLink {
             return self.reconnect().await;
         };
         let was_silent = self.trouble() == Some(Error::Silent);
-        let answer = if was_silent {
-            self.ask_both_ways(&held).await
-        } else {
-            held.look().await
-        };
+        let answer = if was_silent { self.ask_both_ways(&held).await } else { held.look().await };
         match answer {
             Err(Error::Closed) => {
                 self.state().held = None;

@@ -4,16 +4,10 @@
 use std::collections::BTreeMap;
 use tokio::time::Instant;
 use valkeeper_core::{
+    config::{GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY},
     ids::{MemberId, ReplId, Timestamp},
     observation::{Link, Reading, ServerFacts, ServerRole, Source},
 };
-
-/// Address that a gated server follows: nothing listens there.
-pub const GATE_ADDRESS: &str = "127.0.0.1";
-/// Port of the gate for a server that found a data file.
-pub const GATE_PORT_HISTORY: u16 = 1;
-/// Port of the gate for a server that started blank.
-pub const GATE_PORT_BLANK: u16 = 2;
 
 /// Longest INFO answer that is read. Three sections are 4 KiB plus 100 bytes per replica.
 const INFO_BYTES_MAX: usize = 256 * 1024;
@@ -127,11 +121,7 @@ impl Look {
         let fields = Fields(text);
         let role = fields.role()?;
         let is_replica = role != RawRole::Primary;
-        let offset_field = if is_replica {
-            "slave_repl_offset"
-        } else {
-            "master_repl_offset"
-        };
+        let offset_field = if is_replica { "slave_repl_offset" } else { "master_repl_offset" };
         Ok(Look {
             answered_at,
             run_id: fields.id("run_id")?.to_owned(),
@@ -172,29 +162,12 @@ impl Look {
         } = self;
         let role = match role {
             RawRole::Primary => ServerRole::Primary,
-            RawRole::Replica { source, link } => ServerRole::Replica {
-                source: resolve(&source, addresses),
-                link,
-            },
+            RawRole::Replica { source, link } => {
+                ServerRole::Replica { source: resolve(&source, addresses), link }
+            }
         };
-        let facts = ServerFacts {
-            run_id,
-            version,
-            role,
-            loading,
-            replid,
-            replid2,
-            replid2_offset,
-        };
-        (
-            facts,
-            Reading {
-                taken_at,
-                offset,
-                last_io_ms,
-                replicas_online,
-            },
-        )
+        let facts = ServerFacts { run_id, version, role, loading, replid, replid2, replid2_offset };
+        (facts, Reading { taken_at, offset, last_io_ms, replicas_online })
     }
 }
 
@@ -203,25 +176,15 @@ struct Fields<'a>(&'a str);
 
 impl<'a> Fields<'a> {
     fn lines(&self) -> impl Iterator<Item = (&'a str, &'a str)> + use<'a> {
-        self.0
-            .lines()
-            .filter(|line| !line.starts_with('#'))
-            .filter_map(|line| line.split_once(':'))
+        self.0.lines().filter(|line| !line.starts_with('#')).filter_map(|line| line.split_once(':'))
     }
 
     /// The only value of the field, `None` if there is none.
     fn find(&self, name: &'static str) -> Result<Option<&'a str>, Garbled> {
-        let mut values = self
-            .lines()
-            .filter(|(field, _)| *field == name)
-            .map(|(_, value)| value);
+        let mut values = self.lines().filter(|(field, _)| *field == name).map(|(_, value)| value);
         let first = values.next();
         // A second one may have been smuggled in through a field that holds free text.
-        if values.next().is_some() {
-            Err(Garbled::Twice(name))
-        } else {
-            Ok(first)
-        }
+        if values.next().is_some() { Err(Garbled::Twice(name)) } else { Ok(first) }
     }
 
     fn value(&self, name: &'static str) -> Result<&'a str, Garbled> {
@@ -243,60 +206,37 @@ impl<'a> Fields<'a> {
     /// 40 lower-case hex digits.
     fn id(&self, name: &'static str) -> Result<&'a str, Garbled> {
         let id = self.value(name)?;
-        let is_hex = id
-            .bytes()
-            .all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
-        if is_hex && id.len() == ID_CHARS {
-            Ok(id)
-        } else {
-            Err(Garbled::Malformed(name))
-        }
+        let is_hex = id.bytes().all(|byte| byte.is_ascii_digit() || (b'a'..=b'f').contains(&byte));
+        if is_hex && id.len() == ID_CHARS { Ok(id) } else { Err(Garbled::Malformed(name)) }
     }
 
     /// A visible word of bounded length.
     fn word(&self, name: &'static str) -> Result<&'a str, Garbled> {
         let word = self.value(name)?;
         let is_word = !word.is_empty() && word.bytes().all(|byte| byte.is_ascii_graphic());
-        if is_word && word.len() <= WORD_CHARS_MAX {
-            Ok(word)
-        } else {
-            Err(Garbled::Malformed(name))
-        }
+        if is_word && word.len() <= WORD_CHARS_MAX { Ok(word) } else { Err(Garbled::Malformed(name)) }
     }
 
     fn version(&self) -> Result<String, Garbled> {
         let own = self.find("valkey_version")?.is_some();
-        self.word(if own { "valkey_version" } else { "redis_version" })
-            .map(str::to_owned)
+        self.word(if own { "valkey_version" } else { "redis_version" }).map(str::to_owned)
     }
 
     fn role(&self) -> Result<RawRole, Garbled> {
         match self.value("role")? {
             "master" => Ok(RawRole::Primary),
-            "slave" => Ok(RawRole::Replica {
-                source: self.source()?,
-                link: self.link()?,
-            }),
+            "slave" => Ok(RawRole::Replica { source: self.source()?, link: self.link()? }),
             _ => Err(Garbled::Malformed("role")),
         }
     }
 
     fn source(&self) -> Result<RawSource, Garbled> {
-        let port = self
-            .value("master_port")?
-            .parse()
-            .map_err(|_| Garbled::Malformed("master_port"))?;
-        Ok(RawSource {
-            host: self.word("master_host")?.to_owned(),
-            port,
-        })
+        let port = self.value("master_port")?.parse().map_err(|_| Garbled::Malformed("master_port"))?;
+        Ok(RawSource { host: self.word("master_host")?.to_owned(), port })
     }
 
     fn link(&self) -> Result<Link, Garbled> {
-        match (
-            self.value("master_link_status")?,
-            self.flag("master_sync_in_progress")?,
-        ) {
+        match (self.value("master_link_status")?, self.flag("master_sync_in_progress")?) {
             ("up", _) => Ok(Link::Up),
             ("down", true) => Ok(Link::Syncing),
             ("down", false) => Ok(Link::Down),
@@ -330,5 +270,137 @@ impl<'a> Fields<'a> {
             "failover-in-progress" => Ok(Handover::InProgress),
             _ => Err(Garbled::Malformed("master_failover_state")),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PRIMARY: &str = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:9.1.2\r\n\
+        run_id:0123456789abcdef0123456789abcdef01234567\r\n\r\n# Persistence\r\nloading:0\r\n\r\n\
+        # Replication\r\nrole:master\r\nconnected_slaves:2\r\n\
+        slave0:ip=10.0.0.2,port=6379,state=online,offset=70,lag=0,type=replica\r\n\
+        slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0,type=replica\r\n\
+        master_failover_state:no-failover\r\n\
+        master_replid:8888888888888888888888888888888888888888\r\n\
+        master_replid2:0000000000000000000000000000000000000000\r\n\
+        master_repl_offset:84\r\nsecond_repl_offset:-1\r\n";
+
+    fn replica() -> String {
+        PRIMARY.replace(
+            "role:master\r\n",
+            "role:slave\r\nmaster_host:10.0.0.1\r\nmaster_port:6379\r\nmaster_link_status:up\r\n\
+             master_last_io_seconds_ago:3\r\nmaster_sync_in_progress:0\r\nslave_repl_offset:80\r\n",
+        )
+    }
+
+    fn parse(text: &str) -> Result<Look, Garbled> {
+        Look::parse(text, Instant::now())
+    }
+
+    #[test]
+    fn a_primary_has_its_own_offset_and_the_replicas_that_are_online() {
+        let look = parse(PRIMARY).unwrap();
+        assert_eq!((look.role, look.offset, look.replicas_online), (RawRole::Primary, 84, 1));
+        assert_eq!((look.version.as_str(), look.loading, look.last_io_ms), ("9.1.2", false, None));
+        assert_eq!((look.replid2, look.replid2_offset, look.handover), (None, None, Handover::None));
+    }
+
+    #[test]
+    fn a_replica_has_the_offset_it_has_applied() {
+        let look = parse(&replica()).unwrap();
+        let source = RawSource { host: "10.0.0.1".to_owned(), port: 6379 };
+        assert_eq!(look.role, RawRole::Replica { source, link: Link::Up });
+        assert_eq!((look.offset, look.last_io_ms), (80, Some(3000)));
+    }
+
+    #[test]
+    fn a_link_that_is_down_is_syncing_only_while_a_synchronisation_runs() {
+        let down = replica().replace("link_status:up", "link_status:down").replace("ago:3", "ago:-1");
+        let syncing = down.replace("sync_in_progress:0", "sync_in_progress:1");
+        for (text, expected) in [(down, Link::Down), (syncing, Link::Syncing)] {
+            let look = parse(&text).unwrap();
+            assert!(matches!(look.role, RawRole::Replica { source: _, link } if link == expected));
+            assert_eq!(look.last_io_ms, None);
+        }
+    }
+
+    #[test]
+    fn a_second_history_has_an_id_and_an_end() {
+        let text = PRIMARY
+            .replace(&"0".repeat(40), &"7".repeat(40))
+            .replace("second_repl_offset:-1", "second_repl_offset:61");
+        let look = parse(&text).unwrap();
+        assert_eq!((look.replid2, look.replid2_offset), (Some(ReplId("7".repeat(40))), Some(61)));
+    }
+
+    #[test]
+    fn a_server_without_its_own_version_field_gives_the_compatible_one() {
+        let text = PRIMARY.replace("valkey_version:9.1.2\r\n", "");
+        assert_eq!(parse(&text).unwrap().version, "7.2.4");
+    }
+
+    #[test]
+    fn every_field_that_is_missing_or_doubled_is_named() {
+        for line in replica().lines().filter(|line| line.contains(':') && !line.starts_with("slave")) {
+            let (name, _) = line.split_once(':').unwrap();
+            if ["redis_version", "valkey_version", "connected_slaves", "master_repl_offset"].contains(&name) {
+                continue;
+            }
+            let without = replica().replace(&format!("{line}\r\n"), "");
+            let missing = parse(&without).unwrap_err();
+            assert!(matches!(missing, Garbled::Missing(field) if field == name), "{name}: {missing}");
+            let doubled = parse(&format!("{}{line}\r\n", replica())).unwrap_err();
+            assert!(matches!(doubled, Garbled::Twice(field) if field == name), "{name}: {doubled}");
+        }
+    }
+
+    #[test]
+    fn values_that_cannot_be_are_garbled() {
+        for (from, to) in [
+            ("run_id:01", "run_id:XX"),
+            ("run_id:01", "run_id:0"),
+            ("role:slave", "role:sentinel"),
+            ("master_port:6379", "master_port:65536"),
+            ("master_host:10.0.0.1", "master_host:"),
+            ("master_host:10.0.0.1", "master_host:10.0.0.1 or so"),
+            ("master_host:10.0.0.1", "master_host:\u{1b}[31m"),
+            ("link_status:up", "link_status:maybe"),
+            ("loading:0", "loading:yes"),
+            ("slave_repl_offset:80", "slave_repl_offset:9223372036854775808"),
+            ("ago:3", "ago:soon"),
+            ("no-failover", "failover-perhaps"),
+            ("valkey_version:9.1.2", "valkey_version:"),
+        ] {
+            let text = replica().replace(from, to);
+            assert!(matches!(parse(&text), Err(Garbled::Malformed(_))), "{to}: {:?}", parse(&text));
+        }
+        let far = replica().replace("10.0.0.1", &"x".repeat(WORD_CHARS_MAX + 1));
+        assert_eq!(parse(&far), Err(Garbled::Malformed("master_host")));
+        assert_eq!(parse(&"a:b\r\n".repeat(INFO_BYTES_MAX)), Err(Garbled::TooLong));
+    }
+
+    #[test]
+    fn no_prefix_of_an_answer_and_no_broken_byte_makes_it_panic() {
+        let text = replica();
+        for end in 0..text.len() {
+            let _ = parse(&text[..end]);
+            let mut bytes = text.clone().into_bytes();
+            bytes[end] ^= 0x15;
+            let _ = parse(&String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_source_is_the_gate_a_member_or_foreign() {
+        let member = MemberId::new(0, 1);
+        // Even if a member had the gate's address, the gate's ports mean the gate.
+        let addresses = BTreeMap::from([("10.0.0.1".to_owned(), member), (GATE_ADDRESS.to_owned(), member)]);
+        let at = |host: &str, port| resolve(&RawSource { host: host.to_owned(), port }, &addresses);
+        assert_eq!(at(GATE_ADDRESS, GATE_PORT_HISTORY), Source::Gate { had_history: true });
+        assert_eq!(at(GATE_ADDRESS, GATE_PORT_BLANK), Source::Gate { had_history: false });
+        assert_eq!(at("10.0.0.1", 6379), Source::Member(member));
+        assert_eq!(at("10.0.0.9", 6379), Source::Foreign("10.0.0.9:6379".to_owned()));
     }
 }

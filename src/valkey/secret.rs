@@ -61,12 +61,7 @@ pub struct Credentials {
 impl Credentials {
     /// Credentials for `epoch`: the permanent user `manager` makes the epoch's user with a random password.
     pub fn new(manager: &str, manager_password: Secret, epoch: WriterEpoch) -> Credentials {
-        Credentials {
-            manager: manager.into(),
-            manager_password,
-            epoch,
-            epoch_password: Secret::random(),
-        }
+        Credentials { manager: manager.into(), manager_password, epoch, epoch_password: Secret::random() }
     }
 
     /// The epoch they act in.
@@ -83,10 +78,7 @@ mod tests {
     fn debug_shows_neither_password() {
         let credentials = Credentials::new("valkeeper", Secret::new("hunter2"), WriterEpoch(3));
         let shown = format!("{credentials:?} {:?}", credentials.manager_password);
-        assert!(
-            shown.contains("valkeeper") && shown.contains("WriterEpoch(3)"),
-            "{shown}"
-        );
+        assert!(shown.contains("valkeeper") && shown.contains("WriterEpoch(3)"), "{shown}");
         assert!(
             !shown.contains("hunter2") && !shown.contains(credentials.epoch_password.expose()),
             "{shown}"

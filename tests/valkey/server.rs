@@ -1,0 +1,262 @@
+//! Real valkey-servers for tests: a process each, with its own directory and port, which ends with its guard.
+
+use redis::{AsyncConnectionConfig, Client, ConnectionInfo, IntoConnectionInfo, aio::MultiplexedConnection};
+use sha2::{Digest, Sha256};
+use std::{
+    env, fs,
+    net::{IpAddr, Ipv4Addr, TcpListener},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, OnceLock},
+    time::{Duration, Instant},
+};
+use tokio::sync::Notify;
+use valkeeper::valkey::{Credentials, Look, MemberLink, Secret, Target, Wake, fence::MANAGER_RULES};
+use valkeeper_core::{
+    ids::{MemberId, WriterEpoch},
+    observation::Observed,
+};
+
+/// Longest wait for anything a test expects. Only a failing test waits that long.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Between two checks of an expected condition.
+const PAUSE: Duration = Duration::from_millis(2);
+/// Other processes take ports too: how often another one is tried.
+const PORT_TRIES: u32 = 5;
+
+pub const MANAGER: &str = "valkeeper";
+pub const MANAGER_PASSWORD: &str = "manager-password-for-tests";
+const APP_PASSWORD: &str = "app-password-for-tests";
+const REPLICATION_PASSWORD: &str = "replication-password-for-tests";
+
+/// A running valkey-server.
+pub struct Server {
+    pub port: u16,
+    dir: PathBuf,
+    child: Child,
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.kill();
+        let _ = fs::remove_dir_all(&self.dir);
+    }
+}
+
+impl Server {
+    /// Starts a server with extra lines of configuration and waits until it answers.
+    pub async fn start(extra: &str) -> Server {
+        let server = Server::spawn(extra).await;
+        server.answers().await;
+        server
+    }
+
+    /// As [`Server::start`], following `primary`, and waits until it is in sync.
+    pub async fn replica_of(primary: &Server) -> Server {
+        let server = Server::start(&format!("replicaof 127.0.0.1 {}", primary.port)).await;
+        server.in_sync().await;
+        server
+    }
+
+    /// Starts a server and waits until it listens, not until it has loaded.
+    pub async fn spawn(extra: &str) -> Server {
+        for _ in 0..PORT_TRIES {
+            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+            let port = free.local_addr().unwrap().port();
+            drop(free);
+            let dir = env::temp_dir().join(format!("valkeeper-test-{}-{port}", std::process::id()));
+            fs::create_dir_all(&dir).unwrap();
+            let mut server = Server { port, child: launch(&dir, port, extra), dir };
+            if server.listens().await {
+                return server;
+            }
+        }
+        panic!("valkey-server did not start on any of {PORT_TRIES} ports");
+    }
+
+    /// Starts the server again at its port, in its directory.
+    pub async fn restart(&mut self, extra: &str) {
+        self.kill();
+        self.child = launch(&self.dir, self.port, extra);
+        assert!(self.listens().await, "{}", self.log());
+    }
+
+    /// Removes its data files, as a lost volume would.
+    pub fn lose_data(&self) {
+        let _ = fs::remove_file(self.dir.join("dump.rdb"));
+    }
+
+    /// SIGKILL, and waits for the end.
+    pub fn kill(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+
+    /// SIGKILL without waiting; the time just before it was sent.
+    pub fn kill_now(&mut self) -> Instant {
+        let at = Instant::now();
+        self.child.kill().unwrap();
+        at
+    }
+
+    /// Sends a signal by name, e.g. `STOP`.
+    pub fn signal(&self, name: &str) {
+        let pid = self.child.id().to_string();
+        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+    }
+
+    pub fn log(&self) -> String {
+        fs::read_to_string(self.dir.join("log")).unwrap_or_default()
+    }
+
+    /// A connection as the application's user.
+    pub async fn app(&self) -> MultiplexedConnection {
+        eventually("a connection of the application", || async { self.try_app().await.ok() }).await
+    }
+
+    async fn try_app(&self) -> redis::RedisResult<MultiplexedConnection> {
+        let url = format!("redis://app:{APP_PASSWORD}@127.0.0.1:{}", self.port);
+        let info: ConnectionInfo = url.into_connection_info()?;
+        let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(5)));
+        Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
+    }
+
+    /// Runs a command given as words, as the application's user.
+    pub async fn run<T: redis::FromRedisValue>(&self, words: &str) -> redis::RedisResult<T> {
+        let mut command = redis::Cmd::new();
+        words.split_whitespace().for_each(|word| {
+            command.arg(word);
+        });
+        command.query_async(&mut self.app().await).await
+    }
+
+    pub async fn dbsize(&self) -> u64 {
+        self.run("DBSIZE").await.unwrap()
+    }
+
+    pub async fn field(&self, name: &str) -> String {
+        let info: String = self.run("INFO everything").await.unwrap();
+        let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        line.unwrap_or_default().to_owned()
+    }
+
+    /// Waits until its link is up and it has all its primary has.
+    pub async fn in_sync(&self) {
+        eventually("a link that is up", || async {
+            (self.field("master_link_status").await == "up").then_some(())
+        })
+        .await;
+    }
+
+    pub fn target(&self) -> Target {
+        Target { member: MemberId::new(0, 0), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: self.port }
+    }
+
+    /// A link that has not looked yet, with what it wakes.
+    pub fn link(&self, epoch: u64) -> (MemberLink, Wake) {
+        link_to(self.target(), epoch, MANAGER_PASSWORD)
+    }
+
+    /// A link that holds a connection, and its first look.
+    pub async fn linked(&self, epoch: u64) -> (MemberLink, Look) {
+        let (link, _) = self.link(epoch);
+        let look = present(&link).await;
+        (link, look)
+    }
+
+    async fn answers(&self) {
+        self.run::<String>("PING").await.unwrap_or_else(|error| panic!("{error}: {}", self.log()));
+    }
+
+    /// False if the process ended instead.
+    async fn listens(&mut self) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_ok() {
+                return true;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        false
+    }
+}
+
+pub fn link_to(target: Target, epoch: u64, password: &str) -> (MemberLink, Wake) {
+    let credentials = Credentials::new(MANAGER, Secret::new(password), WriterEpoch(epoch));
+    let wake: Wake = Arc::new(Notify::new());
+    (MemberLink::connect(target, credentials, wake.clone()), wake)
+}
+
+/// Looks, and the answer must be there.
+pub async fn present(link: &MemberLink) -> Look {
+    match link.look().await {
+        Observed::Present(look) => look,
+        other @ (Observed::Absent | Observed::Unknown(_)) => panic!("{other:?}: {:?}", link.trouble()),
+    }
+}
+
+/// Awaits a condition.
+pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check: impl FnMut() -> F) -> T {
+    let begun = Instant::now();
+    while begun.elapsed() < PATIENCE {
+        if let Some(found) = check().await {
+            return found;
+        }
+        tokio::time::sleep(PAUSE).await;
+    }
+    panic!("waited {PATIENCE:?} for {what}");
+}
+
+/// Awaits a wake-up.
+pub async fn woken(wake: &Wake) {
+    tokio::time::timeout(PATIENCE, wake.notified()).await.expect("a wake-up");
+}
+
+fn launch(dir: &Path, port: u16, extra: &str) -> Child {
+    let hash = |password: &str| -> String {
+        Sha256::digest(password.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
+    };
+    let conf = format!(
+        "port {port}\nbind 127.0.0.1\ndir {dir}\nlogfile {dir}/log\nsave \"\"\nrepl-diskless-sync-delay 0\n\
+         enable-debug-command local\nprimaryuser replication\nprimaryauth {REPLICATION_PASSWORD}\n\
+         user default off\nuser {MANAGER} on #{manager} {rules}\nuser app on #{app} ~* &* +@all\n\
+         user replication on #{replication} +psync +replconf +ping\n{extra}\n",
+        dir = dir.display(),
+        manager = hash(MANAGER_PASSWORD),
+        rules = MANAGER_RULES.join(" "),
+        app = hash(APP_PASSWORD),
+        replication = hash(REPLICATION_PASSWORD),
+    );
+    fs::write(dir.join("valkey.conf"), conf).unwrap();
+    let binary = binaries().join("valkey-server");
+    let started = Command::new(&binary)
+        .arg(dir.join("valkey.conf"))
+        .stdout(Stdio::null())
+        .stderr(Stdio::null())
+        .spawn();
+    started.unwrap_or_else(|error| panic!("{}: {error}", binary.display()))
+}
+
+/// The directory with the server's binaries.
+fn binaries() -> &'static Path {
+    static DIR: OnceLock<PathBuf> = OnceLock::new();
+    DIR.get_or_init(|| {
+        let dir = env::var_os("VALKEY_BIN_DIR").map_or_else(prepared_binaries, PathBuf::from);
+        let hint = "set VALKEY_BIN_DIR to a directory with valkey-server, or build tests/cluster";
+        assert!(dir.join("valkey-server").exists(), "no valkey-server in {}: {hint}", dir.display());
+        dir
+    })
+}
+
+fn prepared_binaries() -> PathBuf {
+    let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster");
+    let hint = "build it (go build in tests/cluster), or set VALKEY_BIN_DIR";
+    let output = Command::new(&tool).arg("valkey-bin").stderr(Stdio::inherit()).output();
+    let output = output.unwrap_or_else(|error| panic!("{}: {error}; {hint}", tool.display()));
+    assert!(output.status.success(), "{} valkey-bin failed: {hint}", tool.display());
+    let text = String::from_utf8(output.stdout).unwrap();
+    PathBuf::from(text.lines().last().unwrap_or_default().trim())
+}
