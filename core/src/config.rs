@@ -188,14 +188,9 @@ pub fn read(name: &str, value: &str, version: ServerVersion) -> Result<Setting, 
         return Err(Refusal::Owned(why));
     }
     if !directive.is_in(version) {
-        return Err(Refusal::Version {
-            version,
-            has: directive.versions(),
-        });
+        return Err(Refusal::Version { version, has: directive.versions() });
     }
-    directive.kind.read(value).ok_or_else(|| Refusal::Value {
-        allowed: directive.kind.allowed(),
-    })
+    directive.kind.read(value).ok_or_else(|| Refusal::Value { allowed: directive.kind.allowed() })
 }
 
 /// Everything that valkey.conf depends on.
@@ -217,11 +212,7 @@ impl ServerConfig {
     /// The text of valkey.conf: sorted, one directive a line.
     pub fn render(&self) -> String {
         let mut all = self.defaults();
-        all.extend(
-            self.settings
-                .iter()
-                .map(|(name, setting)| (name.as_str(), setting.clone())),
-        );
+        all.extend(self.settings.iter().map(|(name, setting)| (name.as_str(), setting.clone())));
         let mut out =
             String::from("# Written by valkeeper. Change spec.config of the ValkeyCluster instead.\n");
         for (name, setting) in &all {
@@ -279,10 +270,7 @@ fn fixed() -> BTreeMap<&'static str, Setting> {
         ("repl-diskless-sync-delay", Setting::Integer(0)),
         // Replicas are witnesses of a silent primary: they must hear from a living one well within the window.
         ("repl-ping-replica-period", Setting::Integer(1)),
-        (
-            "shutdown-timeout",
-            Setting::Integer(i64::from(SHUTDOWN_TIMEOUT_S)),
-        ),
+        ("shutdown-timeout", Setting::Integer(i64::from(SHUTDOWN_TIMEOUT_S))),
         ("tcp-keepalive", Setting::Integer(60)),
     ])
 }
@@ -300,13 +288,7 @@ mod tests {
     const V8_0: ServerVersion = ServerVersion { major: 8, minor: 0 };
 
     fn config(profile: Profile, files: Files, limit: Option<u64>) -> ServerConfig {
-        ServerConfig {
-            version: V9_1,
-            profile,
-            files,
-            memory_limit_bytes: limit,
-            settings: BTreeMap::new(),
-        }
+        ServerConfig { version: V9_1, profile, files, memory_limit_bytes: limit, settings: BTreeMap::new() }
     }
 
     /// Splits a line as Valkey does: words, and double quotes with escapes.
@@ -365,20 +347,11 @@ mod tests {
     #[test]
     fn durable_keeps_and_cache_evicts() {
         let durable = config(Profile::Durable, Files::RdbAof, Some(1 << 30)).render();
-        for line in [
-            "appendonly yes",
-            "save 3600 1 300 100 60 10000",
-            "maxmemory-policy noeviction",
-        ] {
+        for line in ["appendonly yes", "save 3600 1 300 100 60 10000", "maxmemory-policy noeviction"] {
             assert!(durable.lines().any(|l| l == line), "{line} in\n{durable}");
         }
         let cache = config(Profile::Cache, Files::Nothing, Some(1 << 30)).render();
-        for line in [
-            "appendonly no",
-            "save \"\"",
-            "maxmemory-policy allkeys-lru",
-            "maxmemory 644245080",
-        ] {
+        for line in ["appendonly no", "save \"\"", "maxmemory-policy allkeys-lru", "maxmemory 644245080"] {
             assert!(cache.lines().any(|l| l == line), "{line} in\n{cache}");
         }
     }
@@ -400,11 +373,7 @@ mod tests {
     #[test]
     fn lines_are_sorted_and_every_one_is_known_to_the_oldest_version() {
         let text = config(Profile::Durable, Files::RdbAof, None).render();
-        let names: Vec<&str> = text
-            .lines()
-            .skip(1)
-            .map(|l| l.split(' ').next().unwrap())
-            .collect();
+        let names: Vec<&str> = text.lines().skip(1).map(|l| l.split(' ').next().unwrap()).collect();
         assert!(names.is_sorted());
         for name in names {
             assert!(Directive::find(name).unwrap().is_in(VERSION_MIN), "{name}");
@@ -422,16 +391,9 @@ mod tests {
 
     #[test]
     fn what_the_operator_owns_is_refused_with_the_reason() {
-        for name in [
-            "port",
-            "dir",
-            "replicaof",
-            "aclfile",
-            "requirepass",
-            "primaryauth",
-            "masterauth",
-            "include",
-        ] {
+        for name in
+            ["port", "dir", "replicaof", "aclfile", "requirepass", "primaryauth", "masterauth", "include"]
+        {
             assert!(matches!(read(name, "x", V9_1), Err(Refusal::Owned(_))), "{name}");
         }
         assert_eq!(read("prot", "1", V9_1), Err(Refusal::Unknown));

@@ -52,10 +52,7 @@ impl<'a> View<'a> {
 
     /// A reading that is fresh enough to be compared.
     pub fn reading(&self, id: MemberId) -> Option<&'a Reading> {
-        self.evidence
-            .readings
-            .get(&id)
-            .filter(|r| self.now.millis_since(r.taken_at) <= READING_AGE_MAX_MS)
+        self.evidence.readings.get(&id).filter(|r| self.now.millis_since(r.taken_at) <= READING_AGE_MAX_MS)
     }
 
     /// The members that shall exist in a shard, in order.
@@ -93,12 +90,7 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
             return verdict;
         }
     };
-    let view = View {
-        state,
-        evidence,
-        now,
-        spec,
-    };
+    let view = View { state, evidence, now, spec };
     let mut held: Vec<Scope> = Vec::new();
     for (name, rule) in STEPS {
         match rule {
@@ -107,14 +99,10 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
                     return verdict;
                 }
             }
-            Rule::Cluster(step) => run(&mut verdict, &mut held, &view, *name, Scope::Cluster, || {
-                step(&view)
-            }),
+            Rule::Cluster(step) => run(&mut verdict, &mut held, &view, *name, Scope::Cluster, || step(&view)),
             Rule::Shard(step) => {
                 for shard in shards(&view) {
-                    run(&mut verdict, &mut held, &view, *name, Scope::Shard(shard), || {
-                        step(&view, shard)
-                    });
+                    run(&mut verdict, &mut held, &view, *name, Scope::Shard(shard), || step(&view, shard));
                 }
             }
         }
@@ -124,11 +112,8 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
 
 /// Shards that shall exist and shards that still have members.
 fn shards(view: &View<'_>) -> Vec<ShardId> {
-    let mut all: Vec<ShardId> = view
-        .spec
-        .shard_ids()
-        .chain(view.state.members.keys().map(|m| m.shard))
-        .collect();
+    let mut all: Vec<ShardId> =
+        view.spec.shard_ids().chain(view.state.members.keys().map(|m| m.shard)).collect();
     all.sort_unstable();
     all.dedup();
     all
@@ -160,25 +145,14 @@ fn take(verdict: &mut Verdict, step: StepName, scope: Scope, outcome: StepOutcom
     match outcome {
         StepOutcome::Satisfied => return false,
         StepOutcome::Waiting(reason, about, wake_at) => {
-            verdict.standing.waits.push(Wait {
-                step,
-                scope,
-                reason,
-                about,
-            });
+            verdict.standing.waits.push(Wait { step, scope, reason, about });
             verdict.wake_at = match (verdict.wake_at, wake_at) {
                 (Some(a), Some(b)) => Some(a.min(b)),
                 (a, b) => a.or(b),
             };
         }
         StepOutcome::Blocked(reason, about, candidates) => {
-            verdict.standing.blocks.push(Block {
-                step,
-                scope,
-                reason,
-                about,
-                candidates,
-            });
+            verdict.standing.blocks.push(Block { step, scope, reason, about, candidates });
         }
         StepOutcome::Decided(decision) => verdict.decisions.push(*decision),
     }

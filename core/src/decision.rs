@@ -247,6 +247,8 @@ pub struct Operation {
     pub asked_by: String,
     /// The member it is about: the lost primary, the wanted primary, the member being restarted.
     pub member: Option<MemberId>,
+    /// Reason of the decision that opened it.
+    pub cause: Reason,
     /// When it was opened.
     pub opened_at: Timestamp,
     /// When the present phase was entered.
@@ -354,9 +356,7 @@ impl Decision {
 
     /// True if it promotes or hands over: such a decision is executed at once or not at all.
     pub fn promotes(&self) -> bool {
-        self.effects
-            .iter()
-            .any(|e| matches!(e, Effect::Promote { .. } | Effect::Handover { .. }))
+        self.effects.iter().any(|e| matches!(e, Effect::Promote { .. } | Effect::Handover { .. }))
     }
 }
 

@@ -125,54 +125,22 @@ pub enum Outcome {
 impl std::fmt::Display for Effect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Effect::Promote {
-                server,
-                replid,
-                offset,
-            } => {
-                write!(
-                    f,
-                    "promote {} ({}) at {}:{offset}",
-                    server.member,
-                    server.address,
-                    short(&replid.0)
-                )
+            Effect::Promote { server, replid, offset } => {
+                write!(f, "promote {} ({}) at {}:{offset}", server.member, server.address, short(&replid.0))
             }
-            Effect::Attach {
-                server,
-                to,
-                to_address,
-            } => {
+            Effect::Attach { server, to, to_address } => {
                 write!(f, "attach {} to {to} ({to_address})", server.member)
             }
             Effect::Handover { from, to, timeout_ms } => {
-                write!(
-                    f,
-                    "hand over {} to {} within {timeout_ms} ms",
-                    from.member, to.member
-                )
+                write!(f, "hand over {} to {} within {timeout_ms} ms", from.member, to.member)
             }
-            Effect::Route {
-                shard, to, address, ..
-            } => write!(f, "route shard {shard} to {to} ({address})"),
+            Effect::Route { shard, to, address, .. } => write!(f, "route shard {shard} to {to} ({address})"),
             Effect::Label { member, role, .. } => write!(f, "label {member} {}", role.as_str()),
             Effect::Disconnect { server } => write!(f, "disconnect clients of {}", server.member),
-            Effect::DeletePod {
-                member,
-                pod_uid,
-                grace_s: Some(grace),
-            } => {
-                write!(
-                    f,
-                    "delete pod of {member} (uid {}, grace {grace} s)",
-                    short(pod_uid)
-                )
+            Effect::DeletePod { member, pod_uid, grace_s: Some(grace) } => {
+                write!(f, "delete pod of {member} (uid {}, grace {grace} s)", short(pod_uid))
             }
-            Effect::DeletePod {
-                member,
-                pod_uid,
-                grace_s: None,
-            } => {
+            Effect::DeletePod { member, pod_uid, grace_s: None } => {
                 write!(f, "delete pod of {member} (uid {})", short(pod_uid))
             }
             Effect::Apply { object, digest } => write!(f, "apply {object} ({})", short(&digest.0)),

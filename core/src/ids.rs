@@ -81,10 +81,7 @@ pub struct MemberId {
 impl MemberId {
     /// The member `ordinal` of `shard`.
     pub fn new(shard: u16, ordinal: u16) -> Self {
-        MemberId {
-            shard: ShardId(shard),
-            ordinal,
-        }
+        MemberId { shard: ShardId(shard), ordinal }
     }
 }
 
@@ -103,12 +100,8 @@ impl FromStr for MemberId {
     type Err = NotAMember;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let parsed = text
-            .split_once('-')
-            .and_then(|(s, o)| Some((s.parse().ok()?, o.parse().ok()?)));
-        parsed
-            .map(|(s, o)| MemberId::new(s, o))
-            .ok_or_else(|| NotAMember(text.to_owned()))
+        let parsed = text.split_once('-').and_then(|(s, o)| Some((s.parse().ok()?, o.parse().ok()?)));
+        parsed.map(|(s, o)| MemberId::new(s, o)).ok_or_else(|| NotAMember(text.to_owned()))
     }
 }
 

@@ -24,18 +24,10 @@ pub fn check(records: &[Record]) -> Vec<Violation> {
     let mut state = ClusterState::default();
     let mut found = Vec::new();
     for record in records {
-        let mut say = |text: String| {
-            found.push(Violation {
-                seq: record.seq,
-                text,
-            })
-        };
+        let mut say = |text: String| found.push(Violation { seq: record.seq, text });
         sequence(&state, record, &mut say);
         match &record.event {
-            Event::Decided {
-                decision,
-                evidence: _,
-            } => promotion(&state, decision, &mut say),
+            Event::Decided { decision, evidence: _ } => promotion(&state, decision, &mut say),
             Event::EffectsEnded(executed) => match state.pending.get(&executed.decision) {
                 None => say(format!("outcomes of {} which is not pending", executed.decision)),
                 Some(p) if p.decision.effects.len() != executed.outcomes.len() => {
@@ -71,17 +63,11 @@ fn sequence(state: &ClusterState, record: &Record, say: &mut impl FnMut(String))
         say(format!("sequence {} follows {}", record.seq, state.head));
     }
     if record.time < state.head_time {
-        say(format!(
-            "time goes back from {} to {}",
-            state.head_time, record.time
-        ));
+        say(format!("time goes back from {} to {}", state.head_time, record.time));
     }
     let claims = matches!(record.event, Event::EpochStarted { .. } | Event::Baseline { .. });
     if record.epoch < state.epoch || (record.epoch > state.epoch && !claims) {
-        say(format!(
-            "epoch {} after {} without a claim",
-            record.epoch, state.epoch
-        ));
+        say(format!("epoch {} after {} without a claim", record.epoch, state.epoch));
     }
 }
 
@@ -89,15 +75,9 @@ fn sequence(state: &ClusterState, record: &Record, say: &mut impl FnMut(String))
 fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(String)) {
     for effect in &decision.effects {
         match effect {
-            Effect::Promote {
-                server,
-                replid: _,
-                offset: _,
-            } => {
+            Effect::Promote { server, replid: _, offset: _ } => {
                 let id = server.member;
-                if let Some((other, _)) = state
-                    .members_of(id.shard)
-                    .find(|(i, m)| *i != id && m.is_primary())
+                if let Some((other, _)) = state.members_of(id.shard).find(|(i, m)| *i != id && m.is_primary())
                 {
                     say(format!("promotes {id} while {other} is seen to be primary"));
                 }
@@ -108,16 +88,9 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                     say(format!("promotes {id} without granting it the shard"));
                 }
             }
-            Effect::Handover {
-                from,
-                to,
-                timeout_ms: _,
-            } => {
+            Effect::Handover { from, to, timeout_ms: _ } => {
                 if !state.members.get(&from.member).is_some_and(|m| m.is_primary()) {
-                    say(format!(
-                        "hands over from {}, which is not seen to be primary",
-                        from.member
-                    ));
+                    say(format!("hands over from {}, which is not seen to be primary", from.member));
                 }
                 if let Some(why) = unfit(state, to.member) {
                     say(format!("hands over to {}, which {why}", to.member));
@@ -145,18 +118,9 @@ fn unfit(state: &ClusterState, id: MemberId) -> Option<&'static str> {
     };
     match &server.role {
         _ if server.loading => Some("is loading"),
-        ServerRole::Replica {
-            source: Source::Gate { had_history: false },
-            link: _,
-        } => Some("is blank"),
-        ServerRole::Replica {
-            source: _,
-            link: Link::Syncing,
-        } => Some("is in a full synchronisation"),
-        ServerRole::Replica {
-            source: _,
-            link: Link::Up | Link::Down,
-        } => None,
+        ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ } => Some("is blank"),
+        ServerRole::Replica { source: _, link: Link::Syncing } => Some("is in a full synchronisation"),
+        ServerRole::Replica { source: _, link: Link::Up | Link::Down } => None,
         ServerRole::Primary => Some("is primary already"),
     }
 }

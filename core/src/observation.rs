@@ -334,9 +334,7 @@ impl TryFrom<String> for ObjectRef {
     type Error = String;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
-        let (kind, name) = text
-            .split_once('/')
-            .ok_or_else(|| format!("{text:?}: expected KIND/NAME"))?;
+        let (kind, name) = text.split_once('/').ok_or_else(|| format!("{text:?}: expected KIND/NAME"))?;
         let kind = match kind {
             "Secret" => ObjectKind::Secret,
             "ConfigMap" => ObjectKind::ConfigMap,
@@ -346,9 +344,6 @@ impl TryFrom<String> for ObjectRef {
             "StatefulSet" => ObjectKind::StatefulSet,
             other => return Err(format!("{other:?} is not the kind of an owned object")),
         };
-        Ok(ObjectRef {
-            kind,
-            name: name.to_owned(),
-        })
+        Ok(ObjectRef { kind, name: name.to_owned() })
     }
 }

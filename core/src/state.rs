@@ -57,12 +57,14 @@ pub struct ShardState {
 }
 
 impl ShardState {
+    /// True if a primary with the highest grant was ever seen to serve: from then on, emptiness is a loss and no beginning.
+    pub fn has_served(&self) -> bool {
+        self.history.is_some()
+    }
+
     /// The member with the highest grant and that grant.
     pub fn holder(&self) -> Option<(MemberId, Seq)> {
-        self.grants
-            .iter()
-            .max_by_key(|(_, seq)| **seq)
-            .map(|(id, seq)| (*id, *seq))
+        self.grants.iter().max_by_key(|(_, seq)| **seq).map(|(id, seq)| (*id, *seq))
     }
 }
 
@@ -108,6 +110,9 @@ pub struct ClusterState {
     pub operations: Vec<Operation>,
     /// Decisions without recorded outcome.
     pub pending: BTreeMap<Seq, Pending>,
+    /// Pods whose deletion was accepted, by UID: they are on their way out, whatever a slow watch still shows of them.
+    #[serde(default)]
+    pub condemned: BTreeMap<MemberId, String>,
     /// Switchover tokens that were served or refused for good.
     pub spent_tokens: BTreeSet<String>,
     /// Effects that failed since they last succeeded, by `(scope, verb)`: count and time of the last, for back-off.
@@ -135,20 +140,12 @@ impl ClusterState {
         self.head_time = record.time;
         self.epoch = record.epoch;
         match &record.event {
-            Event::Baseline {
-                cluster_uid,
-                namespace,
-                name,
-                origin: _,
-            } => {
+            Event::Baseline { cluster_uid, namespace, name, origin: _ } => {
                 self.cluster_uid.clone_from(cluster_uid);
                 self.namespace.clone_from(namespace);
                 self.name.clone_from(name);
             }
-            Event::EpochStarted {
-                writer: _,
-                version: _,
-            } => self.forget_observations(record.time),
+            Event::EpochStarted { writer: _, version: _ } => self.forget_observations(record.time),
             Event::SpecChanged(SpecFact::Valid(spec)) => {
                 self.spec_seen = true;
                 self.spec = Some(spec.clone());
@@ -164,6 +161,10 @@ impl ClusterState {
                     known.pod_since = record.time;
                 }
                 known.facts.pod = pod.clone();
+                let same = |uid: &String| pod.is_unknown() || pod.present().is_some_and(|p| p.uid == *uid);
+                if !self.condemned.get(member).is_some_and(same) {
+                    self.condemned.remove(member);
+                }
             }
             Event::ServerChanged { member, server } => self.apply_server(*member, server, record.time),
             Event::RouteChanged { shard, route } => {
@@ -172,18 +173,12 @@ impl ClusterState {
             Event::ObjectChanged { object, facts } => {
                 self.objects.insert(object.clone(), facts.clone());
             }
-            Event::Decided {
-                decision,
-                evidence: _,
-            } => self.apply_decision(record, decision),
+            Event::Decided { decision, evidence: _ } => self.apply_decision(record, decision),
             Event::EffectsEnded(executed) => self.apply_outcomes(executed),
             Event::DecisionClosed { decision, how: _ } => {
                 self.pending.remove(decision);
             }
-            Event::StandingChanged {
-                standing,
-                evidence: _,
-            } => self.standing = standing.clone(),
+            Event::StandingChanged { standing, evidence: _ } => self.standing = standing.clone(),
         }
     }
 
@@ -191,11 +186,7 @@ impl ClusterState {
         self.epoch_since = now;
         self.spec_seen = false;
         for member in self.members.values_mut() {
-            *member = MemberState {
-                facts: MemberFacts::default(),
-                server_since: now,
-                pod_since: now,
-            };
+            *member = MemberState { facts: MemberFacts::default(), server_since: now, pod_since: now };
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
@@ -228,33 +219,25 @@ impl ClusterState {
 
     fn apply_decision(&mut self, record: &Record, decision: &Decision) {
         if let (Some(member), Scope::Shard(shard)) = (decision.grant, decision.scope) {
-            self.shards
-                .entry(shard)
-                .or_default()
-                .grants
-                .insert(member, record.seq);
+            self.shards.entry(shard).or_default().grants.insert(member, record.seq);
         }
         match &decision.operation {
-            Some(OperationChange::Open {
-                kind,
-                phase,
-                asked_by,
-                member,
-            }) => self.operations.push(Operation {
-                id: record.seq,
-                kind: *kind,
-                scope: decision.scope,
-                phase: *phase,
-                asked_by: asked_by.clone(),
-                member: *member,
-                opened_at: record.time,
-                phase_since: record.time,
-            }),
+            Some(OperationChange::Open { kind, phase, asked_by, member }) => {
+                self.operations.push(Operation {
+                    id: record.seq,
+                    kind: *kind,
+                    scope: decision.scope,
+                    phase: *phase,
+                    asked_by: asked_by.clone(),
+                    member: *member,
+                    cause: decision.reason,
+                    opened_at: record.time,
+                    phase_since: record.time,
+                })
+            }
             Some(OperationChange::Advance { kind, phase, member }) => {
-                if let Some(op) = self
-                    .operations
-                    .iter_mut()
-                    .find(|o| o.kind == *kind && o.scope == decision.scope)
+                if let Some(op) =
+                    self.operations.iter_mut().find(|o| o.kind == *kind && o.scope == decision.scope)
                 {
                     (op.phase, op.member, op.phase_since) = (*phase, *member, record.time);
                 }
@@ -269,25 +252,16 @@ impl ClusterState {
             None => {}
         }
         // A wish that is fulfilled or given up must not come true again after a later failover.
-        let closes_switchover = decision.operation
-            == Some(OperationChange::Close {
-                kind: OperationKind::Switchover,
-            });
-        if let (true, Some(wish)) = (
-            closes_switchover,
-            self.spec.as_ref().and_then(|s| s.switchover.as_ref()),
-        ) && decision.scope == Scope::Shard(wish.to.shard)
+        let closes_switchover =
+            decision.operation == Some(OperationChange::Close { kind: OperationKind::Switchover });
+        if let (true, Some(wish)) =
+            (closes_switchover, self.spec.as_ref().and_then(|s| s.switchover.as_ref()))
+            && decision.scope == Scope::Shard(wish.to.shard)
         {
             self.spent_tokens.insert(wish.token.clone());
         }
         if !decision.effects.is_empty() {
-            self.pending.insert(
-                record.seq,
-                Pending {
-                    decision: decision.clone(),
-                    epoch: record.epoch,
-                },
-            );
+            self.pending.insert(record.seq, Pending { decision: decision.clone(), epoch: record.epoch });
         }
     }
 
@@ -301,6 +275,9 @@ impl ClusterState {
                 Outcome::Verified => {
                     self.failures.remove(&key);
                     self.released |= matches!(effect, Effect::ReleaseFinalizer);
+                    if let Effect::DeletePod { member, pod_uid, grace_s: _ } = effect {
+                        self.condemned.insert(*member, pod_uid.clone());
+                    }
                 }
                 Outcome::Failed(_) | Outcome::Superseded(_) => {
                     let (count, last) = self.failures.entry(key).or_default();
@@ -311,30 +288,27 @@ impl ClusterState {
         }
     }
 
+    /// True if the member's pod is being deleted.
+    pub fn is_leaving(&self, id: MemberId) -> bool {
+        let pod = self.members.get(&id).and_then(|m| m.facts.pod.present());
+        pod.is_some_and(|p| p.deleting || self.condemned.get(&id) == Some(&p.uid))
+    }
+
     /// The open operation of this kind and scope.
     pub fn operation(&self, kind: OperationKind, scope: Scope) -> Option<&Operation> {
-        self.operations
-            .iter()
-            .find(|o| o.kind == kind && o.scope == scope)
+        self.operations.iter().find(|o| o.kind == kind && o.scope == scope)
     }
 
     /// Members of a shard, in order.
     pub fn members_of(&self, shard: ShardId) -> impl Iterator<Item = (MemberId, &MemberState)> {
         self.members
-            .range(
-                MemberId { shard, ordinal: 0 }..=MemberId {
-                    shard,
-                    ordinal: u16::MAX,
-                },
-            )
+            .range(MemberId { shard, ordinal: 0 }..=MemberId { shard, ordinal: u16::MAX })
             .map(|(i, m)| (*i, m))
     }
 
     /// True if a decision of this scope and epoch has no recorded outcome yet.
     pub fn is_pending(&self, scope: Scope) -> bool {
-        self.pending
-            .values()
-            .any(|p| p.decision.scope == scope && p.epoch == self.epoch)
+        self.pending.values().any(|p| p.decision.scope == scope && p.epoch == self.epoch)
     }
 }
 

@@ -91,21 +91,13 @@ pub fn label(view: &View<'_>, member: MemberId, role: RoleLabel) -> Option<Effec
 /// The process of a member, as an effect names it.
 pub fn server(view: &View<'_>, member: MemberId) -> Option<Server> {
     let known = view.member(member)?;
-    Some(Server {
-        member,
-        address: known.address()?.to_owned(),
-        run_id: known.server()?.run_id.clone(),
-    })
+    Some(Server { member, address: known.address()?.to_owned(), run_id: known.server()?.run_id.clone() })
 }
 
 /// What a member has that its rightful primary has not, and that its next synchronisation throws away.
 pub fn discard(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Discard> {
     let (facts, reading) = (view.member(member)?.server()?, view.reading(member)?);
-    if let ServerRole::Replica {
-        source: Source::Gate { had_history: false },
-        link: _,
-    } = facts.role
-    {
+    if let ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ } = facts.role {
         return None;
     }
     let rightful = view.member(primary)?.server()?;
@@ -119,12 +111,7 @@ pub fn discard(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<D
         None
     };
     let loses = offset > 0 && kept_offset.is_none_or(|kept| kept < offset);
-    loses.then(|| Discard {
-        member,
-        replid: facts.replid.clone(),
-        offset,
-        kept_offset,
-    })
+    loses.then(|| Discard { member, replid: facts.replid.clone(), offset, kept_offset })
 }
 
 /// The condition of a member that holds a grant.
@@ -141,18 +128,9 @@ pub fn condition(view: &View<'_>, holder: MemberId) -> Condition {
         Observed::Absent => Condition::Gone,
         Observed::Present(facts) => match &facts.role {
             ServerRole::Primary => Condition::Serving,
-            ServerRole::Replica {
-                source: Source::Gate { .. },
-                link: _,
-            } => Condition::Holding,
-            ServerRole::Replica {
-                source: Source::Member(of),
-                link: _,
-            } => Condition::Following(*of),
-            ServerRole::Replica {
-                source: Source::Foreign(_),
-                link: _,
-            } => Condition::FollowingForeign,
+            ServerRole::Replica { source: Source::Gate { .. }, link: _ } => Condition::Holding,
+            ServerRole::Replica { source: Source::Member(of), link: _ } => Condition::Following(*of),
+            ServerRole::Replica { source: Source::Foreign(_), link: _ } => Condition::FollowingForeign,
         },
     }
 }

@@ -22,38 +22,21 @@ pub struct Turn {
 /// One turn: `state` is the fold of everything recorded, `seen` a fresh look, `now` the clock (raised to the head's time
 /// if it lags behind).
 pub fn turn(state: &ClusterState, seen: &Seen, now: Timestamp) -> Turn {
-    let mut batch = Batch {
-        now: now.max(state.head_time),
-        state: state.clone(),
-        events: Vec::new(),
-    };
+    let mut batch = Batch { now: now.max(state.head_time), state: state.clone(), events: Vec::new() };
     for event in changed(state, seen) {
         batch.push(event);
     }
-    let Verdict {
-        mut decisions,
-        standing,
-        wake_at,
-    } = decide(&batch.state, &seen.evidence, batch.now);
+    let Verdict { mut decisions, standing, wake_at } = decide(&batch.state, &seen.evidence, batch.now);
     for (seq, how) in settle_doubts(&batch.state, &mut decisions, &standing.waits) {
         batch.push(Event::DecisionClosed { decision: seq, how });
     }
     for decision in decisions {
-        batch.push(Event::Decided {
-            decision: Box::new(decision),
-            evidence: seen.evidence.clone(),
-        });
+        batch.push(Event::Decided { decision: Box::new(decision), evidence: seen.evidence.clone() });
     }
     if standing != batch.state.standing {
-        batch.push(Event::StandingChanged {
-            standing,
-            evidence: seen.evidence.clone(),
-        });
+        batch.push(Event::StandingChanged { standing, evidence: seen.evidence.clone() });
     }
-    Turn {
-        events: batch.events,
-        wake_at,
-    }
+    Turn { events: batch.events, wake_at }
 }
 
 struct Batch {
@@ -65,12 +48,7 @@ struct Batch {
 impl Batch {
     /// Adds an event and folds it, exactly as reading it back from the journal would.
     fn push(&mut self, event: Event) {
-        let record = Record {
-            seq: self.state.head.next(),
-            epoch: self.state.epoch,
-            time: self.now,
-            event,
-        };
+        let record = Record { seq: self.state.head.next(), epoch: self.state.epoch, time: self.now, event };
         self.state.apply(&record);
         self.events.push(record.event);
     }
@@ -78,50 +56,26 @@ impl Batch {
 
 /// The facts of a look that differ from what is known, and the outcomes it brings, as events.
 pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
-    let Seen {
-        spec,
-        members,
-        routes,
-        objects,
-        evidence: _,
-        executed,
-    } = seen;
+    let Seen { spec, members, routes, objects, evidence: _, executed } = seen;
     let mut events: Vec<Event> = executed.iter().cloned().map(Event::EffectsEnded).collect();
-    events.extend(
-        spec.iter()
-            .filter(|s| spec_differs(state, s))
-            .cloned()
-            .map(Event::SpecChanged),
-    );
+    events.extend(spec.iter().filter(|s| spec_differs(state, s)).cloned().map(Event::SpecChanged));
     for (id, facts) in members {
         let known = state.members.get(id).cloned().unwrap_or_default().facts;
         if known.pod != facts.pod {
-            events.push(Event::PodChanged {
-                member: *id,
-                pod: facts.pod.clone(),
-            });
+            events.push(Event::PodChanged { member: *id, pod: facts.pod.clone() });
         }
         if known.server != facts.server {
-            events.push(Event::ServerChanged {
-                member: *id,
-                server: facts.server.clone(),
-            });
+            events.push(Event::ServerChanged { member: *id, server: facts.server.clone() });
         }
     }
     for (shard, route) in routes {
         if state.shards.get(shard).cloned().unwrap_or_default().route != *route {
-            events.push(Event::RouteChanged {
-                shard: *shard,
-                route: route.clone(),
-            });
+            events.push(Event::RouteChanged { shard: *shard, route: route.clone() });
         }
     }
     for (object, facts) in objects {
         if state.objects.get(object) != Some(facts) {
-            events.push(Event::ObjectChanged {
-                object: object.clone(),
-                facts: facts.clone(),
-            });
+            events.push(Event::ObjectChanged { object: object.clone(), facts: facts.clone() });
         }
     }
     events
@@ -150,10 +104,7 @@ fn settle_doubts(
             .iter()
             .any(|w| w.reason == WaitReason::NotObserved && (w.scope == scope || w.scope == Scope::Cluster))
     };
-    let in_doubt = state
-        .pending
-        .iter()
-        .filter(|(_, p)| p.epoch < state.epoch && !unseen(p.decision.scope));
+    let in_doubt = state.pending.iter().filter(|(_, p)| p.epoch < state.epoch && !unseen(p.decision.scope));
     let mut closed = Vec::new();
     for (seq, pending) in in_doubt {
         let same = decisions

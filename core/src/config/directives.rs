@@ -40,11 +40,9 @@ impl Kind {
                 "no" => Some(Setting::YesNo(false)),
                 _ => None,
             },
-            Kind::Integer(least, most) => value
-                .parse()
-                .ok()
-                .filter(|n| (least..=most).contains(n))
-                .map(Setting::Integer),
+            Kind::Integer(least, most) => {
+                value.parse().ok().filter(|n| (least..=most).contains(n)).map(Setting::Integer)
+            }
             Kind::Bytes => read_bytes(value).map(Setting::Bytes),
             Kind::BytesOrPercent => match value.strip_suffix('%') {
                 Some(share) => share.parse().ok().filter(|p| *p <= 100).map(Setting::Percent),
@@ -108,10 +106,7 @@ pub struct Directive {
 impl Directive {
     /// The directive of this name.
     pub fn find(name: &str) -> Option<&'static Directive> {
-        DIRECTIVES
-            .binary_search_by(|d| d.name.cmp(name))
-            .ok()
-            .and_then(|i| DIRECTIVES.get(i))
+        DIRECTIVES.binary_search_by(|d| d.name.cmp(name)).ok().and_then(|i| DIRECTIVES.get(i))
     }
 
     /// True if servers of this version have it.
@@ -139,20 +134,11 @@ impl Directive {
 }
 
 const fn user(name: &'static str, kind: Kind) -> Directive {
-    Directive {
-        name,
-        kind,
-        since: ServerVersion { major: 8, minor: 0 },
-        until: None,
-        owner: Owner::User,
-    }
+    Directive { name, kind, since: ServerVersion { major: 8, minor: 0 }, until: None, owner: Owner::User }
 }
 
 const fn owned(name: &'static str, why: &'static str) -> Directive {
-    Directive {
-        owner: Owner::Operator(why),
-        ..user(name, Kind::Text)
-    }
+    Directive { owner: Owner::Operator(why), ..user(name, Kind::Text) }
 }
 
 const ADDRESS: &str = "members are found by it";
@@ -182,10 +168,7 @@ const EVICTION: Kind = Kind::Choice(&[
 
 /// Every known directive, sorted by name.
 pub const DIRECTIVES: &[Directive] = &[
-    user(
-        "acl-pubsub-default",
-        Kind::Choice(&["allchannels", "resetchannels"]),
-    ),
+    user("acl-pubsub-default", Kind::Choice(&["allchannels", "resetchannels"])),
     owned("aclfile", USERS),
     user("acllog-max-len", COUNT),
     user("active-defrag-cycle-max", Kind::Integer(1, 99)),
@@ -293,18 +276,15 @@ pub const DIRECTIVES: &[Directive] = &[
     user("list-max-listpack-size", SIGNED),
     owned("loadmodule", SECURITY),
     user("locale-collate", Kind::Text),
-    user("log-format", Kind::Choice(&["json", "legacy", "logfmt"])).since(8, 1),
-    user(
-        "log-timestamp-format",
-        Kind::Choice(&["iso8601", "legacy", "milliseconds"]),
-    )
-    .since(8, 1),
+    user("log-format", Kind::Choice(&["legacy", "logfmt"])).since(8, 1),
+    user("log-timestamp-format", Kind::Choice(&["iso8601", "legacy", "milliseconds"])).since(8, 1),
     owned("logfile", PROCESS),
     user("loglevel", LEVELS),
     user("lua-time-limit", COUNT),
     owned("masterauth", USERS),
     owned("masteruser", USERS),
     user("max-new-connections-per-cycle", Kind::Integer(1, 1000)),
+    owned("max-new-tls-connections-per-cycle", TLS),
     // The operator needs a connection of its own, and so do replicas and probes.
     user("maxclients", Kind::Integer(64, u32::MAX as i64)),
     user("maxmemory", Kind::Bytes),
@@ -324,10 +304,7 @@ pub const DIRECTIVES: &[Directive] = &[
     owned("primaryauth", USERS),
     owned("primaryuser", USERS),
     owned("proc-title-template", PROCESS),
-    user(
-        "propagation-error-behavior",
-        Kind::Choice(&["ignore", "panic", "panic-on-replicas"]),
-    ),
+    user("propagation-error-behavior", Kind::Choice(&["ignore", "panic", "panic-on-replicas"])),
     owned("protected-mode", SECURITY),
     user("proto-max-bulk-len", Kind::Bytes),
     user("rdb-del-sync-files", YES_NO),
@@ -335,17 +312,11 @@ pub const DIRECTIVES: &[Directive] = &[
     user("rdb-version-check", Kind::Choice(&["relaxed", "strict"])).since(8, 1),
     user("rdbchecksum", YES_NO),
     user("rdbcompression", YES_NO),
-    owned(
-        "rename-command",
-        "the operator needs every command under its name; take commands away by ACL",
-    ),
+    owned("rename-command", "the operator needs every command under its name; take commands away by ACL"),
     user("repl-backlog-size", Kind::Bytes),
     user("repl-backlog-ttl", COUNT),
     user("repl-disable-tcp-nodelay", YES_NO),
-    user(
-        "repl-diskless-load",
-        Kind::Choice(&["disabled", "flush-before-load", "on-empty-db", "swapdb"]),
-    ),
+    user("repl-diskless-load", Kind::Choice(&["disabled", "on-empty-db", "swapdb"])),
     user("repl-diskless-sync", YES_NO),
     owned("repl-diskless-sync-delay", LINK),
     user("repl-diskless-sync-max-replicas", COUNT),
@@ -413,6 +384,7 @@ pub const DIRECTIVES: &[Directive] = &[
     owned("tls-session-caching", TLS),
     user("tracking-table-max-keys", COUNT),
     owned("unixsocket", ADDRESS),
+    owned("unixsocketgroup", ADDRESS),
     owned("unixsocketperm", ADDRESS),
     owned("use-exit-on-panic", PROCESS),
     owned("user", USERS),
@@ -428,12 +400,7 @@ mod tests {
     #[test]
     fn the_table_is_sorted_and_names_are_unique() {
         for pair in DIRECTIVES.windows(2) {
-            assert!(
-                pair[0].name < pair[1].name,
-                "{} before {}",
-                pair[0].name,
-                pair[1].name
-            );
+            assert!(pair[0].name < pair[1].name, "{} before {}", pair[0].name, pair[1].name);
         }
     }
 }

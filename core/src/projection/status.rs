@@ -6,6 +6,7 @@ use crate::{
     decision::{BlockReason, Scope},
     ids::{MemberId, ShardId},
     observation::Evidence,
+    spec::DesiredCluster,
     state::ClusterState,
     steps::objects,
     topology,
@@ -66,89 +67,49 @@ pub struct Status {
 
 /// Projects the state.
 pub fn status(state: &ClusterState) -> Status {
+    let served = state.spec.as_ref().map(|spec| served(state, spec)).unwrap_or_default();
     let stalled = stalled(state);
-    let (waiting, primaries, members_ready, members_wanted, unserved) = match &state.spec {
-        None => (
-            Some((
-                "NotObserved".to_owned(),
-                "the spec has not been read yet".to_owned(),
-            )),
-            Vec::new(),
-            0,
-            0,
-            None,
-        ),
-        Some(spec) => {
-            let evidence = Evidence::default();
-            let view = View {
-                state,
-                evidence: &evidence,
-                now: state.head_time,
-                spec,
-            };
-            let primaries: Vec<(ShardId, MemberId)> = spec
-                .shard_ids()
-                .filter_map(|s| topology::serving_primary(&view, s).map(|p| (s, p)))
-                .collect();
-            let ready = |id: &MemberId| {
-                primaries
-                    .iter()
-                    .any(|(s, p)| *s == id.shard && topology::is_ready(&view, *id, *p))
-            };
-            let members_ready = u32::try_from(spec.members().filter(ready).count()).unwrap_or(u32::MAX);
-            let members_wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
-            let unserved = spec
-                .shard_ids()
-                .find(|s| !primaries.iter().any(|(shard, p)| shard == s && routed(&view, *p)));
-            (
-                reconciling(state, members_ready, members_wanted),
-                primaries,
-                members_ready,
-                members_wanted,
-                unserved,
-            )
-        }
+    let waiting = match state.spec {
+        None => Some(("NotObserved".to_owned(), "the spec has not been read yet".to_owned())),
+        Some(_) => reconciling(state, served.ready, served.wanted),
     };
     let ready = stalled.clone().or_else(|| waiting.clone());
     let conditions = vec![
-        condition(
-            ConditionKind::Ready,
-            ready.is_none(),
-            ready,
-            "every member serves and is routed",
-        ),
-        condition(
-            ConditionKind::Reconciling,
-            waiting.is_some(),
-            waiting,
-            "nothing is under way",
-        ),
-        condition(
-            ConditionKind::Stalled,
-            stalled.is_some(),
-            stalled,
-            "nothing is blocked",
-        ),
-        primary_available(state, unserved),
+        condition(ConditionKind::Ready, ready.is_none(), ready, "every member serves and is routed"),
+        condition(ConditionKind::Reconciling, waiting.is_some(), waiting, "nothing is under way"),
+        condition(ConditionKind::Stalled, stalled.is_some(), stalled, "nothing is blocked"),
+        primary_available(state, served.unserved),
     ];
     let generation = state.spec.as_ref().map(|s| s.generation);
-    Status {
-        conditions,
-        primaries,
-        members_ready,
-        members_wanted,
-        generation,
-    }
+    let Served { primaries, ready: members_ready, wanted: members_wanted, unserved: _ } = served;
+    Status { conditions, primaries, members_ready, members_wanted, generation }
+}
+
+#[derive(Default)]
+struct Served {
+    primaries: Vec<(ShardId, MemberId)>,
+    ready: u32,
+    wanted: u32,
+    unserved: Option<ShardId>,
+}
+
+fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
+    let evidence = Evidence::default();
+    let view = View { state, evidence: &evidence, now: state.head_time, spec };
+    let primaries: Vec<(ShardId, MemberId)> =
+        spec.shard_ids().filter_map(|s| topology::serving_primary(&view, s).map(|p| (s, p))).collect();
+    let is_ready =
+        |id: &MemberId| primaries.iter().any(|(s, p)| *s == id.shard && topology::is_ready(&view, *id, *p));
+    let ready = u32::try_from(spec.members().filter(is_ready).count()).unwrap_or(u32::MAX);
+    let wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
+    let unserved =
+        spec.shard_ids().find(|s| !primaries.iter().any(|(shard, p)| shard == s && routed(&view, *p)));
+    Served { primaries, ready, wanted, unserved }
 }
 
 fn condition(kind: ConditionKind, holds: bool, why: Option<(String, String)>, otherwise: &str) -> Condition {
     let (reason, message) = why.unwrap_or_else(|| ("AsWanted".to_owned(), otherwise.to_owned()));
-    Condition {
-        kind,
-        holds,
-        reason,
-        message,
-    }
+    Condition { kind, holds, reason, message }
 }
 
 fn routed(view: &View<'_>, primary: MemberId) -> bool {
@@ -158,12 +119,9 @@ fn routed(view: &View<'_>, primary: MemberId) -> bool {
 fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Condition {
     let kind = ConditionKind::PrimaryAvailable;
     match (&state.spec, unserved) {
-        (None, _) => condition(
-            kind,
-            false,
-            Some(("NotObserved".into(), "the spec has not been read yet".into())),
-            "",
-        ),
+        (None, _) => {
+            condition(kind, false, Some(("NotObserved".into(), "the spec has not been read yet".into())), "")
+        }
         (Some(_), Some(shard)) => {
             let scope = Scope::Shard(shard);
             let block = state.standing.blocks.iter().find(|b| b.scope == scope);
@@ -173,12 +131,7 @@ fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Conditi
                 (None, Some(w)) => (w.reason.code(), w.reason.explain()),
                 (None, None) => ("PrimaryUnknown", "no member is seen to be primary and routed"),
             };
-            condition(
-                kind,
-                false,
-                Some((code.into(), format!("shard {shard}: {text}"))),
-                "",
-            )
+            condition(kind, false, Some((code.into(), format!("shard {shard}: {text}"))), "")
         }
         (Some(_), None) => condition(kind, true, None, "every shard has a primary and is routed to it"),
     }
@@ -188,16 +141,9 @@ fn stalled(state: &ClusterState) -> Option<(String, String)> {
     if let Some(error) = &state.spec_error {
         return Some((BlockReason::SpecInvalid.code().to_owned(), error.clone()));
     }
-    let block = state
-        .standing
-        .blocks
-        .iter()
-        .find(|b| b.reason != BlockReason::Paused)?;
+    let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused)?;
     let about = block.about.map(|m| format!(" ({m})")).unwrap_or_default();
-    Some((
-        block.reason.code().to_owned(),
-        format!("{}{about}: {}", block.scope, block.reason.explain()),
-    ))
+    Some((block.reason.code().to_owned(), format!("{}{about}: {}", block.scope, block.reason.explain())))
 }
 
 fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<(String, String)> {
@@ -215,21 +161,10 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<(String,
         ));
     }
     if let Some((object, _)) = state.objects.iter().find(|(_, f)| objects::differs(f)) {
-        return Some((
-            "ObjectMissing".to_owned(),
-            format!("{object} is not yet what the spec wants"),
-        ));
+        return Some(("ObjectMissing".to_owned(), format!("{object} is not yet what the spec wants")));
     }
     if !state.pending.is_empty() {
-        return Some((
-            "EffectsPending".to_owned(),
-            "effects of a decision are under way".to_owned(),
-        ));
+        return Some(("EffectsPending".to_owned(), "effects of a decision are under way".to_owned()));
     }
-    (ready < wanted).then(|| {
-        (
-            "ReplicaSyncing".to_owned(),
-            format!("{ready} of {wanted} members are ready"),
-        )
-    })
+    (ready < wanted).then(|| ("ReplicaSyncing".to_owned(), format!("{ready} of {wanted} members are ready")))
 }

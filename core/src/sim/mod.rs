@@ -1,7 +1,9 @@
 //! A deterministic world and driver, without I/O: stories and property tests run the real `turn()` against it. Time only
 //! passes when nothing else happens.
 
+mod act;
 mod faults;
+mod look;
 mod process;
 mod script;
 mod world;
@@ -46,14 +48,7 @@ impl Sim {
     /// A new world with the operator not yet started.
     pub fn new(world: World, perturbation: Perturbation) -> Self {
         let (records, state, executed) = (Vec::new(), ClusterState::default(), Vec::new());
-        Sim {
-            world,
-            records,
-            state,
-            perturbation,
-            executed,
-            running: false,
-        }
+        Sim { world, records, state, perturbation, executed, running: false }
     }
 
     /// Starts the operator: folds the journal and claims the next epoch.
@@ -71,10 +66,7 @@ impl Sim {
         }
         self.state.epoch.0 += 1;
         let writer = format!("operator-{}", self.state.epoch);
-        self.record(Event::EpochStarted {
-            writer,
-            version: "sim".into(),
-        });
+        self.record(Event::EpochStarted { writer, version: "sim".into() });
     }
 
     /// Stops the operator; the world goes on without it.
@@ -85,12 +77,7 @@ impl Sim {
 
     fn record(&mut self, event: Event) {
         let time = self.world.now().max(self.state.head_time);
-        let record = Record {
-            seq: self.state.head.next(),
-            epoch: self.state.epoch,
-            time,
-            event,
-        };
+        let record = Record { seq: self.state.head.next(), epoch: self.state.epoch, time, event };
         self.state.apply(&record);
         self.records.push(record);
     }
@@ -111,33 +98,22 @@ impl Sim {
                 return Ok(());
             }
             let probe = now.plus_millis(PROBE_MS);
-            let next = [wake_at.filter(|w| *w > now), until]
-                .into_iter()
-                .flatten()
-                .fold(probe, Timestamp::min);
+            let next =
+                [wake_at.filter(|w| *w > now), until].into_iter().flatten().fold(probe, Timestamp::min);
             self.world.advance(next);
         }
-        Err(format!(
-            "not at rest after {TURNS_MAX} turns: {:?}",
-            self.state.standing
-        ))
+        Err(format!("not at rest after {TURNS_MAX} turns: {:?}", self.state.standing))
     }
 
     /// One pass of the driver; true if anything was recorded.
     fn pass(&mut self) -> (bool, Option<Timestamp>) {
-        let seen = Seen {
-            executed: std::mem::take(&mut self.executed),
-            ..self.world.look()
-        };
+        let seen = Seen { executed: std::mem::take(&mut self.executed), ..self.world.look() };
         let made = turn(&self.state, &seen, self.world.now());
         let busy = !made.events.is_empty();
         let mut decided: Vec<(Seq, Decision)> = Vec::new();
         for event in made.events {
             let decision = match &event {
-                Event::Decided {
-                    decision,
-                    evidence: _,
-                } => Some(decision.as_ref().clone()),
+                Event::Decided { decision, evidence: _ } => Some(decision.as_ref().clone()),
                 Event::Baseline { .. }
                 | Event::EpochStarted { .. }
                 | Event::SpecChanged(_)
@@ -166,10 +142,7 @@ impl Sim {
                 self.start();
                 return (true, None);
             }
-            self.executed.push(Executed {
-                decision: seq,
-                outcomes,
-            });
+            self.executed.push(Executed { decision: seq, outcomes });
         }
         (busy, made.wake_at)
     }
@@ -178,11 +151,8 @@ impl Sim {
         let mut outcomes = Vec::new();
         let mut going = true;
         for effect in &decision.effects {
-            let outcome = if going {
-                self.perturbation.apply(&mut self.world, effect)
-            } else {
-                Outcome::Skipped
-            };
+            let outcome =
+                if going { self.perturbation.apply(&mut self.world, effect) } else { Outcome::Skipped };
             going &= outcome == Outcome::Verified;
             outcomes.push((self.world.now(), outcome));
         }

@@ -83,10 +83,7 @@ impl Process {
             (Link::Down, _) => {
                 // A partial resynchronisation keeps the data set usable throughout.
                 let partial = self.replid == source.replid && self.offset <= source.offset
-                    || source
-                        .before
-                        .as_ref()
-                        .is_some_and(|(id, at)| *id == self.replid && self.offset < *at);
+                    || source.before.as_ref().is_some_and(|(id, at)| *id == self.replid && self.offset < *at);
                 self.link = if partial { Link::Down } else { Link::Syncing };
                 if partial {
                     self.copy(source);

@@ -37,9 +37,7 @@ impl Story {
             .lines()
             .enumerate()
             .map(|(i, l)| (i + 1, l.split('#').next().unwrap_or("").trim().to_owned()));
-        Story {
-            lines: commands.filter(|(_, l)| !l.is_empty()).collect(),
-        }
+        Story { lines: commands.filter(|(_, l)| !l.is_empty()).collect() }
     }
 
     /// Runs the story against a fresh world. `on_command` is told of each command and of how many records there were before it.
@@ -51,18 +49,11 @@ impl Story {
         let mut sim = Sim::new(World::new(default_spec()), perturbation);
         for (line, command) in &self.lines {
             on_command(command, sim.records.len());
-            let fail = |why: String| StoryError {
-                line: *line,
-                command: command.clone(),
-                why,
-            };
+            let fail = |why: String| StoryError { line: *line, command: command.clone(), why };
             let words: Vec<&str> = command.split_whitespace().collect();
             perform(&mut sim, &words).map_err(fail)?;
             if let Some(broken) = invariant::check(&sim.records).first() {
-                return Err(fail(format!(
-                    "invariant broken at {}: {}",
-                    broken.seq, broken.text
-                )));
+                return Err(fail(format!("invariant broken at {}: {}", broken.seq, broken.text)));
             }
         }
         Ok(sim)
@@ -76,10 +67,7 @@ fn default_spec() -> DesiredCluster {
         shards: 1,
         replicas_per_shard: 2,
         profile: Profile::Cache,
-        failover: FailoverPolicy {
-            mode: FailoverMode::Automatic,
-            detection_window_ms: 3_000,
-        },
+        failover: FailoverPolicy { mode: FailoverMode::Automatic, detection_window_ms: 3_000 },
         switchover: None,
         confirm_blank: None,
         paused: false,
@@ -104,11 +92,7 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             let (shard, lagging) = write_options(rest)?;
             let n: u64 = number(n)?;
             let acked = sim.world.write(shard, n, &lagging);
-            if acked == n {
-                Ok(())
-            } else {
-                Err(format!("{acked} of {n} writes were acknowledged"))
-            }
+            if acked == n { Ok(()) } else { Err(format!("{acked} of {n} writes were acknowledged")) }
         }
         ["kill", ids @ ..] => each(ids, |id| sim.world.kill(id)),
         ["freeze", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, true)),
@@ -171,10 +155,8 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             }
         }
         "switchover" => {
-            spec.switchover = Some(SwitchoverWish {
-                to: member(value)?,
-                token: format!("{value}@{}", spec.generation),
-            });
+            spec.switchover =
+                Some(SwitchoverWish { to: member(value)?, token: format!("{value}@{}", spec.generation) });
         }
         "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
         "paused" => spec.paused = value == "true",
@@ -192,10 +174,7 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         ["primary", id] => {
             let id = member(id)?;
             let (live, routed) = (sim.world.primaries(id.shard), sim.world.routed(id.shard));
-            shown(
-                live == [id] && routed == Some(id),
-                format!("primaries {live:?}, routed {routed:?}"),
-            )
+            shown(live == [id] && routed == Some(id), format!("primaries {live:?}, routed {routed:?}"))
         }
         ["lost", "0", "on", id] => {
             let lost = sim.world.lost(member(id)?);
@@ -207,21 +186,9 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
             shown(ready.is_some_and(|c| c.holds), format!("{ready:?}"))
         }
         ["blocked", code] => {
-            let found: Vec<&str> = sim
-                .state
-                .standing
-                .blocks
-                .iter()
-                .map(|b| b.reason.code())
-                .collect();
-            BlockReason::ALL
-                .iter()
-                .find(|r| r.code() == *code)
-                .ok_or("no such reason")?;
-            shown(
-                found.contains(code),
-                format!("blocks: {found:?}, waits: {:?}", sim.state.standing.waits),
-            )
+            let found: Vec<&str> = sim.state.standing.blocks.iter().map(|b| b.reason.code()).collect();
+            BlockReason::ALL.iter().find(|r| r.code() == *code).ok_or("no such reason")?;
+            shown(found.contains(code), format!("blocks: {found:?}, waits: {:?}", sim.state.standing.waits))
         }
         ["decided", code] => {
             let found = reasons(sim);
@@ -241,10 +208,7 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         ["object", object, "corrected"] => {
             let object = ObjectRef::try_from(object.replacen("sts/", "StatefulSet/", 1))?;
             let facts = sim.state.objects.get(&object).ok_or("not known")?;
-            shown(
-                facts.live.present().is_some_and(|l| l.digest == facts.wanted),
-                format!("{facts:?}"),
-            )
+            shown(facts.live.present().is_some_and(|l| l.digest == facts.wanted), format!("{facts:?}"))
         }
         _ => Err("unknown expectation".into()),
     }
@@ -252,10 +216,7 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
 
 fn reasons(sim: &Sim) -> Vec<&'static str> {
     let decision = |e: &Event| match e {
-        Event::Decided {
-            decision,
-            evidence: _,
-        } => Some(decision.reason.code()),
+        Event::Decided { decision, evidence: _ } => Some(decision.reason.code()),
         Event::Baseline { .. }
         | Event::EpochStarted { .. }
         | Event::SpecChanged(_)
@@ -274,10 +235,7 @@ fn write_options(words: &[&str]) -> Result<(ShardId, BTreeSet<MemberId>), String
     match words {
         [] => Ok((ShardId(0), BTreeSet::new())),
         ["to", shard, rest @ ..] => Ok((ShardId(number(shard)?), write_options(rest)?.1)),
-        ["lagging", ids @ ..] => Ok((
-            ShardId(0),
-            ids.iter().map(|i| member(i)).collect::<Result<_, _>>()?,
-        )),
+        ["lagging", ids @ ..] => Ok((ShardId(0), ids.iter().map(|i| member(i)).collect::<Result<_, _>>()?)),
         _ => Err("expected: write N [to SHARD] [lagging MEMBER...]".into()),
     }
 }

@@ -3,13 +3,8 @@
 
 use super::process::Process;
 use crate::{
-    effect::{Effect, Outcome, Server},
     ids::{Digest, MemberId, ReplId, ShardId, Timestamp},
-    observation::{
-        ContainerPhase, Evidence, LiveObject, MemberFacts, NodeHealth, ObjectFacts, ObjectKind, ObjectRef,
-        Observed, PodFacts, Reading, RoleLabel, RouteFacts, Seen, ServerFacts, ServerRole, Source, SpecFact,
-        Why,
-    },
+    observation::{LiveObject, ObjectKind, ObjectRef, RoleLabel, RouteFacts, Source},
     spec::{DesiredCluster, Profile},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -24,28 +19,28 @@ const RESTART_MS: i64 = 300;
 const BACK_OFF_MS: i64 = 5_000;
 
 #[derive(Clone, Debug)]
-struct Pod {
-    uid: String,
-    address: String,
-    revision: Digest,
-    deleted_at: Option<Timestamp>,
-    starts_at: Option<Timestamp>,
-    process: Option<Process>,
-    role_label: Option<RoleLabel>,
-    kills: u32,
+pub(super) struct Pod {
+    pub(super) uid: String,
+    pub(super) address: String,
+    pub(super) revision: Digest,
+    pub(super) deleted_at: Option<Timestamp>,
+    pub(super) starts_at: Option<Timestamp>,
+    pub(super) process: Option<Process>,
+    pub(super) role_label: Option<RoleLabel>,
+    pub(super) kills: u32,
 }
 
 #[derive(Clone, Debug, Default)]
-struct Place {
-    pod: Option<Pod>,
-    disk: Option<(ReplId, Vec<u64>)>,
-    free_since: Timestamp,
+pub(super) struct Place {
+    pub(super) pod: Option<Pod>,
+    pub(super) disk: Option<(ReplId, Vec<u64>)>,
+    pub(super) free_since: Timestamp,
 }
 
 /// The world of one cluster.
 #[derive(Clone, Debug)]
 pub struct World {
-    now: Timestamp,
+    pub(super) now: Timestamp,
     /// The user's wish.
     pub spec: DesiredCluster,
     /// Why the resource is refused, if the story says so.
@@ -54,13 +49,13 @@ pub struct World {
     pub revision: Digest,
     /// Templates whose pods never start.
     pub broken: BTreeSet<Digest>,
-    places: BTreeMap<MemberId, Place>,
-    silent_nodes: BTreeSet<MemberId>,
-    routes: BTreeMap<ShardId, RouteFacts>,
-    live: BTreeMap<ObjectRef, (LiveObject, u16)>,
-    acked: BTreeMap<ShardId, BTreeSet<u64>>,
-    counter: u64,
-    released: bool,
+    pub(super) places: BTreeMap<MemberId, Place>,
+    pub(super) silent_nodes: BTreeSet<MemberId>,
+    pub(super) routes: BTreeMap<ShardId, RouteFacts>,
+    pub(super) live: BTreeMap<ObjectRef, (LiveObject, u16)>,
+    pub(super) acked: BTreeMap<ShardId, BTreeSet<u64>>,
+    pub(super) counter: u64,
+    pub(super) released: bool,
 }
 
 impl World {
@@ -92,7 +87,7 @@ impl World {
         self.released
     }
 
-    fn count(&mut self) -> u64 {
+    pub(super) fn count(&mut self) -> u64 {
         self.counter += 1;
         self.counter
     }
@@ -132,10 +127,8 @@ impl World {
                 }
             }
             let now = self.now;
-            for (id, place) in self
-                .places
-                .iter_mut()
-                .filter(|(id, _)| id.shard.0 == shard && id.ordinal > replicas)
+            for (id, place) in
+                self.places.iter_mut().filter(|(id, _)| id.shard.0 == shard && id.ordinal > replicas)
             {
                 if let Some(pod) = place.pod.as_mut().filter(|p| p.deleted_at.is_none()) {
                     pod.deleted_at = Some(now);
@@ -149,11 +142,7 @@ impl World {
     fn terminate(&mut self) {
         let (now, durable) = (self.now, self.spec.profile == Profile::Durable);
         for (id, place) in &mut self.places {
-            let due = place
-                .pod
-                .as_ref()
-                .and_then(|p| p.deleted_at)
-                .is_some_and(|at| now >= at);
+            let due = place.pod.as_ref().and_then(|p| p.deleted_at).is_some_and(|at| now >= at);
             if !due || self.silent_nodes.contains(id) {
                 continue;
             }
@@ -169,12 +158,7 @@ impl World {
         let due: Vec<MemberId> = self
             .places
             .iter()
-            .filter(|(_, p)| {
-                p.pod
-                    .as_ref()
-                    .and_then(|p| p.starts_at)
-                    .is_some_and(|at| now >= at)
-            })
+            .filter(|(_, p)| p.pod.as_ref().and_then(|p| p.starts_at).is_some_and(|at| now >= at))
             .map(|(id, _)| *id)
             .collect();
         for id in due {
@@ -191,17 +175,11 @@ impl World {
         }
     }
 
-    fn replicate(&mut self, lagging: &BTreeSet<MemberId>) {
-        let sources: BTreeMap<MemberId, Process> = self
-            .places
-            .iter()
-            .filter_map(|(id, p)| Some((*id, p.pod.as_ref()?.process.clone()?)))
-            .collect();
+    pub(super) fn replicate(&mut self, lagging: &BTreeSet<MemberId>) {
+        let sources: BTreeMap<MemberId, Process> =
+            self.places.iter().filter_map(|(id, p)| Some((*id, p.pod.as_ref()?.process.clone()?))).collect();
         let (now, silent) = (self.now, self.silent_nodes.clone());
-        for (id, process) in self
-            .processes()
-            .filter(|(id, p)| !p.frozen && !lagging.contains(id))
-        {
+        for (id, process) in self.processes().filter(|(id, p)| !p.frozen && !lagging.contains(id)) {
             let Some(Source::Member(of)) = process.source.clone() else {
                 continue;
             };
@@ -213,13 +191,11 @@ impl World {
         }
     }
 
-    fn processes(&mut self) -> impl Iterator<Item = (MemberId, &mut Process)> {
-        self.places
-            .iter_mut()
-            .filter_map(|(id, p)| Some((*id, p.pod.as_mut()?.process.as_mut()?)))
+    pub(super) fn processes(&mut self) -> impl Iterator<Item = (MemberId, &mut Process)> {
+        self.places.iter_mut().filter_map(|(id, p)| Some((*id, p.pod.as_mut()?.process.as_mut()?)))
     }
 
-    fn process(&mut self, id: MemberId) -> Option<&mut Process> {
+    pub(super) fn process(&mut self, id: MemberId) -> Option<&mut Process> {
         self.places.get_mut(&id)?.pod.as_mut()?.process.as_mut()
     }
 
@@ -234,10 +210,7 @@ impl World {
             };
             let silent = self.silent_nodes.clone();
             let target = self.places.iter_mut().find_map(|(id, p)| {
-                let pod = p
-                    .pod
-                    .as_mut()
-                    .filter(|p| p.address == address && !silent.contains(id))?;
+                let pod = p.pod.as_mut().filter(|p| p.address == address && !silent.contains(id))?;
                 pod.process.as_mut().filter(|p| p.is_primary() && !p.frozen)
             });
             if let Some(primary) = target {
@@ -254,19 +227,14 @@ impl World {
     /// Acknowledged writes of a shard that `member` does not have.
     pub fn lost(&mut self, member: MemberId) -> usize {
         let acked = self.acked.get(&member.shard).cloned().unwrap_or_default();
-        let has: BTreeSet<u64> = self
-            .process(member)
-            .map(|p| p.writes.iter().copied().collect())
-            .unwrap_or_default();
+        let has: BTreeSet<u64> =
+            self.process(member).map(|p| p.writes.iter().copied().collect()).unwrap_or_default();
         acked.difference(&has).count()
     }
 
     /// The members that are primary right now.
     pub fn primaries(&mut self, shard: ShardId) -> Vec<MemberId> {
-        self.processes()
-            .filter(|(id, p)| id.shard == shard && p.is_primary())
-            .map(|(id, _)| id)
-            .collect()
+        self.processes().filter(|(id, p)| id.shard == shard && p.is_primary()).map(|(id, _)| id).collect()
     }
 
     /// The member that the write Service of a shard lists.
@@ -310,11 +278,7 @@ impl World {
     /// A user deletes a pod.
     pub fn delete_pod(&mut self, id: MemberId) -> Result<(), String> {
         let now = self.now;
-        self.places
-            .get_mut(&id)
-            .and_then(|p| p.pod.as_mut())
-            .ok_or("it has no pod")?
-            .deleted_at = Some(now);
+        self.places.get_mut(&id).and_then(|p| p.pod.as_mut()).ok_or("it has no pod")?.deleted_at = Some(now);
         Ok(())
     }
 
@@ -341,295 +305,21 @@ impl World {
         Ok(())
     }
 
-    fn wanted_objects(&self) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
+    pub(super) fn wanted_objects(&self) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
         let mut all = BTreeMap::new();
         for shard in self.spec.shard_ids() {
             all.insert(slice_name(shard), (Digest("slice".into()), None, Some(shard)));
             let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
-            all.insert(
-                sts_name(shard),
-                (digest, Some(self.revision.clone()), Some(shard)),
-            );
+            all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));
         }
         all
-    }
-
-    /// What the operator sees when it looks at everything.
-    pub fn look(&mut self) -> Seen {
-        let mut seen = Seen {
-            spec: Some(SpecFact::Valid(self.spec.clone())),
-            ..Seen::default()
-        };
-        if let Some(why) = &self.invalid {
-            seen.spec = Some(SpecFact::Invalid(why.clone()));
-        }
-        let ids: BTreeSet<MemberId> = self.spec.members().chain(self.places.keys().copied()).collect();
-        for id in ids {
-            let (facts, reading) = self.look_at(id);
-            seen.members.insert(id, facts);
-            if let Some(reading) = reading {
-                let Evidence { readings } = &mut seen.evidence;
-                readings.insert(id, reading);
-            }
-        }
-        for shard in self.spec.shard_ids() {
-            let route = self
-                .routes
-                .get(&shard)
-                .cloned()
-                .map_or(Observed::Absent, Observed::Present);
-            seen.routes.insert(shard, route);
-        }
-        for (object, (wanted, wanted_revision, shard)) in self.wanted_objects() {
-            let live = self
-                .live
-                .get(&object)
-                .map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
-            seen.objects.insert(
-                object,
-                ObjectFacts {
-                    wanted,
-                    wanted_revision,
-                    shard,
-                    live,
-                },
-            );
-        }
-        seen
-    }
-
-    fn look_at(&mut self, id: MemberId) -> (MemberFacts, Option<Reading>) {
-        let (now, node_silent) = (self.now, self.silent_nodes.contains(&id));
-        let replicas_online = self
-            .processes()
-            .filter(|(_, p)| p.source == Some(Source::Member(id)))
-            .count();
-        let Some(pod) = self.places.get(&id).and_then(|p| p.pod.as_ref()) else {
-            return (
-                MemberFacts {
-                    pod: Observed::Absent,
-                    server: Observed::Absent,
-                },
-                None,
-            );
-        };
-        let facts = PodFacts {
-            uid: pod.uid.clone(),
-            address: Some(pod.address.clone()),
-            node: format!("node-{id}"),
-            node_health: if node_silent {
-                NodeHealth::NotReady
-            } else {
-                NodeHealth::Ready
-            },
-            deleting: pod.deleted_at.is_some(),
-            revision: pod.revision.clone(),
-            container: if pod.process.is_some() {
-                ContainerPhase::Running
-            } else {
-                ContainerPhase::Waiting(String::new())
-            },
-            role_label: pod.role_label,
-        };
-        let (server, reading) = match &pod.process {
-            _ if node_silent => (Observed::Unknown(Why::Silent), None),
-            None => (Observed::Absent, None),
-            Some(p) if p.frozen => (Observed::Unknown(Why::Silent), None),
-            Some(p) => {
-                let role = match p.source.clone() {
-                    None => ServerRole::Primary,
-                    Some(source) => ServerRole::Replica { source, link: p.link },
-                };
-                let reading = Reading {
-                    taken_at: now,
-                    offset: p.offset,
-                    last_io_ms: p
-                        .source
-                        .is_some()
-                        .then(|| now.millis_since(p.heard_at) / 1_000 * 1_000),
-                    replicas_online: u32::try_from(replicas_online).unwrap_or(u32::MAX),
-                };
-                let (replid2, replid2_offset) = p.before.clone().unzip();
-                let (run_id, version, replid) = (p.run_id.clone(), "9.1.2".to_owned(), p.replid.clone());
-                let facts = ServerFacts {
-                    run_id,
-                    version,
-                    role,
-                    loading: false,
-                    replid,
-                    replid2,
-                    replid2_offset,
-                };
-                (Observed::Present(facts), Some(reading))
-            }
-        };
-        (
-            MemberFacts {
-                pod: Observed::Present(facts),
-                server,
-            },
-            reading,
-        )
-    }
-
-    /// Does one effect, checking its precondition as the real executor does.
-    pub fn execute(&mut self, effect: &Effect) -> Outcome {
-        match effect {
-            Effect::Promote {
-                server,
-                replid,
-                offset,
-            } => match self.reach(server) {
-                Err(outcome) => outcome,
-                Ok(p) if p.is_primary() => Outcome::Superseded("it is primary already".into()),
-                Ok(p) if p.replid != *replid || p.offset < *offset => {
-                    Outcome::Superseded("other history".into())
-                }
-                Ok(p) => {
-                    p.promote();
-                    Outcome::Verified
-                }
-            },
-            Effect::Attach {
-                server,
-                to,
-                to_address: _,
-            } => match self.reach(server) {
-                Err(outcome) => outcome,
-                Ok(p) => {
-                    p.follow(*to);
-                    Outcome::Verified
-                }
-            },
-            Effect::Handover {
-                from,
-                to,
-                timeout_ms: _,
-            } => self.hand_over(from, to),
-            Effect::Route {
-                shard,
-                to: _,
-                address,
-                resource_version,
-            } => {
-                let number = self.count();
-                match self.routes.get_mut(shard) {
-                    Some(route) if route.resource_version == *resource_version => {
-                        *route = RouteFacts {
-                            address: Some(address.clone()),
-                            resource_version: format!("rv-{number}"),
-                        };
-                        Outcome::Verified
-                    }
-                    Some(_) | None => Outcome::Superseded("resourceVersion moved on".into()),
-                }
-            }
-            Effect::Label {
-                member,
-                pod_uid,
-                role,
-            } => self.with_pod(*member, pod_uid, |p| p.role_label = Some(*role)),
-            Effect::Disconnect { server } => self.reach(server).map_or_else(|o| o, |_| Outcome::Verified),
-            Effect::DeletePod {
-                member,
-                pod_uid,
-                grace_s,
-            } => {
-                let at = self
-                    .now
-                    .plus_millis(grace_s.map_or(200, |s| i64::from(s) * 1_000));
-                self.with_pod(*member, pod_uid, |p| {
-                    p.deleted_at = Some(p.deleted_at.unwrap_or(at))
-                })
-            }
-            Effect::Apply { object, digest } => self.apply(object, digest),
-            Effect::ReleaseFinalizer => {
-                self.released = true;
-                Outcome::Verified
-            }
-        }
-    }
-
-    fn reach(&mut self, server: &Server) -> Result<&mut Process, Outcome> {
-        let silent = self.silent_nodes.contains(&server.member);
-        let process = self.process(server.member).filter(|p| !p.frozen && !silent);
-        let process = process.ok_or_else(|| Outcome::Failed("no answer".into()))?;
-        if process.run_id == server.run_id {
-            Ok(process)
-        } else {
-            Err(Outcome::Superseded("another process".into()))
-        }
-    }
-
-    fn with_pod(&mut self, id: MemberId, uid: &str, change: impl FnOnce(&mut Pod)) -> Outcome {
-        match self.places.get_mut(&id).and_then(|p| p.pod.as_mut()) {
-            Some(pod) if pod.uid == uid => {
-                change(pod);
-                Outcome::Verified
-            }
-            Some(_) | None => Outcome::Superseded("another pod".into()),
-        }
-    }
-
-    fn hand_over(&mut self, from: &Server, to: &Server) -> Outcome {
-        let source = match self.reach(from) {
-            Ok(p) if p.is_primary() => p.clone(),
-            Ok(_) => return Outcome::Superseded("it is not primary".into()),
-            Err(outcome) => return outcome,
-        };
-        let now = self.now;
-        match self.reach(to) {
-            Ok(p) => {
-                p.talk(&source, now);
-                p.promote();
-            }
-            Err(outcome) => return outcome,
-        }
-        let target = to.member;
-        if let Some(old) = self.process(from.member) {
-            old.follow(target);
-        }
-        self.replicate(&BTreeSet::new());
-        Outcome::Verified
-    }
-
-    fn apply(&mut self, object: &ObjectRef, digest: &Digest) -> Outcome {
-        let Some((wanted, revision, shard)) = self.wanted_objects().remove(object) else {
-            return Outcome::Superseded("no longer wanted".into());
-        };
-        if wanted != *digest {
-            return Outcome::Superseded("renders to something else now".into());
-        }
-        let number = self.count();
-        if let (ObjectKind::EndpointSlice, Some(shard)) = (object.kind, shard) {
-            let fresh = RouteFacts {
-                address: None,
-                resource_version: format!("rv-{number}"),
-            };
-            self.routes.entry(shard).or_insert(fresh);
-        }
-        let live = LiveObject {
-            uid: format!("uid-{number}"),
-            digest: wanted,
-            revision,
-            foreign_manager: None,
-        };
-        self.live
-            .insert(object.clone(), (live, self.spec.replicas_per_shard));
-        Outcome::Verified
     }
 }
 
 fn sts_name(shard: ShardId) -> ObjectRef {
-    ObjectRef {
-        kind: ObjectKind::StatefulSet,
-        name: format!("story-{shard}"),
-    }
+    ObjectRef { kind: ObjectKind::StatefulSet, name: format!("story-{shard}") }
 }
 
 fn slice_name(shard: ShardId) -> ObjectRef {
-    ObjectRef {
-        kind: ObjectKind::EndpointSlice,
-        name: format!("story-primary-{shard}"),
-    }
+    ObjectRef { kind: ObjectKind::EndpointSlice, name: format!("story-primary-{shard}") }
 }

@@ -35,24 +35,28 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
     let Some((holder, _)) = view.shard(shard).holder() else {
         return StepOutcome::Satisfied;
     };
-    match topology::condition(view, holder) {
+    let condition = topology::condition(view, holder);
+    if !view.shard(shard).has_served() && condition != Condition::Serving {
+        // A first primary that was granted but never served: still a beginning, see membership.
+        return StepOutcome::Satisfied;
+    }
+    match condition {
         Condition::Serving => finish(view, shard, holder),
         Condition::NotLooked => StepOutcome::Waiting(WaitReason::NotObserved, Some(holder), None),
         Condition::FollowingForeign => blocked(BlockReason::ForeignPrimary, holder),
         Condition::Silent => silent(view, shard, holder),
         Condition::Gone => {
             let reason = lost_reason(view, shard);
-            follow_or(view, shard, holder, || {
-                replace(view, shard, holder, Some(holder), reason)
-            })
+            follow_or(view, shard, holder, || replace(view, shard, holder, Some(holder), reason))
         }
         Condition::Holding => {
             let reason = restart_reason(view, shard, holder);
             follow_or(view, shard, holder, || replace(view, shard, holder, None, reason))
         }
-        Condition::Following(_) => follow_or(view, shard, holder, || {
-            replace(view, shard, holder, None, Reason::PrimaryGone)
-        }),
+        Condition::Following(_) => {
+            let reason = unfinished_reason(view, shard);
+            follow_or(view, shard, holder, || replace(view, shard, holder, None, reason))
+        }
     }
 }
 
@@ -71,11 +75,7 @@ fn follow_or(
         .map(|(id, _)| id)
         .collect();
     let grants = view.shard(shard).grants;
-    let granted = live
-        .iter()
-        .filter(|id| grants.contains_key(id))
-        .max_by_key(|id| grants.get(id))
-        .copied();
+    let granted = live.iter().filter(|id| grants.contains_key(id)).max_by_key(|id| grants.get(id)).copied();
     let found = match (live.as_slice(), granted) {
         ([], _) => return otherwise(),
         ([only], _) => *only,
@@ -92,13 +92,18 @@ fn blocked(reason: BlockReason, about: MemberId) -> StepOutcome {
 }
 
 fn lost_reason(view: &View<'_>, shard: ShardId) -> Reason {
-    match view
-        .state
-        .operation(OperationKind::Failover, Scope::Shard(shard))
-        .map(|o| o.phase)
-    {
+    match view.state.operation(OperationKind::Failover, Scope::Shard(shard)).map(|o| o.phase) {
         Some(Phase::Fencing) => Reason::PrimaryFenced,
         Some(Phase::Promoting | Phase::Restarting) | None => Reason::PrimaryGone,
+    }
+}
+
+/// The holder was granted the shard but its promotion was not done: whatever began the operation is still the reason.
+fn unfinished_reason(view: &View<'_>, shard: ShardId) -> Reason {
+    match view.state.operation(OperationKind::Failover, Scope::Shard(shard)).map(|o| o.cause) {
+        Some(Reason::PrimarySilent) => Reason::PrimaryFenced,
+        Some(cause) => cause,
+        None => Reason::PrimaryGone,
     }
 }
 
@@ -133,20 +138,13 @@ fn replace(
     if let Some(missing) = choice::unanswered(view, shard, lost) {
         let until = since.plus_millis(CANDIDATE_WAIT_MAX_MS);
         if view.now < until || (reason == Reason::ShardResumed && found.chosen.is_none()) {
-            let wake = if view.now < until {
-                until
-            } else {
-                view.now.plus_millis(LOOK_AGAIN_MS)
-            };
+            let wake = if view.now < until { until } else { view.now.plus_millis(LOOK_AGAIN_MS) };
             return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(missing), Some(wake));
         }
     }
     let Some(chosen) = found.chosen else {
-        let why = if found.unproven.is_empty() {
-            BlockReason::NoCandidate
-        } else {
-            BlockReason::HistoriesDiverge
-        };
+        let why =
+            if found.unproven.is_empty() { BlockReason::NoCandidate } else { BlockReason::HistoriesDiverge };
         return StepOutcome::Blocked(why, Some(holder), found.candidates);
     };
     if let Some(wait) = wait_for_unproven(view, shard, chosen) {
@@ -174,23 +172,13 @@ fn wait_for_unproven(view: &View<'_>, shard: ShardId, chosen: MemberId) -> Optio
     if replid.is_some() && (replid == known.history.as_ref() || replid == known.parent_history.as_ref()) {
         return None;
     }
-    let missing = view
-        .wanted(shard)
-        .find(|id| view.member(*id).and_then(|m| m.server()).is_none())?;
-    Some(StepOutcome::Waiting(
-        WaitReason::MembersStarting,
-        Some(missing),
-        None,
-    ))
+    let missing = view.wanted(shard).find(|id| view.member(*id).and_then(|m| m.server()).is_none())?;
+    Some(StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None))
 }
 
 /// Every member of a shard that had a primary is blank. A cache begins anew; data that must last waits for a person.
 fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
-    let confirmed = view
-        .spec
-        .confirm_blank
-        .as_ref()
-        .filter(|t| !view.state.spent_tokens.contains(*t));
+    let confirmed = view.spec.confirm_blank.as_ref().filter(|t| !view.state.spent_tokens.contains(*t));
     let asked_by = match (view.spec.profile, confirmed) {
         (_, Some(token)) => token.as_str(),
         (Profile::Cache, None) => "operator",
@@ -209,17 +197,8 @@ fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome 
 fn enter(view: &View<'_>, shard: ShardId, phase: Phase, holder: MemberId, asked_by: &str) -> OperationChange {
     let kind = OperationKind::Failover;
     match view.state.operation(kind, Scope::Shard(shard)) {
-        Some(open) => OperationChange::Advance {
-            kind,
-            phase,
-            member: open.member,
-        },
-        None => OperationChange::Open {
-            kind,
-            phase,
-            asked_by: asked_by.to_owned(),
-            member: Some(holder),
-        },
+        Some(open) => OperationChange::Advance { kind, phase, member: open.member },
+        None => OperationChange::Open { kind, phase, asked_by: asked_by.to_owned(), member: Some(holder) },
     }
 }
 
@@ -229,6 +208,7 @@ fn silent(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     let over = since.plus_millis(view.spec.failover.detection_window_ms);
     if let Some(open) = view.state.operation(OperationKind::Failover, Scope::Shard(shard))
         && open.phase == Phase::Fencing
+        && view.state.is_leaving(holder)
     {
         return fence_unfinished(view, holder, open.phase_since);
     }
@@ -257,11 +237,7 @@ fn silent(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     decision.operation = Some(enter(view, shard, Phase::Fencing, holder, "operator"));
     decision.candidates = found.candidates;
     let (pod_uid, grace_s) = (pod.uid.clone(), Some(FENCE_GRACE_S));
-    decision.effects.push(Effect::DeletePod {
-        member: holder,
-        pod_uid,
-        grace_s,
-    });
+    decision.effects.push(Effect::DeletePod { member: holder, pod_uid, grace_s });
     unless_failing(view, decision)
 }
 
@@ -279,11 +255,7 @@ fn hears(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> 
     view.state.members_of(shard).map(|(id, _)| id).find(|id| {
         let linked = topology::replica_link(view, *id)
             .is_some_and(|(source, link)| source == Source::Member(holder) && link != Link::Down);
-        linked
-            && view
-                .reading(*id)
-                .and_then(|r| r.last_io_ms)
-                .is_some_and(|ms| ms < silence_ms)
+        linked && view.reading(*id).and_then(|r| r.last_io_ms).is_some_and(|ms| ms < silence_ms)
     })
 }
 
@@ -294,11 +266,7 @@ fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     };
     let abandoned = match open.phase {
         Phase::Fencing => {
-            let member = view.member(holder);
-            if member
-                .and_then(|m| m.facts.pod.present())
-                .is_some_and(|p| p.deleting)
-            {
+            if view.state.is_leaving(holder) {
                 return fence_unfinished(view, holder, open.phase_since);
             }
             true
@@ -306,26 +274,18 @@ fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
         Phase::Promoting | Phase::Restarting => false,
     };
     let routed = topology::route(view, holder).is_none();
-    let followed = view
-        .state
-        .members_of(shard)
-        .filter(|(id, m)| *id != holder && m.server().is_some())
-        .all(|(id, _)| {
+    let followed = view.state.members_of(shard).filter(|(id, m)| *id != holder && m.server().is_some()).all(
+        |(id, _)| {
             topology::replica_link(view, id).is_some_and(|(source, _)| source == Source::Member(holder))
-        });
+        },
+    );
     let complete = routed && followed;
     if !(abandoned || complete) {
         return StepOutcome::Satisfied;
     }
-    let reason = if abandoned {
-        Reason::OperationAbandoned
-    } else {
-        Reason::FailoverComplete
-    };
+    let reason = if abandoned { Reason::OperationAbandoned } else { Reason::FailoverComplete };
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), reason);
     decision.about = Some(holder);
-    decision.operation = Some(OperationChange::Close {
-        kind: OperationKind::Failover,
-    });
+    decision.operation = Some(OperationChange::Close { kind: OperationKind::Failover });
     StepOutcome::Decided(Box::new(decision))
 }

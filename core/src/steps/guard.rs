@@ -13,23 +13,11 @@ use crate::{
 /// The spec in force, or why there is none. An invalid spec leaves the last valid one in force: failover goes on.
 pub fn step(state: &ClusterState) -> Result<&DesiredCluster, Box<StepOutcome>> {
     if !state.spec_seen || state.released {
-        return Err(Box::new(StepOutcome::Waiting(
-            WaitReason::NotObserved,
-            None,
-            None,
-        )));
+        return Err(Box::new(StepOutcome::Waiting(WaitReason::NotObserved, None, None)));
     }
     match (&state.spec, &state.spec_error) {
         (Some(spec), _) => Ok(spec),
-        (None, Some(_)) => Err(Box::new(StepOutcome::Blocked(
-            BlockReason::SpecInvalid,
-            None,
-            Vec::new(),
-        ))),
-        (None, None) => Err(Box::new(StepOutcome::Waiting(
-            WaitReason::NotObserved,
-            None,
-            None,
-        ))),
+        (None, Some(_)) => Err(Box::new(StepOutcome::Blocked(BlockReason::SpecInvalid, None, Vec::new()))),
+        (None, None) => Err(Box::new(StepOutcome::Waiting(WaitReason::NotObserved, None, None))),
     }
 }

@@ -21,11 +21,12 @@ const HANDOVER_TRIES_MAX: u32 = 3;
 
 /// First primary, demotions, attachments, planned promotions; in this order.
 pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
-    if view.shard(shard).holder().is_none() {
-        return first_primary(view, shard);
-    }
     let Some(primary) = topology::serving_primary(view, shard) else {
-        return StepOutcome::Satisfied;
+        return if view.shard(shard).has_served() {
+            StepOutcome::Satisfied
+        } else {
+            first_primary(view, shard)
+        };
     };
     let attached = attach_strays(view, shard, primary);
     if attached != StepOutcome::Satisfied {
@@ -35,12 +36,8 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
 }
 
 fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
-    let live: Vec<MemberId> = view
-        .state
-        .members_of(shard)
-        .filter(|(_, m)| m.is_primary())
-        .map(|(id, _)| id)
-        .collect();
+    let live: Vec<MemberId> =
+        view.state.members_of(shard).filter(|(_, m)| m.is_primary()).map(|(id, _)| id).collect();
     match live.as_slice() {
         [] => {}
         [only] => {
@@ -50,11 +47,8 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
         }
         [first, ..] => return StepOutcome::Blocked(BlockReason::TwoPrimaries, Some(*first), Vec::new()),
     }
-    let unanswered = view.wanted(shard).find(|id| {
-        view.member(*id)
-            .and_then(|m| m.server())
-            .is_none_or(|s| s.loading)
-    });
+    let unanswered =
+        view.wanted(shard).find(|id| view.member(*id).and_then(|m| m.server()).is_none_or(|s| s.loading));
     if let Some(missing) = unanswered {
         return StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None);
     }
@@ -94,34 +88,20 @@ fn attach_strays(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutc
             continue;
         }
         let following = topology::replica_link(view, id);
-        if following
-            .as_ref()
-            .is_some_and(|(source, _)| *source == Source::Member(primary))
-        {
+        if following.as_ref().is_some_and(|(source, _)| *source == Source::Member(primary)) {
             continue;
         }
         let Some(effect) = topology::attach(view, id, primary) else {
             continue;
         };
-        let failing = view
-            .state
-            .failures
-            .get(&failure_key(Scope::Shard(shard), &effect));
+        let failing = view.state.failures.get(&failure_key(Scope::Shard(shard), &effect));
         if failing.is_some_and(|(count, last)| retry_at(*count, *last) > view.now) {
             continue;
         }
         decision.about = decision.about.or(Some(id));
         decision.discards.extend(topology::discard(view, id, primary));
         decision.effects.push(effect.clone());
-        if let (
-            None,
-            Effect::Attach {
-                server,
-                to: _,
-                to_address: _,
-            },
-        ) = (following, effect)
-        {
+        if let (None, Effect::Attach { server, to: _, to_address: _ }) = (following, effect) {
             decision.reason = Reason::StalePrimaryDemoted;
             decision.effects.push(Effect::Disconnect { server });
         }
@@ -133,11 +113,7 @@ fn attach_strays(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutc
 fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome {
     let scope = Scope::Shard(shard);
     let open = view.state.operation(OperationKind::Switchover, scope);
-    let tries = view
-        .state
-        .failures
-        .get(&format!("{scope}/handover"))
-        .map_or(0, |(count, _)| *count);
+    let tries = view.state.failures.get(&format!("{scope}/handover")).map_or(0, |(count, _)| *count);
     let Some((to, asked_by)) = wish(view, shard, primary) else {
         return if open.is_some() {
             close(shard, primary, Reason::SwitchoverComplete)
@@ -160,10 +136,7 @@ fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome
     if !topology::is_ready(view, to, primary) || view.reading(to).is_none() {
         return StepOutcome::Waiting(WaitReason::ReplicaSyncing, Some(to), None);
     }
-    unless_failing(
-        view,
-        hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover),
-    )
+    unless_failing(view, hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover))
 }
 
 /// The decision that hands a shard over from `primary` to `to`, as part of an operation of the given kind.
@@ -181,12 +154,7 @@ pub fn hand_over(
     let (phase, member) = (Phase::Promoting, Some(to));
     decision.operation = Some(match view.state.operation(kind, scope) {
         Some(_) => OperationChange::Advance { kind, phase, member },
-        None => OperationChange::Open {
-            kind,
-            phase,
-            asked_by: asked_by.to_owned(),
-            member,
-        },
+        None => OperationChange::Open { kind, phase, asked_by: asked_by.to_owned(), member },
     });
     decision.effects = topology::hand_over(view, primary, to);
     decision
@@ -195,9 +163,7 @@ pub fn hand_over(
 fn close(shard: ShardId, primary: MemberId, reason: Reason) -> StepOutcome {
     let mut decision = Decision::new(StepName::Membership, Scope::Shard(shard), reason);
     decision.about = Some(primary);
-    decision.operation = Some(OperationChange::Close {
-        kind: OperationKind::Switchover,
-    });
+    decision.operation = Some(OperationChange::Close { kind: OperationKind::Switchover });
     StepOutcome::Decided(Box::new(decision))
 }
 

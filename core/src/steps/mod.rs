@@ -38,11 +38,9 @@ pub fn unless_failing(view: &View<'_>, decision: Decision) -> StepOutcome {
         };
     };
     match view.state.failures.get(&failure_key(decision.scope, first)) {
-        Some((count, last)) if retry_at(*count, *last) > view.now => StepOutcome::Waiting(
-            WaitReason::EffectsPending,
-            decision.about,
-            Some(retry_at(*count, *last)),
-        ),
+        Some((count, last)) if retry_at(*count, *last) > view.now => {
+            StepOutcome::Waiting(WaitReason::EffectsPending, decision.about, Some(retry_at(*count, *last)))
+        }
         Some(_) | None => StepOutcome::Decided(Box::new(decision)),
     }
 }

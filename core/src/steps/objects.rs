@@ -29,10 +29,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         if belongs_to_rollout(facts) || scales_primary_away(view, facts) {
             continue;
         }
-        let effect = Effect::Apply {
-            object: object.clone(),
-            digest: facts.wanted.clone(),
-        };
+        let effect = Effect::Apply { object: object.clone(), digest: facts.wanted.clone() };
         match held_until(view, &effect) {
             Some(at) => retry = Some(retry.map_or(at, |r| r.min(at))),
             None => decision.effects.push(effect),
@@ -47,19 +44,13 @@ pub fn step(view: &View<'_>) -> StepOutcome {
 
 /// True if the live object is missing or not what is wanted.
 pub fn differs(facts: &ObjectFacts) -> bool {
-    facts
-        .live
-        .present()
-        .is_none_or(|live| live.digest != facts.wanted)
+    facts.live.present().is_none_or(|live| live.digest != facts.wanted)
 }
 
 /// A workload that exists with another pod template changes only when its rollout starts: with OnDelete, any evicted pod
 /// takes the template that is there.
 pub fn belongs_to_rollout(facts: &ObjectFacts) -> bool {
-    facts
-        .live
-        .present()
-        .is_some_and(|live| live.revision != facts.wanted_revision)
+    facts.live.present().is_some_and(|live| live.revision != facts.wanted_revision)
 }
 
 /// True if applying would remove the shard's primary: it is handed over first.
@@ -75,8 +66,5 @@ fn held_until(view: &View<'_>, effect: &Effect) -> Option<crate::ids::Timestamp>
 
 /// The shard's StatefulSet and what is known of it.
 pub fn workload<'a>(view: &View<'a>, shard: crate::ids::ShardId) -> Option<(&'a ObjectRef, &'a ObjectFacts)> {
-    view.state
-        .objects
-        .iter()
-        .find(|(_, f)| f.shard == Some(shard) && f.wanted_revision.is_some())
+    view.state.objects.iter().find(|(_, f)| f.shard == Some(shard) && f.wanted_revision.is_some())
 }

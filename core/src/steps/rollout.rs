@@ -55,7 +55,7 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
 fn stale(view: &View<'_>, shard: ShardId, wanted: &Digest) -> Vec<MemberId> {
     let is_stale = |id: &MemberId| {
         let pod = view.member(*id).and_then(|m| m.facts.pod.present());
-        pod.is_some_and(|p| p.revision != *wanted && !p.deleting)
+        pod.is_some_and(|p| p.revision != *wanted) && !view.state.is_leaving(*id)
     };
     view.wanted(shard).filter(is_stale).collect()
 }
@@ -63,17 +63,12 @@ fn stale(view: &View<'_>, shard: ShardId, wanted: &Digest) -> Vec<MemberId> {
 /// The first wanted member that does not serve its purpose.
 fn not_ready(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
     let primary = topology::serving_primary(view, shard);
-    view.wanted(shard)
-        .find(|id| primary.is_none_or(|p| !topology::is_ready(view, *id, p)))
+    view.wanted(shard).find(|id| primary.is_none_or(|p| !topology::is_ready(view, *id, p)))
 }
 
 fn not_in_sync(view: &View<'_>, id: MemberId) -> StepOutcome {
     let answers = view.member(id).and_then(|m| m.server()).is_some();
-    let reason = if answers {
-        WaitReason::ReplicaSyncing
-    } else {
-        WaitReason::MembersStarting
-    };
+    let reason = if answers { WaitReason::ReplicaSyncing } else { WaitReason::MembersStarting };
     StepOutcome::Waiting(reason, Some(id), None)
 }
 
@@ -93,10 +88,7 @@ fn start(
 ) -> StepOutcome {
     let mut decision = Decision::new(StepName::Rollout, Scope::Shard(shard), Reason::RolloutStarted);
     decision.operation = Some(enter(view, shard, None));
-    decision.effects.push(Effect::Apply {
-        object,
-        digest: facts.wanted.clone(),
-    });
+    decision.effects.push(Effect::Apply { object, digest: facts.wanted.clone() });
     unless_failing(view, decision)
 }
 
@@ -104,12 +96,7 @@ fn enter(view: &View<'_>, shard: ShardId, member: Option<MemberId>) -> Operation
     let (kind, phase) = (OperationKind::Rollout, Phase::Restarting);
     match view.state.operation(kind, Scope::Shard(shard)) {
         Some(_) => OperationChange::Advance { kind, phase, member },
-        None => OperationChange::Open {
-            kind,
-            phase,
-            asked_by: "spec".to_owned(),
-            member,
-        },
+        None => OperationChange::Open { kind, phase, asked_by: "spec".to_owned(), member },
     }
 }
 
@@ -117,10 +104,7 @@ fn enter(view: &View<'_>, shard: ShardId, member: Option<MemberId>) -> Operation
 /// primary last, after handing over.
 fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[MemberId]) -> StepOutcome {
     let primary = topology::serving_primary(view, shard);
-    let broken = stale
-        .iter()
-        .copied()
-        .find(|id| view.member(*id).and_then(|m| m.server()).is_none());
+    let broken = stale.iter().copied().find(|id| view.member(*id).and_then(|m| m.server()).is_none());
     if let Some(id) = broken {
         return restart(view, shard, id);
     }
@@ -128,19 +112,14 @@ fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[Membe
         return StepOutcome::Satisfied;
     };
     if let Some(id) = not_ready(view, shard) {
-        let since = view
-            .state
-            .operation(OperationKind::Rollout, Scope::Shard(shard))
-            .map(|o| o.phase_since);
+        let since = view.state.operation(OperationKind::Rollout, Scope::Shard(shard)).map(|o| o.phase_since);
         return since.map_or_else(|| not_in_sync(view, id), |s| awaiting(view, id, s));
     }
     if let Some(replica) = stale.iter().copied().rfind(|id| *id != primary) {
         return restart(view, shard, replica);
     }
     let updated = membership::best_replica(view, shard, primary).filter(|id| {
-        view.member(*id)
-            .and_then(|m| m.facts.pod.present())
-            .is_some_and(|p| p.revision == *wanted)
+        view.member(*id).and_then(|m| m.facts.pod.present()).is_some_and(|p| p.revision == *wanted)
     });
     match updated {
         Some(to) => {
@@ -161,18 +140,12 @@ fn restart(view: &View<'_>, shard: ShardId, id: MemberId) -> StepOutcome {
     let mut decision = Decision::new(StepName::Rollout, Scope::Shard(shard), Reason::MemberRestarted);
     decision.about = Some(id);
     decision.operation = Some(enter(view, shard, Some(id)));
-    decision.effects.push(Effect::DeletePod {
-        member: id,
-        pod_uid: pod.uid.clone(),
-        grace_s: None,
-    });
+    decision.effects.push(Effect::DeletePod { member: id, pod_uid: pod.uid.clone(), grace_s: None });
     unless_failing(view, decision)
 }
 
 fn finish(shard: ShardId) -> StepOutcome {
     let mut decision = Decision::new(StepName::Rollout, Scope::Shard(shard), Reason::RolloutComplete);
-    decision.operation = Some(OperationChange::Close {
-        kind: OperationKind::Rollout,
-    });
+    decision.operation = Some(OperationChange::Close { kind: OperationKind::Rollout });
     StepOutcome::Decided(Box::new(decision))
 }

@@ -45,28 +45,13 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
 fn labels(view: &View<'_>, shard: ShardId, primary: MemberId) -> Vec<Effect> {
     let mut effects = Vec::new();
     for (id, member) in view.state.members_of(shard) {
-        let role = if id == primary {
-            RoleLabel::Primary
-        } else {
-            RoleLabel::Replica
-        };
-        let Some(pod) = member
-            .facts
-            .pod
-            .present()
-            .filter(|p| !p.deleting && p.role_label != Some(role))
+        let role = if id == primary { RoleLabel::Primary } else { RoleLabel::Replica };
+        let Some(pod) = member.facts.pod.present().filter(|p| !p.deleting && p.role_label != Some(role))
         else {
             continue;
         };
-        let effect = Effect::Label {
-            member: id,
-            pod_uid: pod.uid.clone(),
-            role,
-        };
-        let failing = view
-            .state
-            .failures
-            .get(&failure_key(Scope::Shard(shard), &effect));
+        let effect = Effect::Label { member: id, pod_uid: pod.uid.clone(), role };
+        let failing = view.state.failures.get(&failure_key(Scope::Shard(shard), &effect));
         if failing.is_none_or(|(count, last)| super::retry_at(*count, *last) <= view.now) {
             effects.push(effect);
         }

@@ -50,14 +50,8 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
     // Most advanced first; of equals, the lowest ordinal.
     eligible.sort_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)).then(a.2.cmp(&b.2)));
     let chosen = settle(view, &known, &eligible);
-    let best = chosen
-        .and_then(|c| eligible.iter().find(|e| e.2 == c))
-        .map(|e| (e.0, e.1));
-    let unproven = eligible
-        .iter()
-        .filter(|e| e.0 == Lineage::Unproven)
-        .map(|e| e.2)
-        .collect();
+    let best = chosen.and_then(|c| eligible.iter().find(|e| e.2 == c)).map(|e| (e.0, e.1));
+    let unproven = eligible.iter().filter(|e| e.0 == Lineage::Unproven).map(|e| e.2).collect();
     let judged = eligible.into_iter().map(|(lineage, offset, member)| Candidate {
         member,
         offset: Some(offset),
@@ -71,11 +65,7 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
     let mut all: Vec<Candidate> = judged.collect();
     all.sort_by_key(|c| c.rejected.is_some());
     all.extend(candidates);
-    Choice {
-        chosen,
-        candidates: all,
-        unproven: if chosen.is_none() { unproven } else { Vec::new() },
-    }
+    Choice { chosen, candidates: all, unproven: if chosen.is_none() { unproven } else { Vec::new() } }
 }
 
 /// The best of the eligible. Members of unproven lineage are only chosen if nobody of known lineage is there, and then
@@ -88,8 +78,7 @@ fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Lineage, i64, Member
             let named = view.spec.switchover.as_ref().map(|w| w.to);
             let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.2 == *i));
             let only = (eligible.len() == 1).then_some(*first);
-            only.or(singled(named))
-                .or(singled(known.holder().map(|(h, _)| h)))
+            only.or(singled(named)).or(singled(known.holder().map(|(h, _)| h)))
         }
     }
 }
@@ -108,7 +97,7 @@ fn judge(
         Observed::Unknown(_) | Observed::Absent => return Err(RejectReason::NotAnswering),
         Observed::Present(facts) => facts,
     };
-    if member.facts.pod.present().is_none_or(|p| p.deleting) {
+    if member.facts.pod.present().is_none() || view.state.is_leaving(id) {
         return Err(RejectReason::Leaving);
     }
     if facts.loading {
@@ -122,28 +111,15 @@ fn judge(
 fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectReason> {
     let gated = match &facts.role {
         ServerRole::Primary => false,
-        ServerRole::Replica {
-            source: Source::Gate { had_history: false },
-            link: _,
-        } => {
+        ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ } => {
             return Err(RejectReason::Blank);
         }
-        ServerRole::Replica {
-            source: _,
-            link: Link::Syncing,
-        } => return Err(RejectReason::FullSync),
-        ServerRole::Replica {
-            source: Source::Foreign(_),
-            link: _,
-        } => return Err(RejectReason::ForeignSource),
-        ServerRole::Replica {
-            source: Source::Gate { had_history: true },
-            link: _,
-        } => true,
-        ServerRole::Replica {
-            source: Source::Member(_),
-            link: _,
-        } => false,
+        ServerRole::Replica { source: _, link: Link::Syncing } => return Err(RejectReason::FullSync),
+        ServerRole::Replica { source: Source::Foreign(_), link: _ } => {
+            return Err(RejectReason::ForeignSource);
+        }
+        ServerRole::Replica { source: Source::Gate { had_history: true }, link: _ } => true,
+        ServerRole::Replica { source: Source::Member(_), link: _ } => false,
     };
     if known.history.as_ref() == Some(&facts.replid) {
         Ok(Lineage::Current)
@@ -160,13 +136,7 @@ fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectRea
 pub fn all_blank(view: &View<'_>, shard: ShardId) -> bool {
     view.wanted(shard).all(|id| {
         let role = view.member(id).and_then(|m| m.server()).map(|s| &s.role);
-        matches!(
-            role,
-            Some(ServerRole::Replica {
-                source: Source::Gate { had_history: false },
-                link: _
-            })
-        )
+        matches!(role, Some(ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ }))
     })
 }
 

@@ -14,18 +14,13 @@ const HANDOVER_MAX_MS: u32 = 3_000;
 
 /// Promote, route, then everything that may fail without harm.
 pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
-    let (Some(target), Some(facts), Some(reading)) = (
-        server(view, chosen),
-        view.member(chosen).and_then(|m| m.server()),
-        view.reading(chosen),
-    ) else {
+    let (Some(target), Some(facts), Some(reading)) =
+        (server(view, chosen), view.member(chosen).and_then(|m| m.server()), view.reading(chosen))
+    else {
         return Vec::new();
     };
-    let mut effects = vec![Effect::Promote {
-        server: target,
-        replid: facts.replid.clone(),
-        offset: reading.offset,
-    }];
+    let mut effects =
+        vec![Effect::Promote { server: target, replid: facts.replid.clone(), offset: reading.offset }];
     effects.extend(route(view, chosen));
     effects.extend(label(view, chosen, RoleLabel::Primary));
     effects.extend(attach_others(view, chosen, &[chosen]));
@@ -37,11 +32,7 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     let (Some(old), Some(new)) = (server(view, from), server(view, to)) else {
         return Vec::new();
     };
-    let mut effects = vec![Effect::Handover {
-        from: old.clone(),
-        to: new,
-        timeout_ms: HANDOVER_MAX_MS,
-    }];
+    let mut effects = vec![Effect::Handover { from: old.clone(), to: new, timeout_ms: HANDOVER_MAX_MS }];
     effects.extend(route(view, to));
     effects.push(Effect::Disconnect { server: old });
     effects.extend(label(view, to, RoleLabel::Primary));
@@ -52,10 +43,7 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
 
 /// Every other member that answers as replica follows `primary`.
 fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec<Effect> {
-    let others = view
-        .state
-        .members_of(primary.shard)
-        .filter(|(id, _)| !except.contains(id));
+    let others = view.state.members_of(primary.shard).filter(|(id, _)| !except.contains(id));
     others
         .filter(|(id, _)| view.reading(*id).is_some() && replica_link(view, *id).is_some())
         .filter_map(|(id, _)| attach(view, id, primary))
@@ -65,11 +53,7 @@ fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec
 /// `REPLICAOF` the primary's address.
 pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
     let to_address = view.member(primary)?.address()?.to_owned();
-    Some(Effect::Attach {
-        server: server(view, member)?,
-        to: primary,
-        to_address,
-    })
+    Some(Effect::Attach { server: server(view, member)?, to: primary, to_address })
 }
 
 /// A primary that answers, or a replica that streams from it.
@@ -77,7 +61,7 @@ pub fn is_ready(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
     let Some(known) = view.member(member) else {
         return false;
     };
-    if known.server().is_none_or(|s| s.loading) {
+    if known.server().is_none_or(|s| s.loading) || view.state.is_leaving(member) {
         return false;
     }
     if member == primary {

@@ -1,0 +1,82 @@
+//! What the operator sees of the world: facts and readings, as the real observer would bring them back.
+
+use super::{process::Process, world::World};
+use crate::{
+    ids::{MemberId, Timestamp},
+    observation::{
+        ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, Observed, PodFacts, Reading, Seen,
+        ServerFacts, ServerRole, Source, SpecFact, Why,
+    },
+};
+use std::collections::BTreeSet;
+
+impl World {
+    /// What the operator sees when it looks at everything.
+    pub fn look(&mut self) -> Seen {
+        let mut seen = Seen { spec: Some(SpecFact::Valid(self.spec.clone())), ..Seen::default() };
+        if let Some(why) = &self.invalid {
+            seen.spec = Some(SpecFact::Invalid(why.clone()));
+        }
+        let ids: BTreeSet<MemberId> = self.spec.members().chain(self.places.keys().copied()).collect();
+        for id in ids {
+            let (facts, reading) = self.look_at(id);
+            seen.members.insert(id, facts);
+            if let Some(reading) = reading {
+                let Evidence { readings } = &mut seen.evidence;
+                readings.insert(id, reading);
+            }
+        }
+        for shard in self.spec.shard_ids() {
+            let route = self.routes.get(&shard).cloned().map_or(Observed::Absent, Observed::Present);
+            seen.routes.insert(shard, route);
+        }
+        for (object, (wanted, wanted_revision, shard)) in self.wanted_objects() {
+            let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
+            seen.objects.insert(object, ObjectFacts { wanted, wanted_revision, shard, live });
+        }
+        seen
+    }
+
+    fn look_at(&mut self, id: MemberId) -> (MemberFacts, Option<Reading>) {
+        let (now, node_silent) = (self.now, self.silent_nodes.contains(&id));
+        let replicas_online = self.processes().filter(|(_, p)| p.source == Some(Source::Member(id))).count();
+        let Some(pod) = self.places.get(&id).and_then(|p| p.pod.as_ref()) else {
+            return (MemberFacts { pod: Observed::Absent, server: Observed::Absent }, None);
+        };
+        let facts = PodFacts {
+            uid: pod.uid.clone(),
+            address: Some(pod.address.clone()),
+            node: format!("node-{id}"),
+            node_health: if node_silent { NodeHealth::NotReady } else { NodeHealth::Ready },
+            deleting: pod.deleted_at.is_some(),
+            revision: pod.revision.clone(),
+            container: if pod.process.is_some() {
+                ContainerPhase::Running
+            } else {
+                ContainerPhase::Waiting(String::new())
+            },
+            role_label: pod.role_label,
+        };
+        let (server, reading) = match &pod.process {
+            _ if node_silent => (Observed::Unknown(Why::Silent), None),
+            None => (Observed::Absent, None),
+            Some(p) if p.frozen => (Observed::Unknown(Why::Silent), None),
+            Some(p) => answer(p, now, u32::try_from(replicas_online).unwrap_or(u32::MAX)),
+        };
+        (MemberFacts { pod: Observed::Present(facts), server }, reading)
+    }
+}
+
+/// The answer of a server that is there.
+fn answer(p: &Process, now: Timestamp, replicas_online: u32) -> (Observed<ServerFacts>, Option<Reading>) {
+    let role = match p.source.clone() {
+        None => ServerRole::Primary,
+        Some(source) => ServerRole::Replica { source, link: p.link },
+    };
+    let last_io_ms = p.source.is_some().then(|| now.millis_since(p.heard_at) / 1_000 * 1_000);
+    let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online };
+    let (replid2, replid2_offset) = p.before.clone().unzip();
+    let (run_id, version, replid) = (p.run_id.clone(), "9.1.2".to_owned(), p.replid.clone());
+    let facts = ServerFacts { run_id, version, role, loading: false, replid, replid2, replid2_offset };
+    (Observed::Present(facts), Some(reading))
+}
