@@ -2,4 +2,7 @@
 
 pub mod crd;
 pub mod parse;
+pub mod quantity;
 pub mod v1alpha1;
+
+pub use parse::{Defaults, Invalid, Parsed, parse, parse_all};

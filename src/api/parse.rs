@@ -1,1 +1,324 @@
-//! CRD -> DesiredCluster: parse, do not validate.
+//! `ValkeyCluster` -> what it means: parse, don't validate. What comes out is valid by its types; what cannot be
+//! parsed names the field, the value and what is allowed. Rules that CEL has too are kept here as well, because a
+//! cluster may run with an older copy of the CRD.
+
+use super::{quantity, v1alpha1 as api};
+use std::collections::BTreeMap;
+use valkeeper_core::{
+    config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
+    ids::MemberId,
+    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Profile, SwitchoverWish, Topology},
+};
+
+/// Image unless the user or the operator's flag names one.
+pub const IMAGE_DEFAULT: &str = "valkey/valkey:9.1.2";
+/// Replicas of a shard of topology Replication unless the user says how many: two, so that after a failover there is
+/// still one.
+pub const REPLICAS_DEFAULT: u16 = 2;
+
+/// A spec that cannot be used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{field}: {value:?} cannot be used; {allowed}")]
+pub struct Invalid {
+    /// Path of the field.
+    pub field: String,
+    /// Its value.
+    pub value: String,
+    /// What is allowed, or why it is not.
+    pub allowed: String,
+}
+
+impl Invalid {
+    fn new(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
+        Invalid { field: field.into(), value: value.to_string(), allowed: allowed.into() }
+    }
+}
+
+/// What the operator's flags decide where the spec says nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Defaults {
+    /// Image with valkey-server, valkey-cli and sh.
+    pub image: String,
+}
+
+impl Default for Defaults {
+    fn default() -> Self {
+        Defaults { image: IMAGE_DEFAULT.to_owned() }
+    }
+}
+
+/// A member's volume.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Volume {
+    /// Its size, a quantity.
+    pub size: String,
+    /// Its StorageClass; `None`: the cluster's default.
+    pub class: Option<String>,
+}
+
+/// What rendering depends on beyond the parts that are copied as they are.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Workload {
+    /// Image of the members.
+    pub image: String,
+    /// The members' volume, if they have one.
+    pub volume: Option<Volume>,
+    /// Everything of valkey.conf.
+    pub config: ServerConfig,
+    /// Text of the request for a rolling restart.
+    pub restart: Option<String>,
+}
+
+/// A resource that was understood.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Parsed {
+    /// What decisions depend on.
+    pub desired: DesiredCluster,
+    /// What rendering depends on.
+    pub workload: Workload,
+}
+
+/// What decisions need of a resource, with the built-in defaults.
+///
+/// # Errors
+/// The first field that cannot be used.
+pub fn parse(cluster: &api::ValkeyCluster) -> Result<DesiredCluster, Invalid> {
+    parse_all(cluster, &Defaults::default()).map(|parsed| parsed.desired)
+}
+
+/// What decisions and rendering need of a resource.
+///
+/// # Errors
+/// The first field that cannot be used.
+pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Parsed, Invalid> {
+    let spec = &cluster.spec;
+    let desired = DesiredCluster {
+        generation: cluster.metadata.generation.unwrap_or_default(),
+        topology: topology(spec.topology)?,
+        shards: within("spec.shards", spec.shards, 1, api::SHARDS_MAX)?,
+        replicas_per_shard: replicas(spec)?,
+        profile: profile(spec.profile),
+        failover: failover(&spec.failover)?,
+        switchover: annotation(cluster, api::ANNOTATION_SWITCHOVER).map(switchover).transpose()?,
+        confirm_blank: annotation(cluster, api::ANNOTATION_CONFIRM_BLANK).map(str::to_owned),
+        paused: spec.paused,
+        deleting: cluster.metadata.deletion_timestamp.is_some(),
+    };
+    name(cluster)?;
+    reserved("spec.podLabels", &spec.pod_labels)?;
+    reserved("spec.podAnnotations", &spec.pod_annotations)?;
+    let image = spec.image.clone().unwrap_or_else(|| defaults.image.clone());
+    let version = version(&image, spec.version.as_deref())?;
+    let memory_limit_bytes = resources(spec)?;
+    let volume = volume(spec)?;
+    let config = ServerConfig {
+        version,
+        profile: desired.profile,
+        files: files(spec, volume.is_some()),
+        memory_limit_bytes,
+        settings: settings(&spec.config, version, memory_limit_bytes)?,
+    };
+    let restart = annotation(cluster, api::ANNOTATION_RESTART).map(str::to_owned);
+    Ok(Parsed { desired, workload: Workload { image, volume, config, restart } })
+}
+
+/// The value of an annotation; an empty one is none.
+fn annotation<'a>(cluster: &'a api::ValkeyCluster, key: &str) -> Option<&'a str> {
+    cluster.metadata.annotations.as_ref()?.get(key).map(|text| text.trim()).filter(|text| !text.is_empty())
+}
+
+fn name(cluster: &api::ValkeyCluster) -> Result<(), Invalid> {
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let fits = name.len() <= api::NAME_LENGTH_MAX
+        && name.starts_with(|c: char| c.is_ascii_lowercase())
+        && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
+    let allowed = "allowed: at most 40 letters, digits and '-', beginning with a letter";
+    if fits { Ok(()) } else { Err(Invalid::new("metadata.name", name, allowed)) }
+}
+
+fn topology(topology: api::Topology) -> Result<Topology, Invalid> {
+    match topology {
+        api::Topology::Standalone | api::Topology::Replication => Ok(Topology::Replication),
+        api::Topology::Sentinel | api::Topology::Cluster => Err(Invalid::new(
+            "spec.topology",
+            format!("{topology:?}"),
+            "it is not available yet; allowed: Standalone, Replication",
+        )),
+    }
+}
+
+fn within(field: &str, value: u16, least: u16, most: u16) -> Result<u16, Invalid> {
+    if (least..=most).contains(&value) {
+        return Ok(value);
+    }
+    Err(Invalid::new(field, value, format!("allowed: {least} to {most}")))
+}
+
+fn replicas(spec: &api::ValkeyClusterSpec) -> Result<u16, Invalid> {
+    match (spec.topology, spec.replicas) {
+        (api::Topology::Standalone, None | Some(0)) => Ok(0),
+        (api::Topology::Standalone, Some(count)) => {
+            Err(Invalid::new("spec.replicas", count, "topology Standalone allows 0; use Replication"))
+        }
+        (api::Topology::Replication | api::Topology::Sentinel | api::Topology::Cluster, count) => {
+            within("spec.replicas", count.unwrap_or(REPLICAS_DEFAULT), 0, api::REPLICAS_MAX)
+        }
+    }
+}
+
+fn profile(profile: api::Profile) -> Profile {
+    match profile {
+        api::Profile::Cache => Profile::Cache,
+        api::Profile::Durable => Profile::Durable,
+    }
+}
+
+fn failover(failover: &api::Failover) -> Result<FailoverPolicy, Invalid> {
+    let api::Failover { mode, detection_window_ms } = *failover;
+    if !api::DETECTION_WINDOW_MS.contains(&detection_window_ms) {
+        let (least, most) = api::DETECTION_WINDOW_MS.into_inner();
+        let allowed = format!("allowed: {least} to {most} milliseconds");
+        return Err(Invalid::new("spec.failover.detectionWindowMs", detection_window_ms, allowed));
+    }
+    let mode = match mode {
+        api::FailoverMode::Automatic => FailoverMode::Automatic,
+        api::FailoverMode::Manual => FailoverMode::Manual,
+    };
+    Ok(FailoverPolicy { mode, detection_window_ms })
+}
+
+/// Reads `2`, `0-2`, `2@monday`, `0-2@monday`. The whole text is the token: another text is another wish.
+fn switchover(text: &str) -> Result<SwitchoverWish, Invalid> {
+    let (target, _) = text.split_once('@').unwrap_or((text, ""));
+    let to = match target.parse::<u16>() {
+        Ok(ordinal) => Some(MemberId::new(0, ordinal)),
+        Err(_) => target.parse::<MemberId>().ok(),
+    };
+    let allowed =
+        "allowed: ORDINAL or SHARD-ORDINAL, with @TOKEN behind it to repeat a wish, for example 0-2@monday";
+    let to = to.ok_or_else(|| Invalid::new(annotation_field(api::ANNOTATION_SWITCHOVER), text, allowed))?;
+    Ok(SwitchoverWish { to, token: text.to_owned() })
+}
+
+fn annotation_field(key: &str) -> String {
+    format!("metadata.annotations[{key}]")
+}
+
+/// Labels and annotations that only the operator sets on pods.
+fn reserved(field: &str, map: &BTreeMap<String, String>) -> Result<(), Invalid> {
+    let ours = ["valkeeper.io/", "app.kubernetes.io/", "apps.kubernetes.io/", "statefulset.kubernetes.io/"];
+    match map.keys().find(|key| ours.iter().any(|prefix| key.starts_with(prefix))) {
+        Some(key) => Err(Invalid::new(field, key, "the operator sets keys with this prefix")),
+        None => Ok(()),
+    }
+}
+
+fn version(image: &str, declared: Option<&str>) -> Result<ServerVersion, Invalid> {
+    let (field, text) = match declared {
+        Some(text) => ("spec.version", text),
+        None => ("spec.image", tag(image)),
+    };
+    let allowed = "its tag does not say MAJOR.MINOR: set spec.version, for example 9.1";
+    let version: ServerVersion = text
+        .parse()
+        .map_err(|_| Invalid::new(field, if declared.is_some() { text } else { image }, allowed))?;
+    if version < VERSION_MIN {
+        return Err(Invalid::new(field, text, format!("allowed: Valkey {VERSION_MIN} and later")));
+    }
+    Ok(version)
+}
+
+/// The tag of an image reference; empty if it has none. A port of the host is no tag, and a digest is none either.
+fn tag(image: &str) -> &str {
+    let path = image.split('@').next().unwrap_or(image);
+    let last = path.rsplit('/').next().unwrap_or(path);
+    last.split_once(':').map_or("", |(_, tag)| tag)
+}
+
+/// Reads every quantity; gives the memory limit in bytes.
+fn resources(spec: &api::ValkeyClusterSpec) -> Result<Option<u64>, Invalid> {
+    let Some(resources) = &spec.resources else { return Ok(None) };
+    let none = BTreeMap::new();
+    let (limits, requests) =
+        (resources.limits.as_ref().unwrap_or(&none), resources.requests.as_ref().unwrap_or(&none));
+    for (part, map) in [("limits", limits), ("requests", requests)] {
+        for (name, value) in map {
+            if quantity::units(&value.0).is_none() {
+                let field = format!("spec.resources.{part}.{name}");
+                return Err(Invalid::new(field, &value.0, "allowed: a quantity such as 500m or 2Gi"));
+            }
+        }
+    }
+    for (name, request) in requests {
+        let limit = limits.get(name);
+        if let Some(limit) = limit.filter(|limit| quantity::nanos(&limit.0) < quantity::nanos(&request.0)) {
+            let field = format!("spec.resources.requests.{name}");
+            return Err(Invalid::new(field, &request.0, format!("allowed: at most the limit, {}", limit.0)));
+        }
+    }
+    let Some(limit) = limits.get("memory") else { return Ok(None) };
+    let bytes = quantity::units(&limit.0).unwrap_or_default();
+    if bytes < MEMORY_LIMIT_MIN_BYTES {
+        return Err(Invalid::new("spec.resources.limits.memory", &limit.0, "allowed: 64Mi and more"));
+    }
+    Ok(Some(bytes))
+}
+
+fn volume(spec: &api::ValkeyClusterSpec) -> Result<Option<Volume>, Invalid> {
+    let api::Persistence { enabled, size, storage_class_name, mode: _ } = &spec.persistence;
+    let durable = spec.profile == api::Profile::Durable;
+    if durable && *enabled == Some(false) {
+        return Err(Invalid::new(
+            "spec.persistence.enabled",
+            false,
+            "profile Durable needs a volume; use Cache",
+        ));
+    }
+    if quantity::units(&size.0).is_none_or(|bytes| bytes == 0) {
+        return Err(Invalid::new(
+            "spec.persistence.size",
+            &size.0,
+            "allowed: a positive quantity such as 8Gi",
+        ));
+    }
+    let wanted = enabled.unwrap_or(durable);
+    Ok(wanted.then(|| Volume { size: size.0.clone(), class: storage_class_name.clone() }))
+}
+
+fn files(spec: &api::ValkeyClusterSpec, has_volume: bool) -> Files {
+    match (has_volume, spec.persistence.mode, spec.profile) {
+        (false, _, _) => Files::Nothing,
+        (true, Some(api::PersistenceMode::Rdb), _) | (true, None, api::Profile::Cache) => Files::Rdb,
+        (true, Some(api::PersistenceMode::RdbAof), _) | (true, None, api::Profile::Durable) => Files::RdbAof,
+    }
+}
+
+fn settings(
+    config: &BTreeMap<String, String>,
+    version: ServerVersion,
+    memory_limit_bytes: Option<u64>,
+) -> Result<BTreeMap<String, Setting>, Invalid> {
+    let mut settings = BTreeMap::new();
+    for (name, value) in config {
+        let field = || format!("spec.config.{name}");
+        // A value the operator does not understand may be a password that belongs elsewhere: it is not repeated.
+        let shown = |refusal: &config::Refusal| match refusal {
+            config::Refusal::Unknown | config::Refusal::Owned(_) => name,
+            config::Refusal::Version { .. } | config::Refusal::Value { .. } => value,
+        };
+        let setting = config::read(name, value, version)
+            .map_err(|refusal| Invalid::new(field(), shown(&refusal), refusal.to_string()))?;
+        if let (Setting::Bytes(bytes), "maxmemory", Some(limit)) =
+            (&setting, name.as_str(), memory_limit_bytes)
+            && (*bytes >= limit || *bytes == 0)
+        {
+            let allowed = format!("allowed: less than the memory limit, {limit} bytes, and not 0");
+            return Err(Invalid::new(field(), value, allowed));
+        }
+        settings.insert(name.clone(), setting);
+    }
+    Ok(settings)
+}
+
+#[cfg(test)]
+mod tests;

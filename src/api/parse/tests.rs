@@ -1,0 +1,143 @@
+//! Every refusal names the field, and every default is what the documentation of the field says.
+
+use super::*;
+use serde_json::{Value, json};
+
+fn cluster(spec: Value, annotations: Value) -> api::ValkeyCluster {
+    serde_json::from_value(json!({
+        "apiVersion": "valkeeper.io/v1alpha1",
+        "kind": "ValkeyCluster",
+        "metadata": { "name": "orders", "namespace": "shop", "generation": 3, "annotations": annotations },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn parsed(spec: Value) -> Parsed {
+    parse_all(&cluster(spec, json!({})), &Defaults::default()).unwrap()
+}
+
+fn refused(spec: Value) -> Invalid {
+    parse(&cluster(spec, json!({}))).unwrap_err()
+}
+
+#[test]
+fn a_short_spec_gets_the_documented_defaults() {
+    let Parsed { desired, workload } = parsed(json!({ "topology": "Replication" }));
+    assert_eq!((desired.generation, desired.shards, desired.replicas_per_shard), (3, 1, 2));
+    assert_eq!(desired.profile, Profile::Durable);
+    assert_eq!(desired.failover, FailoverPolicy { mode: FailoverMode::Automatic, detection_window_ms: 3000 });
+    assert_eq!(workload.image, IMAGE_DEFAULT);
+    assert_eq!(workload.volume, Some(Volume { size: "1Gi".into(), class: None }));
+    assert_eq!(workload.config.files, Files::RdbAof);
+    assert_eq!((workload.config.version.major, workload.config.version.minor), (9, 1));
+}
+
+#[test]
+fn standalone_is_replication_without_replicas() {
+    let standalone = parsed(json!({ "topology": "Standalone" })).desired;
+    assert_eq!((standalone.topology, standalone.replicas_per_shard), (Topology::Replication, 0));
+    assert_eq!(refused(json!({ "topology": "Standalone", "replicas": 1 })).field, "spec.replicas");
+}
+
+#[test]
+fn a_cache_has_no_volume_unless_asked_for() {
+    let cache = parsed(json!({ "topology": "Replication", "profile": "Cache" })).workload;
+    assert_eq!((cache.volume, cache.config.files), (None, Files::Nothing));
+    let kept = json!({ "topology": "Replication", "profile": "Cache", "persistence": { "enabled": true } });
+    let kept = parsed(kept).workload;
+    assert_eq!((kept.volume.is_some(), kept.config.files), (true, Files::Rdb));
+}
+
+#[test]
+fn what_cannot_be_used_is_refused_by_field() {
+    let base = |key: &str, value: Value| {
+        let mut spec = json!({ "topology": "Replication" });
+        spec[key] = value;
+        refused(spec).field
+    };
+    assert_eq!(base("topology", json!("Sentinel")), "spec.topology");
+    assert_eq!(base("topology", json!("Cluster")), "spec.topology");
+    assert_eq!(base("shards", json!(0)), "spec.shards");
+    assert_eq!(base("shards", json!(17)), "spec.shards");
+    assert_eq!(base("replicas", json!(6)), "spec.replicas");
+    assert_eq!(base("persistence", json!({ "enabled": false })), "spec.persistence.enabled");
+    assert_eq!(base("persistence", json!({ "size": "big" })), "spec.persistence.size");
+    assert_eq!(base("failover", json!({ "detectionWindowMs": 10 })), "spec.failover.detectionWindowMs");
+    assert_eq!(base("image", json!("valkey/valkey:7.2.9")), "spec.image");
+    assert_eq!(base("image", json!("valkey/valkey:latest")), "spec.image");
+    assert_eq!(base("image", json!("registry:5000/valkey")), "spec.image");
+    assert_eq!(base("version", json!("7.2")), "spec.version");
+    assert_eq!(base("podLabels", json!({ "valkeeper.io/role": "primary" })), "spec.podLabels");
+    let tiny = json!({ "limits": { "memory": "32Mi" } });
+    assert_eq!(base("resources", tiny), "spec.resources.limits.memory");
+    let odd = json!({ "limits": { "memory": "lots" } });
+    assert_eq!(base("resources", odd), "spec.resources.limits.memory");
+    let upside_down = json!({ "limits": { "memory": "1Gi" }, "requests": { "memory": "2Gi" } });
+    assert_eq!(base("resources", upside_down), "spec.resources.requests.memory");
+    assert_eq!(base("config", json!({ "port": "1" })), "spec.config.port");
+    assert_eq!(base("config", json!({ "maxmemry": "1" })), "spec.config.maxmemry");
+    assert_eq!(base("config", json!({ "activedefrag": "on" })), "spec.config.activedefrag");
+}
+
+#[test]
+fn an_image_without_a_readable_tag_needs_a_version() {
+    let spec = json!({ "topology": "Replication", "image": "mine/valkey@sha256:00", "version": "8.1" });
+    assert_eq!(parsed(spec).workload.config.version, ServerVersion { major: 8, minor: 1 });
+    let spec = json!({ "topology": "Replication", "image": "registry:5000/mine/valkey:8.0.1-alpine" });
+    assert_eq!(parsed(spec).workload.config.version, ServerVersion { major: 8, minor: 0 });
+}
+
+#[test]
+fn a_directive_of_a_later_version_is_refused() {
+    let spec = json!({ "topology": "Replication", "image": "v:8.0.1", "config": { "log-format": "logfmt" } });
+    let invalid = refused(spec);
+    assert_eq!(
+        invalid.to_string(),
+        "spec.config.log-format: \"logfmt\" cannot be used; Valkey 8.0 does not have it: since 8.1"
+    );
+}
+
+#[test]
+fn a_password_in_the_wrong_place_is_not_repeated() {
+    let spec = json!({ "topology": "Replication", "config": { "requirepass": "hunter2" } });
+    let text = refused(spec).to_string();
+    assert!(text.contains("users and passwords are in Secrets") && !text.contains("hunter2"), "{text}");
+}
+
+#[test]
+fn maxmemory_must_fit_into_the_limit() {
+    let spec = json!({
+        "topology": "Replication",
+        "resources": { "limits": { "memory": "1Gi" } },
+        "config": { "maxmemory": "2gb" },
+    });
+    assert_eq!(refused(spec).field, "spec.config.maxmemory");
+}
+
+#[test]
+fn a_switchover_wish_is_read_with_and_without_shard_and_token() {
+    let wish = |text: &str| {
+        let annotations = json!({ "valkeeper.io/switchover": text });
+        parse(&cluster(json!({ "topology": "Replication" }), annotations)).map(|d| d.switchover)
+    };
+    for (text, member) in
+        [("2", "0-2"), ("0-1", "0-1"), ("1-2@monday", "1-2"), ("2@again", "0-2"), (" 2 ", "0-2")]
+    {
+        let wish = wish(text).unwrap().unwrap();
+        assert_eq!((wish.to.to_string(), wish.token.as_str()), (member.to_owned(), text.trim()), "{text}");
+    }
+    assert_eq!(wish("").unwrap(), None);
+    for text in ["orders-0-1", "primary", "-1", "0-1-2", "@x"] {
+        assert_eq!(wish(text).unwrap_err().field, "metadata.annotations[valkeeper.io/switchover]", "{text}");
+    }
+}
+
+#[test]
+fn requests_by_annotation_are_carried_over() {
+    let annotations = json!({ "valkeeper.io/restart": "monday", "valkeeper.io/confirm-blank": "yes" });
+    let cluster = cluster(json!({ "topology": "Replication" }), annotations);
+    let Parsed { desired, workload } = parse_all(&cluster, &Defaults::default()).unwrap();
+    assert_eq!(desired.confirm_blank.as_deref(), Some("yes"));
+    assert_eq!(workload.restart.as_deref(), Some("monday"));
+}

@@ -1,0 +1,382 @@
+//! What holds for every object of every cluster, and the scripts run by a real shell.
+
+use super::*;
+use crate::api::{Defaults, parse_all};
+use k8s_openapi::api::{
+    apps::v1::StatefulSet,
+    core::v1::{ConfigMap, Secret, Service},
+    discovery::v1::EndpointSlice,
+    policy::v1::PodDisruptionBudget,
+};
+use rand::{SeedableRng, rngs::StdRng};
+use serde::{Serialize, de::DeserializeOwned};
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+
+fn cluster(spec: Value) -> ValkeyCluster {
+    serde_json::from_value(json!({
+        "apiVersion": "valkeeper.io/v1alpha1",
+        "kind": "ValkeyCluster",
+        "metadata": { "name": "orders", "namespace": "shop", "uid": "c-1", "generation": 1 },
+        "spec": spec,
+    }))
+    .unwrap()
+}
+
+fn context() -> Context {
+    let credentials = Credentials::complete(None, Some("top secret%".into()), &mut StdRng::seed_from_u64(7));
+    let uids = ["orders-primary", "orders-primary-1"].map(|name| (name.to_owned(), format!("uid of {name}")));
+    Context { credentials, service_uids: uids.into(), address_type: AddressType::IPv4 }
+}
+
+fn rendered(spec: Value) -> Vec<Rendered> {
+    let cluster = cluster(spec);
+    render_all(&cluster, &parse_all(&cluster, &Defaults::default()).unwrap(), &context())
+}
+
+fn full() -> Value {
+    json!({
+        "topology": "Replication",
+        "shards": 2,
+        "resources": { "limits": { "memory": "1024Mi", "cpu": "1" }, "requests": { "memory": "1Gi" } },
+        "config": { "maxmemory-policy": "volatile-lru" },
+        "persistence": { "size": "2Gi", "storageClassName": "fast" },
+        "scheduling": {
+            "nodeSelector": { "disk": "ssd" },
+            "tolerations": [{ "key": "db", "operator": "Exists" }],
+            "affinity": { "nodeAffinity": { "preferredDuringSchedulingIgnoredDuringExecution": [] } },
+            "priorityClassName": "high",
+        },
+        "podLabels": { "team": "shop" },
+        "podAnnotations": { "note": "x" },
+        "imagePullSecrets": [{ "name": "pull" }],
+    })
+}
+
+fn find(objects: &[Rendered], name: &str) -> Rendered {
+    objects.iter().find(|r| r.object.to_string() == name).unwrap_or_else(|| panic!("{name}")).clone()
+}
+
+/// Reads a value as its Kubernetes type and writes it again: a misspelt field would be lost.
+fn through<T: DeserializeOwned + Serialize>(value: &Value) -> Value {
+    let typed: T = serde_json::from_value(value.clone()).unwrap();
+    serde_json::to_value(&typed).unwrap()
+}
+
+fn served(rendered: &Rendered) -> Value {
+    match rendered.object.kind {
+        ObjectKind::Secret => through::<Secret>(&rendered.value),
+        ObjectKind::ConfigMap => through::<ConfigMap>(&rendered.value),
+        ObjectKind::Service => through::<Service>(&rendered.value),
+        ObjectKind::EndpointSlice => {
+            let mut value = rendered.value.clone();
+            value["endpoints"] = json!([{ "addresses": ["10.0.0.1"] }]);
+            through::<EndpointSlice>(&value)
+        }
+        ObjectKind::PodDisruptionBudget => through::<PodDisruptionBudget>(&rendered.value),
+        ObjectKind::StatefulSet => through::<StatefulSet>(&rendered.value),
+    }
+}
+
+#[test]
+fn a_cluster_of_two_shards_has_these_objects_in_this_order() {
+    let names: Vec<String> = rendered(full()).iter().map(|r| r.object.to_string()).collect();
+    assert_eq!(
+        names,
+        [
+            "Secret/orders-system",
+            "Secret/orders-auth",
+            "ConfigMap/orders-config",
+            "Service/orders-headless",
+            "Service/orders-primary",
+            "Service/orders-replicas",
+            "EndpointSlice/orders-primary",
+            "PodDisruptionBudget/orders-0",
+            "StatefulSet/orders-0",
+            "Service/orders-primary-1",
+            "Service/orders-replicas-1",
+            "EndpointSlice/orders-primary-1",
+            "PodDisruptionBudget/orders-1",
+            "StatefulSet/orders-1",
+        ]
+    );
+}
+
+#[test]
+fn every_field_is_one_that_kubernetes_has_and_reads_back_equal() {
+    for spec in [full(), json!({ "topology": "Standalone", "profile": "Cache" })] {
+        for object in rendered(spec) {
+            assert_eq!(object.live_digest(&served(&object)), object.digest, "{}", object.object);
+        }
+    }
+}
+
+#[test]
+fn rendering_twice_gives_the_same_bytes() {
+    let (one, other) = (rendered(full()), rendered(full()));
+    assert!(one.iter().zip(&other).all(|(a, b)| a.value == b.value && a.digest == b.digest));
+}
+
+#[test]
+fn a_statefulset_as_the_server_returns_it_is_no_difference_and_a_change_is_one() {
+    let wanted = find(&rendered(full()), "StatefulSet/orders-0");
+    let mut live = wanted.value.clone();
+    live["metadata"]["resourceVersion"] = json!("17");
+    live["metadata"]["managedFields"] = json!([{ "manager": "valkeeper" }]);
+    live["spec"]["revisionHistoryLimit"] = json!(10);
+    live["status"] = json!({ "replicas": 3 });
+    let pod = &mut live["spec"]["template"]["spec"];
+    pod["restartPolicy"] = json!("Always");
+    pod["dnsPolicy"] = json!("ClusterFirst");
+    pod["containers"][0]["resources"]["limits"]["memory"] = json!("1Gi");
+    pod["containers"][0]["startupProbe"]["successThreshold"] = json!(1);
+    pod["volumes"][1]["configMap"]["defaultMode"] = json!(420);
+    live["spec"]["volumeClaimTemplates"][0]["kind"] = json!("PersistentVolumeClaim");
+    live["spec"]["volumeClaimTemplates"][0]["status"] = json!({ "phase": "Pending" });
+    assert_eq!(wanted.live_digest(&live), wanted.digest);
+
+    let changes = [
+        ("/spec/replicas", json!(1)),
+        ("/spec/template/spec/containers/0/image", json!("evil")),
+        ("/spec/template/spec/containers/0/securityContext/readOnlyRootFilesystem", json!(false)),
+        ("/spec/template/spec/containers/0/command/2", json!("exec valkey-server")),
+        ("/metadata/labels/valkeeper.io~1shard", json!("9")),
+    ];
+    for (path, value) in changes {
+        let mut changed = live.clone();
+        *changed.pointer_mut(path).unwrap() = value;
+        assert_ne!(wanted.live_digest(&changed), wanted.digest, "{path}");
+    }
+}
+
+#[test]
+fn a_field_that_is_no_longer_wanted_is_a_difference() {
+    let before = find(&rendered(full()), "StatefulSet/orders-0");
+    let mut spec = full();
+    spec["scheduling"].as_object_mut().unwrap().remove("nodeSelector");
+    let after = find(&rendered(spec), "StatefulSet/orders-0");
+    assert_ne!(after.live_digest(&before.value), after.digest);
+}
+
+#[test]
+fn the_revision_changes_with_the_template_and_only_with_it() {
+    let revision = |spec: Value| find(&rendered(spec), "StatefulSet/orders-0").revision.unwrap();
+    let base = revision(full());
+    let changed = |key: &str, value: Value| {
+        let mut spec = full();
+        spec[key] = value;
+        revision(spec)
+    };
+    assert_eq!(changed("replicas", json!(4)), base);
+    assert_eq!(changed("paused", json!(true)), base);
+    assert_ne!(changed("image", json!("valkey/valkey:9.1.1")), base);
+    assert_ne!(changed("config", json!({ "maxmemory-policy": "noeviction" })), base);
+    let set = find(&rendered(full()), "StatefulSet/orders-0").value;
+    assert_eq!(set["spec"]["template"]["metadata"]["annotations"][ANNOTATION_REVISION], json!(base.0));
+
+    let mut restarted = cluster(full());
+    let annotation = ("valkeeper.io/restart".to_owned(), "monday".to_owned());
+    restarted.metadata.annotations = Some([annotation].into());
+    let parsed = parse_all(&restarted, &Defaults::default()).unwrap();
+    let restarted = find(&render_all(&restarted, &parsed, &context()), "StatefulSet/orders-0");
+    assert_ne!(restarted.revision.unwrap(), base);
+}
+
+#[test]
+fn every_container_satisfies_pod_security_restricted() {
+    for spec in [full(), json!({ "topology": "Standalone", "profile": "Cache" })] {
+        for object in rendered(spec).iter().filter(|r| r.object.kind == ObjectKind::StatefulSet) {
+            let pod = &object.value["spec"]["template"]["spec"];
+            assert_eq!(pod["automountServiceAccountToken"], json!(false));
+            assert_eq!(pod["securityContext"]["runAsNonRoot"], json!(true));
+            assert_eq!(pod["securityContext"]["runAsUser"], json!(999));
+            let lists =
+                ["containers", "initContainers"].map(|l| pod[l].as_array().cloned().unwrap_or_default());
+            for container in lists.concat() {
+                let context = &container["securityContext"];
+                assert_eq!(context["allowPrivilegeEscalation"], json!(false));
+                assert_eq!(context["capabilities"], json!({ "drop": ["ALL"] }));
+                assert_eq!(context["readOnlyRootFilesystem"], json!(true));
+                assert_eq!(context["runAsNonRoot"], json!(true));
+                assert_eq!(context["seccompProfile"], json!({ "type": "RuntimeDefault" }));
+            }
+            let kinds = pod["volumes"].as_array().unwrap().iter().flat_map(|v| v.as_object().unwrap().keys());
+            assert!(kinds.clone().all(|k| ["name", "emptyDir", "configMap", "secret"].contains(&k.as_str())));
+        }
+    }
+}
+
+#[test]
+fn no_secret_byte_is_in_any_object_but_secrets_nor_in_debug_output() {
+    let Credentials { default, operator, replica } = context().credentials;
+    let shown = format!("{:?} {:?}", rendered(full()), context());
+    for password in [default, operator, replica] {
+        assert!(!shown.contains(password.expose()));
+        for object in rendered(full()).iter().filter(|r| r.object.kind != ObjectKind::Secret) {
+            assert!(!object.value.to_string().contains(password.expose()), "{}", object.object);
+        }
+    }
+}
+
+#[test]
+fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
+    let objects = rendered(full());
+    let read = |name: &str, key: &str| {
+        let secret: Secret = serde_json::from_value(find(&objects, name).value).unwrap();
+        String::from_utf8(secret.data.unwrap()[key].0.clone()).unwrap()
+    };
+    let users = read("Secret/orders-system", "users.acl");
+    let names: Vec<&str> = users.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
+    assert_eq!(names, ["default", "valkeeper", "replica", "probe"]);
+    assert!(users.lines().take(3).all(|l| l.split(' ').nth(3).unwrap().len() == 65));
+    assert!(!users.contains(context().credentials.operator.expose()));
+    let auth = read("Secret/orders-system", "auth.conf");
+    assert_eq!(
+        auth,
+        format!("primaryuser replica\nprimaryauth {}\n", context().credentials.replica.expose())
+    );
+    assert_eq!(
+        read("Secret/orders-auth", "uri"),
+        "redis://default:top%20secret%25@orders-primary.shop.svc:6379/0"
+    );
+    let set = find(&objects, "StatefulSet/orders-0").value.to_string();
+    assert!(!set.contains("operator-password"), "the plain passwords are not mounted");
+}
+
+#[test]
+fn passwords_that_exist_are_kept_and_missing_ones_are_made() {
+    let objects = rendered(full());
+    let system: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value).unwrap();
+    let again = Credentials::complete(Some(&system), None, &mut StdRng::seed_from_u64(99));
+    assert_eq!(again, context().credentials);
+    let fresh = Credentials::complete(None, None, &mut StdRng::seed_from_u64(99));
+    for password in [&fresh.default, &fresh.operator, &fresh.replica] {
+        assert!(
+            password.expose().len() == 32 && password.expose().bytes().all(|b| b.is_ascii_alphanumeric())
+        );
+    }
+    assert!(fresh.default != fresh.operator && fresh.operator != fresh.replica);
+}
+
+#[test]
+fn a_changed_password_of_clients_is_a_new_revision() {
+    let cluster = cluster(full());
+    let parsed = parse_all(&cluster, &Defaults::default()).unwrap();
+    let mut context = context();
+    let before = find(&render_all(&cluster, &parsed, &context), "StatefulSet/orders-0");
+    context.credentials.default = "another".into();
+    assert_ne!(
+        find(&render_all(&cluster, &parsed, &context), "StatefulSet/orders-0").revision,
+        before.revision
+    );
+}
+
+#[test]
+fn a_password_secret_is_read_without_its_last_newline_or_refused_by_name() {
+    let reference = serde_json::from_value(json!({ "name": "pw" })).unwrap();
+    let secret: Secret = serde_json::from_value(json!({ "data": { "password": "aHVudGVyMgo=" } })).unwrap();
+    assert_eq!(Credentials::from_user(&reference, Some(&secret)).unwrap().expose(), "hunter2");
+    let refused = Credentials::from_user(&reference, Some(&Secret::default())).unwrap_err();
+    assert_eq!((refused.field.as_str(), refused.value.as_str()), ("spec.auth.passwordSecret", "pw/password"));
+    assert!(Credentials::from_user(&reference, None).is_err());
+}
+
+#[test]
+fn the_write_service_has_no_selector_and_its_slice_lists_nobody() {
+    let objects = rendered(full());
+    assert!(find(&objects, "Service/orders-primary").value["spec"].get("selector").is_none());
+    let slice = find(&objects, "EndpointSlice/orders-primary").value;
+    assert!(slice.get("endpoints").is_none());
+    assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], json!("orders-primary"));
+    assert_eq!(slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"], json!("valkeeper.io"));
+    assert_eq!(slice["metadata"]["ownerReferences"][0]["uid"], json!("uid of orders-primary"));
+}
+
+#[test]
+fn a_slice_waits_for_the_uid_of_its_service() {
+    let cluster = cluster(full());
+    let parsed = parse_all(&cluster, &Defaults::default()).unwrap();
+    let context = Context { service_uids: BTreeMap::new(), ..context() };
+    let objects = render_all(&cluster, &parsed, &context);
+    assert!(objects.iter().all(|r| r.object.kind != ObjectKind::EndpointSlice));
+}
+
+#[test]
+fn a_pod_is_the_member_that_its_name_says() {
+    use valkeeper_core::ids::MemberId;
+    let member = MemberId::new(1, 2);
+    assert_eq!(member_of_pod("orders", &pod_name("orders", member)), Some(member));
+    assert_eq!(member_of_pod("orders", "orders-web-0-1"), None);
+    assert_eq!(member_of_pod("orders", "other-0-1"), None);
+}
+
+/// Runs a script with a command of this name that shows its arguments, or prints `output`.
+fn run(dir: &Path, script: &str, command: &str, body: &str) -> (bool, String) {
+    let bin = dir.join("bin");
+    fs::create_dir_all(&bin).unwrap();
+    let fake = bin.join(command);
+    fs::write(&fake, format!("#!/bin/sh\n{body}\n")).unwrap();
+    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
+    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
+    let [shell, flag] = BOOT_SCRIPT_SHELL;
+    let output = Command::new(shell)
+        .args([flag, script])
+        .env("PATH", path)
+        .env("POD_IP", "10.1.2.3")
+        .output()
+        .unwrap();
+    (output.status.success(), String::from_utf8(output.stdout).unwrap())
+}
+
+struct TempDir(std::path::PathBuf);
+
+impl TempDir {
+    fn new(name: &str) -> Self {
+        let dir = std::env::temp_dir().join(format!("valkeeper-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        TempDir(dir)
+    }
+}
+
+impl Drop for TempDir {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn the_boot_script_picks_the_gate_by_what_is_in_the_data_directory() {
+    let dir = TempDir::new("boot");
+    let data = dir.0.join("data");
+    fs::create_dir_all(data.join("lost+found")).unwrap();
+    let boot = || {
+        let script = boot_script(data.to_str().unwrap(), "/conf");
+        run(&dir.0, &script, "valkey-server", "echo \"$@\"")
+    };
+    let line = |gate: &str, more: &str| {
+        let text =
+            format!("/conf/valkey.conf --replicaof 127.0.0.1 {gate} --replica-announce-ip 10.1.2.3{more}\n");
+        (true, text)
+    };
+    assert_eq!(boot(), line("2", ""), "nothing there: blank");
+    fs::write(data.join("dump.rdb"), "").unwrap();
+    assert_eq!(boot(), line("1", " --appendonly no"), "a snapshot alone must be loaded");
+    fs::create_dir(data.join("appendonlydir")).unwrap();
+    assert_eq!(boot(), line("1", ""), "both");
+    fs::remove_file(data.join("dump.rdb")).unwrap();
+    assert_eq!(boot(), line("1", ""), "append-only files alone");
+}
+
+#[test]
+fn ready_is_a_primary_or_a_replica_in_sync_and_nothing_else() {
+    let dir = TempDir::new("ready");
+    let ready =
+        |reply: &str| run(&dir.0, &readiness_script(), "valkey-cli", &format!("printf '%b' '{reply}'")).0;
+    assert!(ready("master\\n3129659\\n10.0.0.2\\n6379\\n3129242\\n"));
+    assert!(ready("slave\\n10.0.0.1\\n6379\\nconnected\\n3167038\\n"));
+    for state in ["connect", "connecting", "sync", "handshake"] {
+        assert!(!ready(&format!("slave\\n127.0.0.1\\n1\\n{state}\\n-1\\n")), "{state}");
+    }
+    assert!(!ready("LOADING Valkey is loading the dataset in memory\\n"));
+    assert!(!ready("NOAUTH Authentication required.\\n"));
+    assert!(!ready(""));
+}
