@@ -467,3 +467,39 @@ fn harden(dir: &Path) -> Result<(), BackendError> {
     sync_dir(dir).map_err(failed("sync", dir))?;
     sync_dir(parent(dir)).map_err(failed("sync", parent(dir)))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{
+        journal::{Error, Journal},
+        testing::{Scratch, one_of_each},
+    };
+    use valkeeper_core::ids::Timestamp;
+
+    #[tokio::test]
+    async fn a_failed_sync_poisons_until_reopen_and_what_was_acknowledged_is_there() {
+        let scratch = Scratch::new("poison");
+        let dir = scratch.path("journal");
+        let stream = StreamId("uid-1".to_owned());
+        let events = one_of_each();
+        let backend = Arc::new(Sled::open(&dir).unwrap());
+        let (mut journal, _) = Journal::open(backend.clone(), stream.clone()).await.unwrap();
+        journal.claim(Some(events[0].clone()), "w", "v", Timestamp(1)).await.unwrap();
+        let real = {
+            let mut inner = backend.inner.lock().unwrap();
+            // fdatasync of a device that cannot be synced fails, as a bad disk does.
+            std::mem::replace(&mut inner.data, File::open("/dev/null").unwrap())
+        };
+        let failed = journal.append(vec![events[2].clone()], Timestamp(2)).await.unwrap_err();
+        assert!(matches!(failed, Error::Poisoned(_)) && failed.is_broken(), "{failed:?}");
+        // The disk works again; the handle is not to be believed all the same.
+        backend.inner.lock().unwrap().data = real;
+        let again = Journal::open(backend.clone(), stream.clone()).await.err().unwrap();
+        assert!(matches!(again, Error::Backend(BackendError::Poisoned(_))), "{again:?}");
+        drop((journal, backend));
+        let backend = Arc::new(Sled::open(&dir).unwrap());
+        let (_, records) = Journal::open(backend, stream).await.unwrap();
+        assert!(records.len() >= 2);
+    }
+}
