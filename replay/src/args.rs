@@ -52,7 +52,7 @@ pub enum Verb {
     },
     /// Check chain, epochs, anchor and invariants; exit code 3 if something is wrong
     Verify {
-        /// File with the last acknowledged record's place; the one beside the journal by default
+        /// File with the place of the last acknowledged record; a sled store's own is found beside it
         #[arg(long, value_name = "FILE")]
         anchor: Option<PathBuf>,
     },

@@ -67,7 +67,7 @@ impl Report for StateAt {
             let _ = writeln!(text, "open decision {seq}{doubt}: {}", line::decision(decision));
         }
         if !state.objects.is_empty() {
-            let mut table = Table::new(&["object", "state"]);
+            let mut table = Table::new(["object", "state"]);
             for (object, facts) in &state.objects {
                 table.push([object.to_string(), line::object_facts(facts)]);
             }
@@ -76,8 +76,8 @@ impl Report for StateAt {
         text
     }
 
-    fn table(&self) -> Option<Table> {
-        Some(members(&self.0))
+    fn csv(&self) -> Option<String> {
+        Some(members(&self.0).csv())
     }
 
     fn finding(&self) -> Finding {
@@ -85,9 +85,9 @@ impl Report for StateAt {
     }
 }
 
-fn members(state: &ClusterState) -> Table {
+fn members(state: &ClusterState) -> Table<9> {
     let mut table =
-        Table::new(&["member", "server", "history", "run", "for", "pod", "node", "address", "grant"]);
+        Table::new(["member", "server", "history", "run", "for", "pod", "node", "address", "grant"]);
     for (id, member) in &state.members {
         table.push(member_row(state, *id, member));
     }
@@ -132,8 +132,8 @@ fn grant(shard: &ShardState, id: MemberId) -> Option<String> {
     Some(if in_force { format!("{number} (in force)") } else { number.to_string() })
 }
 
-fn shards(state: &ClusterState) -> Table {
-    let mut table = Table::new(&["shard", "grant", "primaries seen", "write route"]);
+fn shards(state: &ClusterState) -> Table<4> {
+    let mut table = Table::new(["shard", "grant", "primaries seen", "write route"]);
     for (id, shard) in &state.shards {
         let holder = shard.holder().map(|(member, number)| format!("{member} (number {number})"));
         let seen: Vec<String> = state
@@ -162,14 +162,16 @@ fn route(state: &ClusterState, id: ShardId, shard: &ShardState) -> String {
     }
 }
 
-fn operations(state: &ClusterState) -> Table {
+fn operations(state: &ClusterState) -> Table<8> {
     let mut table =
-        Table::new(&["operation", "scope", "phase", "member", "asked by", "open for", "opened at"]);
+        Table::new(["operation", "scope", "cause", "phase", "member", "asked by", "open for", "opened at"]);
     for operation in &state.operations {
-        let Operation { id, kind, scope, phase, asked_by, member, opened_at, phase_since: _ } = operation;
+        let Operation { id, kind, scope, phase, asked_by, member, opened_at, phase_since: _, cause } =
+            operation;
         table.push([
             format!("{kind:?} {id}"),
             scope.to_string(),
+            cause.to_string(),
             format!("{phase:?}"),
             or_dash(member.map(|m| m.to_string())),
             asked_by.clone(),
@@ -215,7 +217,7 @@ mod tests {
             "0-0     gone                     -         -      0 ms    running  node-0  10.0.0.1  11\n",
             "10.0.0.2  13 (in force)\n",
             "0      0-1 (number 13)  -               0-0 (10.0.0.1)\n",
-            "Failover 13  shard 0  Promoting  0-0     operator  0 ms      2026-11-21T03:01:00.000Z\n",
+            "Failover 13  shard 0  PrimaryGone  Promoting  0-0     operator  0 ms      2026-11-21T03:01:00.000Z\n",
             "open decision 13: PrimaryGone 0-0",
         ] {
             assert!(text.contains(expected), "{expected:?} in\n{text}");

@@ -1,6 +1,8 @@
 //! Turns, found again in a stream: the observations of one look and what was decided on them were appended together.
 
+use crate::line;
 use valkeeper_core::{
+    decision::Scope,
     event::{Event, Record},
     observation::Evidence,
 };
@@ -44,16 +46,67 @@ fn is_judgement(record: &Record) -> bool {
     matches!(record.event, Event::DecisionClosed { .. }) || evidence(record).is_some()
 }
 
-/// Splits a stream into turns: records of the same time and epoch, observations first. An observation that follows a
-/// decision begins another turn even at the same time.
+/// Splits a stream into turns.
 pub fn batches(records: &[Record]) -> impl Iterator<Item = Batch<'_>> {
-    let same_turn = |a: &Record, b: &Record| {
-        a.time == b.time && a.epoch == b.epoch && (is_judgement(b) || !is_judgement(a))
-    };
-    records.chunk_by(same_turn).map(|turn| {
+    let mut rest = records;
+    std::iter::from_fn(move || {
+        let turn = rest.get(..turn_len(rest))?;
+        rest = rest.get(turn.len()..)?;
         let (seen, judged) = turn.split_at(turn.partition_point(|r| !is_judgement(r)));
-        Batch { seen, judged }
+        (!turn.is_empty()).then_some(Batch { seen, judged })
     })
+}
+
+/// Number of records of the first turn. Time and epoch tell turns apart, except where time stands still (simulations);
+/// then the order does, in which a turn appends: what was seen, closed doubts, one decision for each scope, standing.
+fn turn_len(records: &[Record]) -> usize {
+    let Some(first) = records.first() else { return 0 };
+    let mut stage = Stage::Seen;
+    let mut scopes: Vec<Scope> = Vec::new();
+    let mut readings = None;
+    for (index, record) in records.iter().enumerate() {
+        let next = Stage::of(record);
+        let scope = line::decided(record).map(|d| d.scope);
+        let again =
+            scope.is_some_and(|s| scopes.contains(&s)) || (next, stage) == (Stage::Standing, Stage::Standing);
+        let other_readings =
+            evidence(record).zip(readings).is_some_and(|(a, b): (&Evidence, &Evidence)| a != b);
+        let moved = record.time != first.time || record.epoch != first.epoch;
+        if moved || next < stage || again || other_readings {
+            return index;
+        }
+        stage = next;
+        scopes.extend(scope);
+        readings = readings.or(evidence(record));
+    }
+    records.len()
+}
+
+/// What a turn appends, in order.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Stage {
+    Seen,
+    Closed,
+    Decided,
+    Standing,
+}
+
+impl Stage {
+    fn of(record: &Record) -> Stage {
+        match &record.event {
+            Event::DecisionClosed { .. } => Stage::Closed,
+            Event::Decided { .. } => Stage::Decided,
+            Event::StandingChanged { .. } => Stage::Standing,
+            Event::Baseline { .. }
+            | Event::EpochStarted { .. }
+            | Event::SpecChanged(_)
+            | Event::PodChanged { .. }
+            | Event::ServerChanged { .. }
+            | Event::RouteChanged { .. }
+            | Event::ObjectChanged { .. }
+            | Event::EffectsEnded(_) => Stage::Seen,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -84,5 +137,14 @@ mod tests {
         let mut book = story::adopted();
         book.add(10, story::gone(0));
         assert_eq!(batches(&book.0).last().map(|b| (b.seen.len(), b.judged.len())), Some((1, 0)));
+    }
+
+    #[test]
+    fn a_second_decision_of_a_scope_or_with_other_readings_is_another_turn() {
+        for readings in [story::readings(10, &[(0, 1000), (1, 1000), (2, 1000)]), story::readings(9, &[])] {
+            let mut book = story::adopted();
+            book.add(10, story::decided(story::promotion(), readings));
+            assert_eq!(batches(&book.0).last().map(|b| (b.seen.len(), b.judged.len())), Some((0, 1)));
+        }
     }
 }

@@ -2,7 +2,7 @@
 //! run again over the state before it and the recorded readings. Recorded history is never changed by this.
 
 use crate::{
-    batch::batches,
+    batch::{batches, evidence},
     line,
     report::{Finding, Report},
     rules::Policy,
@@ -61,31 +61,53 @@ pub fn diverge_by(
     let mut state = ClusterState::default();
     for batch in batches(records) {
         batch.seen.iter().for_each(|record| state.apply(record));
-        let again = match (batch.evidence(), batch.judged.first()) {
-            (Some(evidence), Some(first)) => Some((first, decide(&state, evidence, first.time))),
-            (None, _) | (_, None) => None,
-        };
+        if batch.evidence().is_some() {
+            let divergence = judge(&state, batch.judged, &decide);
+            found.turns_judged += 1;
+            found.decisions_judged += batch.judged.iter().filter_map(line::decided).count();
+            found.divergences.extend(divergence);
+        }
         batch.judged.iter().for_each(|record| state.apply(record));
-        let Some((first, verdict)) = again else { continue };
-        let recorded: Vec<&Decision> = batch.judged.iter().filter_map(line::decided).collect();
-        found.turns_judged += 1;
-        found.decisions_judged += recorded.len();
-        found.divergences.extend(compare(first, recorded, verdict, &state.standing));
     }
     found
 }
 
-fn compare(
-    first: &Record,
-    recorded: Vec<&Decision>,
-    verdict: Verdict,
-    standing: &Standing,
+/// Decides again what is recorded as `judged` after `state`; `None` if it would be the same.
+fn judge(
+    state: &ClusterState,
+    judged: &[Record],
+    decide: &impl Fn(&ClusterState, &Evidence, Timestamp) -> Verdict,
 ) -> Option<Divergence> {
+    let (first, evidence) = (judged.first()?, judged.iter().find_map(evidence)?);
+    let verdict = decide(state, evidence, first.time);
+    let whole = compare(first, judged, &verdict, &after(state, judged).standing)?;
+    // While time stands still (a clock that was set back, a simulation), a decision without effects and what the next
+    // turn made of it look like one turn. They are the same if they are the same one after the other.
+    for (split, record) in (1..judged.len()).zip(judged) {
+        if !line::decided(record).is_some_and(|d| d.effects.is_empty()) {
+            continue;
+        }
+        let Some((turn, next)) = judged.split_at_checked(split) else { break };
+        let then = after(state, turn);
+        if compare(first, turn, &verdict, &then.standing).is_none() && judge(&then, next, decide).is_none() {
+            return None;
+        }
+    }
+    Some(whole)
+}
+
+fn after(state: &ClusterState, records: &[Record]) -> ClusterState {
+    let mut state = state.clone();
+    records.iter().for_each(|record| state.apply(record));
+    state
+}
+
+fn compare(first: &Record, judged: &[Record], verdict: &Verdict, standing: &Standing) -> Option<Divergence> {
     let Verdict { decisions, standing: standing_today, wake_at: _ } = verdict;
-    let mut only_today: Vec<Decision> = decisions.into_iter().map(without_reissue).collect();
+    let mut only_today: Vec<Decision> = decisions.iter().map(without_reissue).collect();
     let mut only_recorded = Vec::new();
-    for decision in recorded {
-        let decision = without_reissue(decision.clone());
+    for decision in judged.iter().filter_map(line::decided) {
+        let decision = without_reissue(decision);
         match only_today.iter().position(|d| *d == decision) {
             Some(same) => {
                 only_today.remove(same);
@@ -93,16 +115,15 @@ fn compare(
             None => only_recorded.push(decision),
         }
     }
-    let standing = (*standing != standing_today).then(|| (standing.clone(), standing_today));
+    let standing = (standing != standing_today).then(|| (standing.clone(), standing_today.clone()));
     let differs = !only_recorded.is_empty() || !only_today.is_empty() || standing.is_some();
     let (seq, time) = (first.seq, first.time.to_string());
     differs.then_some(Divergence { seq, time, only_recorded, only_today, standing })
 }
 
 /// The turn sets `reissue_of` after `decide()`: it is no part of the verdict.
-fn without_reissue(mut decision: Decision) -> Decision {
-    decision.reissue_of = None;
-    decision
+fn without_reissue(decision: &Decision) -> Decision {
+    Decision { reissue_of: None, ..decision.clone() }
 }
 
 /// Names of the fields in which two decisions differ, for when their lines read the same.
@@ -165,14 +186,14 @@ impl Report for Divergences {
         text
     }
 
-    fn table(&self) -> Option<Table> {
-        let mut table = Table::new(&["seq", "time", "which", "text"]);
+    fn csv(&self) -> Option<String> {
+        let mut table = Table::new(["seq", "time", "which", "text"]);
         for divergence in &self.divergences {
             for (which, text) in divergence.lines() {
                 table.push([divergence.seq.to_string(), divergence.time.clone(), which.to_owned(), text]);
             }
         }
-        Some(table)
+        Some(table.csv())
     }
 
     fn finding(&self) -> Finding {
@@ -184,7 +205,7 @@ impl Report for Divergences {
 mod tests {
     use super::*;
     use crate::story;
-    use valkeeper_core::ids::MemberId;
+    use valkeeper_core::{event::Event, ids::MemberId};
 
     /// A policy that knows the story by heart: what is recorded at each sequence it is asked about.
     fn by_heart(records: &[Record]) -> impl Fn(&ClusterState, &Evidence, Timestamp) -> Verdict {
@@ -231,10 +252,26 @@ mod tests {
     fn a_reissue_and_its_original_are_the_same_decision() {
         let mut records = story::failover();
         let truth = records.clone();
-        if let valkeeper_core::event::Event::Decided { decision, evidence: _ } = &mut records[12].event {
+        if let Event::Decided { decision, evidence: _ } = &mut records[12].event {
             decision.reissue_of = Some(Seq(5));
         }
         assert_eq!(diverge_by(&records, "by heart", by_heart(&truth)).finding(), Finding::Clean);
+    }
+
+    #[test]
+    fn two_turns_of_one_time_are_judged_one_after_the_other() {
+        let mut book = story::adopted();
+        let readings = || story::readings(10, &[(0, 1000), (1, 1000), (2, 1000)]);
+        let waits = story::syncing(0);
+        let seq = book.add(10, Event::StandingChanged { standing: waits.clone(), evidence: readings() });
+        let adopts = line::decided(&book.0[10]).cloned();
+        let found = diverge_by(&book.0, "two turns", |state, _, _| match &adopts {
+            Some(adopts) if state.head < Seq(seq.0 - 1) => {
+                Verdict { decisions: vec![adopts.clone()], ..Verdict::default() }
+            }
+            Some(_) | None => Verdict { standing: waits.clone(), ..Verdict::default() },
+        });
+        assert_eq!(found.finding(), Finding::Clean, "{}", found.text());
     }
 
     #[test]

@@ -71,12 +71,12 @@ impl Report for Codes {
         text
     }
 
-    fn table(&self) -> Option<Table> {
-        let mut table = Table::new(&["code", "kind", "text"]);
+    fn csv(&self) -> Option<String> {
+        let mut table = Table::new(["code", "kind", "text"]);
         for Code { code, kind, text } in &self.0 {
             table.push([(*code).to_owned(), (*kind).to_owned(), (*text).to_owned()]);
         }
-        Some(table)
+        Some(table.csv())
     }
 
     fn finding(&self) -> Finding {

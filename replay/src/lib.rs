@@ -102,12 +102,10 @@ pub enum Error {
     #[error("the answer cannot be written as JSON")]
     Json(#[source] serde_json::Error),
     /// An anchor that cannot be understood.
-    #[error("{path} is not an anchor")]
+    #[error("{path} is not an anchor: expected JSON with seq, epoch and hash")]
     NotAnAnchor {
         /// The file.
         path: PathBuf,
-        /// What is wrong with it.
-        source: serde_json::Error,
     },
 }
 

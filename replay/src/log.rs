@@ -121,8 +121,8 @@ impl Report for Timeline<'_> {
         text
     }
 
-    fn table(&self) -> Option<Table> {
-        let mut table = Table::new(&["seq", "epoch", "time", "kind", "text"]);
+    fn csv(&self) -> Option<String> {
+        let mut table = Table::new(["seq", "epoch", "time", "kind", "text"]);
         for e in &self.0 {
             table.push([
                 e.seq.to_string(),
@@ -132,7 +132,7 @@ impl Report for Timeline<'_> {
                 e.text.clone(),
             ]);
         }
-        Some(table)
+        Some(table.csv())
     }
 
     fn finding(&self) -> Finding {

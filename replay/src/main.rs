@@ -52,7 +52,7 @@ fn run(command: CommandLine) -> anyhow::Result<Finding> {
         Verb::Log(flags) => answer(&log::log(&records, &flags.filter()), output),
         Verb::Show { seq } => answer(&show::show(&records, seq)?, output),
         Verb::Verify { anchor } => {
-            let anchor = verify::Anchor::find(anchor.as_deref(), &journal, &stream)?;
+            let anchor = anchor.as_deref().map(verify::Anchor::read).transpose()?;
             answer(&verify::verify(&stream, anchor), output)
         }
         Verb::At { moment } => answer(&at::at(&records, moment)?, output),

@@ -1,6 +1,6 @@
 //! What a verb answers: text for people, JSON for programs, rows where there are rows, and whether something was found.
 
-use crate::{Error, table::Table};
+use crate::Error;
 use serde::Serialize;
 
 /// Whether a report names a divergence or a violation.
@@ -38,8 +38,8 @@ pub trait Report: Serialize {
     /// For people; ends with a line feed unless empty.
     fn text(&self) -> String;
 
-    /// As rows, if the answer is a list.
-    fn table(&self) -> Option<Table>;
+    /// As comma-separated values, if the answer is a list.
+    fn csv(&self) -> Option<String>;
 
     /// Whether a divergence or violation is in it.
     fn finding(&self) -> Finding;
@@ -58,6 +58,6 @@ pub fn render(report: &impl Report, format: Format) -> Result<String, Error> {
             | serde_json::Value::String(_)
             | serde_json::Value::Object(_)) => Ok(format!("{one}\n")),
         },
-        Format::Csv => report.table().map(|table| table.csv()).ok_or(Error::NoRows),
+        Format::Csv => report.csv().ok_or(Error::NoRows),
     }
 }

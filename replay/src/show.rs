@@ -110,7 +110,7 @@ impl Shown<'_> {
             text.push_str("\nno readings\n");
             return;
         }
-        let mut table = Table::new(&["reading", "offset", "age", "last io", "replicas online"]);
+        let mut table = Table::new(["reading", "offset", "age", "last io", "replicas online"]);
         for (member, reading) in &evidence.readings {
             table.push([
                 member.to_string(),
@@ -129,7 +129,7 @@ impl Shown<'_> {
             let _ = writeln!(text, "grant    {member} (number {})", self.record.seq);
         }
         if !decision.candidates.is_empty() {
-            let mut table = Table::new(&["candidate", "offset", "verdict"]);
+            let mut table = Table::new(["candidate", "offset", "verdict"]);
             for c in &decision.candidates {
                 let offset = c.offset.map_or_else(|| "unknown".to_owned(), |o| o.to_string());
                 table.push([
@@ -161,7 +161,7 @@ impl Report for Shown<'_> {
             self.readings(&mut text, evidence);
         }
         if !self.effects.is_empty() {
-            let mut table = Table::new(&["effect", "outcome", "after", "id"]);
+            let mut table = Table::new(["effect", "outcome", "after", "id"]);
             for effect in &self.effects {
                 let after = effect.ended_after_ms.map_or_else(|| "-".to_owned(), |ms| format!("{ms} ms"));
                 let outcome = effect.outcome.clone().unwrap_or_else(|| "not recorded".to_owned());
@@ -181,7 +181,7 @@ impl Report for Shown<'_> {
         text
     }
 
-    fn table(&self) -> Option<Table> {
+    fn csv(&self) -> Option<String> {
         None
     }
 

@@ -24,6 +24,8 @@ const OBJECT_PREFIX: &str = "journal-";
 const HEAD_SUFFIX: &str = "-head";
 /// What stands between a stream's id and the sequences of a segment.
 const SEGMENT_INFIX: &str = "-segment-";
+/// Where a ConfigMap has its text.
+const DATA_KEY: &str = "records.jsonl";
 
 /// The journal of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,12 +38,19 @@ pub struct Stream {
     pub stored: Vec<Stored>,
     /// What could not be read, if anything.
     pub trouble: Option<String>,
+    /// The anchors that the stream was compared with when it was read, if there were any.
+    pub anchored: Option<String>,
 }
 
 impl Stream {
     fn new(id: Option<&StreamId>, stored: Vec<Stored>, trouble: Option<String>) -> Self {
-        let mut stream =
-            Stream { uid: id.map(|id| id.0.clone()).unwrap_or_default(), cluster: None, stored, trouble };
+        let mut stream = Stream {
+            uid: id.map(|id| id.0.clone()).unwrap_or_default(),
+            cluster: None,
+            stored,
+            trouble,
+            anchored: None,
+        };
         if let Some(Event::Baseline { cluster_uid, namespace, name, origin: _ }) =
             stream.stored.first().map(|s| &s.record.event)
         {
@@ -164,8 +173,7 @@ fn journal_object(item: &serde_json::Value) -> Option<(String, String)> {
     let name = name.get(name.find(OBJECT_PREFIX)?..)?;
     stream_id(name)?;
     let data = item.get("data")?.as_object()?;
-    let text = data.values().filter_map(|v| v.as_str()).find(|text| text.starts_with('{'))?;
-    Some((name.to_owned(), text.to_owned()))
+    Some((name.to_owned(), data.get(DATA_KEY)?.as_str()?.to_owned()))
 }
 
 fn stream_id(name: &str) -> Option<&str> {
@@ -249,7 +257,7 @@ mod tests {
         let mut items = Vec::new();
         objects.edit(|all| {
             for (name, object) in all.iter() {
-                items.push(json!({"kind": "ConfigMap", "metadata": {"name": name}, "data": {"journal": object.bytes}}));
+                items.push(json!({"kind": "ConfigMap", "metadata": {"name": name}, "data": {DATA_KEY: object.bytes}}));
             }
         });
         items
@@ -321,6 +329,7 @@ mod tests {
             cluster: Some(("demo".into(), name.into())),
             stored: Vec::new(),
             trouble: None,
+            anchored: None,
         };
         let all = || vec![stream("u1", "orders"), stream("u2", "orders"), stream("u3", "carts")];
         let error = select(all(), None).unwrap_err();

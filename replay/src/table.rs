@@ -1,34 +1,34 @@
 //! Rows and columns: aligned for people, CSV for spreadsheets.
 
 /// Cells under named columns.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Table {
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Table<const COLUMNS: usize> {
     /// Names of the columns.
-    pub header: Vec<&'static str>,
-    /// Cells, as many in each row as there are columns.
-    pub rows: Vec<Vec<String>>,
+    pub header: [&'static str; COLUMNS],
+    /// Cells.
+    pub rows: Vec<[String; COLUMNS]>,
 }
 
-impl Table {
+impl<const COLUMNS: usize> Table<COLUMNS> {
     /// A table without rows.
-    pub fn new(header: &[&'static str]) -> Self {
-        Table { header: header.to_vec(), rows: Vec::new() }
+    pub fn new(header: [&'static str; COLUMNS]) -> Self {
+        Table { header, rows: Vec::new() }
     }
 
     /// Adds a row.
-    pub fn push<const N: usize>(&mut self, cells: [String; N]) {
-        self.rows.push(cells.into());
+    pub fn push(&mut self, cells: [String; COLUMNS]) {
+        self.rows.push(cells);
     }
 
     /// Columns two spaces apart, the last one unpadded, one line per row and one for the header.
     pub fn aligned(&self) -> String {
-        let header: Vec<String> = self.header.iter().map(|name| name.to_uppercase()).collect();
-        let lines: Vec<&Vec<String>> = std::iter::once(&header).chain(&self.rows).collect();
+        let header = self.header.map(str::to_uppercase);
+        let lines: Vec<&[String; COLUMNS]> = std::iter::once(&header).chain(&self.rows).collect();
         let width = |column: usize| {
             let cells = lines.iter().filter_map(|line| line.get(column));
             cells.map(|cell| cell.chars().count()).max().unwrap_or(0)
         };
-        let widths: Vec<usize> = (0..header.len()).map(width).collect();
+        let widths: Vec<usize> = (0..COLUMNS).map(width).collect();
         let mut text = String::new();
         for line in &lines {
             let cells = line.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}"));
@@ -40,7 +40,7 @@ impl Table {
 
     /// RFC 4180 with line feeds: a cell is quoted if it has to be.
     pub fn csv(&self) -> String {
-        let header = self.header.iter().map(|name| (*name).to_owned()).collect();
+        let header = self.header.map(str::to_owned);
         let mut text = String::new();
         for line in std::iter::once(&header).chain(&self.rows) {
             let cells: Vec<String> = line.iter().map(|cell| csv_cell(cell)).collect();
@@ -63,8 +63,8 @@ fn csv_cell(cell: &str) -> String {
 mod tests {
     use super::*;
 
-    fn sample() -> Table {
-        let mut table = Table::new(&["seq", "text"]);
+    fn sample() -> Table<2> {
+        let mut table = Table::new(["seq", "text"]);
         table.push(["1".into(), "a, \"b\"".into()]);
         table.push(["100".into(), "c".into()]);
         table

@@ -25,16 +25,13 @@ pub struct Anchor {
 }
 
 impl Anchor {
-    /// Reads an anchor file: JSON with `seq`, `epoch` and `hash`. Errors: it cannot be read, or is something else.
+    /// Reads an anchor file: the newest of its lines of JSON with `seq`, `epoch` and `hash`. Errors: it cannot be read,
+    /// or no line is an anchor.
     pub fn read(path: &Path) -> Result<Anchor, Error> {
-        let text =
-            std::fs::read_to_string(path).map_err(|source| Error::Read { path: path.to_owned(), source })?;
-        serde_json::from_str(&text).map_err(|source| Error::NotAnAnchor { path: path.to_owned(), source })
-    }
-
-    /// The anchor in `named`, else the one beside the journal if there is one. Errors: as [`Anchor::read`].
-    pub fn find(named: Option<&Path>, _journal: &Path, _stream: &Stream) -> Result<Option<Anchor>, Error> {
-        named.map(Anchor::read).transpose()
+        let failed = |source| Error::Read { path: path.to_owned(), source };
+        let text = std::fs::read_to_string(path).map_err(failed)?;
+        let lines = text.lines().filter_map(|line| serde_json::from_str::<Anchor>(line.trim()).ok());
+        lines.max_by_key(|anchor| anchor.seq).ok_or(Error::NotAnAnchor { path: path.to_owned() })
     }
 }
 
@@ -53,8 +50,8 @@ pub struct Verified {
     pub head_hash: Option<Hash>,
     /// Epochs, each with its first record.
     pub epochs: Vec<(WriterEpoch, Seq)>,
-    /// The anchor that was compared.
-    pub anchor: Option<Anchor>,
+    /// What the end of the stream was compared with: an anchor named by the user, or those beside the store.
+    pub anchor: Option<String>,
     /// The stream is not what was written.
     pub problems: Vec<String>,
     /// It is, but it breaks an invariant.
@@ -75,7 +72,7 @@ pub fn verify(stream: &Stream, anchor: Option<Anchor>) -> Verified {
         last,
         head_hash: head.map(|h| h.hash),
         epochs,
-        anchor,
+        anchor: anchor.map(|a| format!("record {}", a.seq)).or_else(|| stream.anchored.clone()),
         problems,
         violations: rules::violations(&stream.records()),
     }
@@ -108,10 +105,7 @@ impl Report for Verified {
         }
         let each: Vec<String> = epochs.iter().map(|(epoch, from)| format!("{epoch} from {from}")).collect();
         let _ = writeln!(text, "epochs      {}", each.join(", "));
-        let compared = anchor.map_or_else(
-            || "none given: a missing end would not show".to_owned(),
-            |a| format!("record {}", a.seq),
-        );
+        let compared = anchor.as_deref().unwrap_or("none: a missing end would not show");
         let _ = writeln!(text, "anchor      {compared}");
         let _ = writeln!(text, "chain       {}", if problems.is_empty() { "intact" } else { "BROKEN" });
         for problem in problems {
@@ -124,15 +118,15 @@ impl Report for Verified {
         text
     }
 
-    fn table(&self) -> Option<Table> {
-        let mut table = Table::new(&["seq", "what", "text"]);
+    fn csv(&self) -> Option<String> {
+        let mut table = Table::new(["seq", "what", "text"]);
         for problem in &self.problems {
             table.push([String::new(), "problem".to_owned(), problem.clone()]);
         }
         for (seq, violation) in &self.violations {
             table.push([seq.to_string(), "violation".to_owned(), violation.clone()]);
         }
-        Some(table)
+        Some(table.csv())
     }
 
     fn finding(&self) -> Finding {

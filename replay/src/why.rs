@@ -233,14 +233,14 @@ impl Report for Causes {
         text
     }
 
-    fn table(&self) -> Option<Table> {
-        let mut table = Table::new(&["seq", "time", "reason", "text", "outcome"]);
+    fn csv(&self) -> Option<String> {
+        let mut table = Table::new(["seq", "time", "reason", "text", "outcome"]);
         for Cause { seq, time, text, reason, outcome } in &self.causes {
             let code = reason.map(|(code, _)| code).unwrap_or_default();
             let outcome = outcome.clone().unwrap_or_default();
             table.push([seq.to_string(), time.clone(), code.to_owned(), text.clone(), outcome]);
         }
-        Some(table)
+        Some(table.csv())
     }
 
     fn finding(&self) -> Finding {

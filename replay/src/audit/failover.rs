@@ -180,6 +180,9 @@ impl<'a> Story<'a> {
         if let Some(record) = loss_seen {
             add(format!("loss seen: {}", line::text(record)), record.seq, record.time);
         }
+        for record in self.during().iter().filter(|r| matches!(r.event, Event::EpochStarted { .. })) {
+            add(line::text(record), record.seq, record.time);
+        }
         for (record, decision) in self.decisions() {
             let about = decision.about.map(|m| format!(" {m}")).unwrap_or_default();
             let effects: Vec<String> = decision.effects.iter().map(line::effect_name).collect();
@@ -312,7 +315,7 @@ fn is_primary_of(event: &Event, id: MemberId, history: &ReplId) -> bool {
 }
 
 fn in_order(mut milestones: Vec<Milestone>) -> Vec<Milestone> {
-    milestones.sort_by_key(|m| m.time);
+    milestones.sort_by_key(|m| (m.time, m.seq));
     let mut before: Option<Timestamp> = None;
     for milestone in &mut milestones {
         milestone.after_ms = before.map(|b| milestone.time.millis_since(b));
@@ -352,7 +355,7 @@ impl Failover {
         if self.candidates.is_empty() {
             return;
         }
-        let mut table = Table::new(&["candidate", "offset", "verdict", "why"]);
+        let mut table = Table::new(["candidate", "offset", "verdict", "why"]);
         for Candidate { member, offset, rejected } in &self.candidates {
             let offset = offset.map_or_else(|| "unknown".to_owned(), |o| o.to_string());
             let (verdict, why) = rejected.map_or(("chosen", ""), |r| (r.code(), r.explain()));
@@ -376,7 +379,7 @@ impl Failover {
             Some(Loss { known_bytes, old_offset, reading_age_ms, chosen_offset }) => (
                 "loss",
                 format!(
-                    "at least {known_bytes} bytes: old primary's last known offset {old_offset} (read {reading_age_ms} ms \
+                    "{known_bytes} bytes are known: old primary's last known offset {old_offset} (read {reading_age_ms} ms \
                      before the promotion was decided) against {chosen_offset}; later writes are not counted"
                 ),
             ),
@@ -405,7 +408,7 @@ impl Report for Failovers {
         for (index, failover) in self.0.iter().enumerate() {
             let gap = if index == 0 { "" } else { "\n" };
             let _ = writeln!(text, "{gap}{}", failover.heading());
-            let mut table = Table::new(&["time", "after", "seq", "what"]);
+            let mut table = Table::new(["time", "after", "seq", "what"]);
             for Milestone { what, seq, time, after_ms } in &failover.milestones {
                 let after = after_ms.map(|ms| format!("+{ms} ms")).unwrap_or_default();
                 table.push([time.to_string(), after, seq.to_string(), what.clone()]);
@@ -420,9 +423,9 @@ impl Report for Failovers {
         text
     }
 
-    fn table(&self) -> Option<Table> {
+    fn csv(&self) -> Option<String> {
         let mut table =
-            Table::new(&["failover", "scope", "lost", "chosen", "ended", "outage_ms", "loss_known_bytes"]);
+            Table::new(["failover", "scope", "lost", "chosen", "ended", "outage_ms", "loss_known_bytes"]);
         for f in &self.0 {
             table.push([
                 f.id.to_string(),
@@ -434,7 +437,7 @@ impl Report for Failovers {
                 f.loss.as_ref().map(|l| l.known_bytes.to_string()).unwrap_or_default(),
             ]);
         }
-        Some(table)
+        Some(table.csv())
     }
 
     fn finding(&self) -> Finding {

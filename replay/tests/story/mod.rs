@@ -202,6 +202,13 @@ pub fn promotion() -> Decision {
     decision
 }
 
+/// A replica is awaited.
+pub fn syncing(ordinal: u16) -> Standing {
+    let (step, scope) = (StepName::Membership, Scope::Shard(ShardId(0)));
+    let waits = vec![Wait { step, scope, reason: WaitReason::ReplicaSyncing, about: Some(member(ordinal)) }];
+    Standing { waits, blocks: Vec::new() }
+}
+
 /// The whole story: 0-0 dies, 0-1 takes over, 0-0 returns with 100 bytes that nobody else has.
 pub fn failover() -> Vec<Record> {
     let mut book = adopted();
@@ -227,16 +234,10 @@ pub fn failover() -> Vec<Record> {
     }];
     demote.effects = vec![attach(0, 1)];
     let seq = book.add(LOSS_MS + 300, decided(demote, readings(LOSS_MS + 300, &[(0, 1300), (1, 1250)])));
-    let waits = vec![Wait {
-        step: StepName::Membership,
-        scope: Scope::Shard(ShardId(0)),
-        reason: WaitReason::ReplicaSyncing,
-        about: Some(member(0)),
-    }];
-    let standing = Standing { waits, blocks: Vec::new() };
+    let standing = syncing(0);
     book.add(
         LOSS_MS + 300,
-        Event::StandingChanged { standing, evidence: readings(LOSS_MS + 300, &[(1, 1250)]) },
+        Event::StandingChanged { standing, evidence: readings(LOSS_MS + 300, &[(0, 1300), (1, 1250)]) },
     );
     let outcomes = vec![(at_ms(LOSS_MS + 400), Outcome::Failed("timed out".into()))];
     book.add(LOSS_MS + 400, Event::EffectsEnded(Executed { decision: seq, outcomes }));
