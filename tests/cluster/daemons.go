@@ -102,6 +102,8 @@ func (c *cluster) clientDaemons() []daemon {
 			"--cluster-signing-key-file=" + c.pki("ca.key"),
 			"--requestheader-client-ca-file=" + c.pki("front-proxy-ca.crt"),
 			"--flex-volume-plugin-dir=" + c.path("volume-plugins"),
+			// At the default of 20 requests a second its controllers take five seconds to start.
+			"--kube-api-qps=200", "--kube-api-burst=400",
 			"--use-service-account-credentials=true"}, kubeconfigs("controller-manager")...)},
 		{"kube-scheduler", c.NetNS, append([]string{c.Self, "kube-scheduler"}, kubeconfigs("scheduler")...)},
 		{"coredns", c.NetNS, []string{filepath.Join(c.Bin, "coredns"), "-conf", c.path("Corefile")}},

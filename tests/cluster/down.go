@@ -195,9 +195,14 @@ func (c *cluster) deleteTraces() {
 
 func (c *cluster) traces() []string {
 	var found []string
-	for _, pattern := range []string{"/var/lib/cni/results/", "/var/lib/cni/cache/results/"} {
-		results, _ := filepath.Glob(pattern + c.cgroupName() + "-*")
-		found = append(found, results...)
+	// The plug-ins' notes of each container; those of the loopback do not carry our name, but all name our folders.
+	for _, pattern := range []string{"/var/lib/cni/results/*", "/var/lib/cni/cache/results/*"} {
+		notes, _ := filepath.Glob(pattern)
+		for _, note := range notes {
+			if data, err := os.ReadFile(note); err == nil && strings.Contains(string(data), c.State+"/") {
+				found = append(found, note)
+			}
+		}
 	}
 	links, _ := filepath.Glob("/var/log/containers/*.log")
 	for _, link := range links {

@@ -92,12 +92,15 @@ func (c *cluster) create(ctx context.Context, started time.Time) error {
 		}
 		say(check.what + ": ready")
 	}
+	// For the wrapper, which then need not build anything to talk to this cluster.
+	if err := os.Symlink(c.Self, c.path("program")); err != nil {
+		return err
+	}
 	// The last thing written: its presence means that `up` came to its end.
 	return os.WriteFile(c.path("env"), []byte(strings.Join(c.environment(), "\n")+"\n"), 0o644)
 }
 
 func (c *cluster) prepare() error {
-	// Closed to others: keys are in it. What runs in containers gets at its own volumes by bind mounts.
 	if err := os.MkdirAll(c.State, 0o755); err != nil {
 		return err
 	}
