@@ -32,10 +32,9 @@ pub fn units(text: &str) -> Option<u64> {
 
 fn factor(suffix: &str) -> Option<i128> {
     let binary = |power: u32| Some(NANOS << (10 * power));
-    let decimal = |power: i32| match u32::try_from(power.unsigned_abs()) {
-        Ok(p) if power >= 0 => NANOS.checked_mul(10_i128.checked_pow(p)?),
-        Ok(p) => NANOS.checked_div(10_i128.checked_pow(p)?),
-        Err(_) => None,
+    let decimal = |power: i32| {
+        let scale = 10_i128.checked_pow(power.unsigned_abs())?;
+        if power >= 0 { NANOS.checked_mul(scale) } else { NANOS.checked_div(scale) }
     };
     match suffix {
         "" => decimal(0),

@@ -1,13 +1,13 @@
 //! The ConfigMap with valkey.conf. Its digest is in the pod template, so that a change of it is a rollout.
 
-use super::{Scene, config_name};
+use super::{Scene, names};
 use serde_json::{Value, json};
 
 pub(super) fn render(scene: &Scene<'_>) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "ConfigMap",
-        "metadata": scene.metadata(&config_name(scene.name()), None),
+        "metadata": scene.metadata(&names::config(scene.name()), None),
         "data": { "valkey.conf": scene.parsed.workload.config.render() },
     })
 }

@@ -67,22 +67,14 @@ pub fn live(wanted: &Value, live: &Value, key: &DigestKey) -> Digest {
 }
 
 fn project(wanted: &Value, live: &Value) -> Value {
-    match (wanted, live) {
-        (Value::Object(wanted), Value::Object(live)) => {
-            let shared = wanted.iter().filter_map(|(k, w)| Some((k.clone(), project(w, live.get(k)?))));
-            Value::Object(shared.collect::<Map<_, _>>())
-        }
-        (Value::Array(wanted), Value::Array(live)) => Value::Array(project_list(wanted, live)),
-        (
-            Value::Null
-            | Value::Bool(_)
-            | Value::Number(_)
-            | Value::String(_)
-            | Value::Array(_)
-            | Value::Object(_),
-            other,
-        ) => other.clone(),
+    if let (Value::Object(wanted), Value::Object(live)) = (wanted, live) {
+        let shared = wanted.iter().filter_map(|(k, w)| Some((k.clone(), project(w, live.get(k)?))));
+        return Value::Object(shared.collect::<Map<_, _>>());
     }
+    if let (Value::Array(wanted), Value::Array(live)) = (wanted, live) {
+        return Value::Array(project_list(wanted, live));
+    }
+    live.clone()
 }
 
 /// Elements with a name are found by it, and others may stand beside them (an injected container). A list without
@@ -110,11 +102,16 @@ fn canonical(value: &Value) -> Value {
 
 fn field(key: &str, value: &Value) -> Option<Value> {
     let value = match value {
+        Value::String(_) if QUANTITY_FIELDS.contains(&key) => amount(value),
         Value::Object(map) if QUANTITY_MAPS.contains(&key) => {
             Value::Object(map.iter().map(|(k, v)| (k.clone(), amount(v))).collect::<Map<_, _>>())
         }
-        single if QUANTITY_FIELDS.contains(&key) => amount(single),
-        other => canonical(other),
+        Value::Null
+        | Value::Bool(_)
+        | Value::Number(_)
+        | Value::String(_)
+        | Value::Array(_)
+        | Value::Object(_) => canonical(value),
     };
     let empty = match &value {
         Value::Null => true,

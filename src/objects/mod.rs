@@ -4,7 +4,7 @@
 mod configmap;
 pub mod digest;
 mod endpointslice;
-mod names;
+pub mod names;
 mod pdb;
 mod pod;
 mod secret;
@@ -12,7 +12,6 @@ mod services;
 mod statefulset;
 
 pub use digest::{DigestKey, live_digest};
-pub use names::*;
 pub use pod::{BOOT_SCRIPT_SHELL, boot_script, readiness_script};
 pub use secret::{Credentials, SecretText, USER_DEFAULT, USER_OPERATOR, USER_PROBE, USER_REPLICA};
 
@@ -137,10 +136,10 @@ impl Scene<'_> {
             "app.kubernetes.io/component": "server",
             "app.kubernetes.io/part-of": "valkeeper",
             "app.kubernetes.io/managed-by": "valkeeper",
-            LABEL_CLUSTER: self.name(),
+            names::CLUSTER_LABEL: self.name(),
         });
         if let Some(shard) = shard {
-            labels[LABEL_SHARD] = json!(shard.to_string());
+            labels[names::SHARD_LABEL] = json!(shard.to_string());
         }
         labels
     }
@@ -148,8 +147,10 @@ impl Scene<'_> {
     /// The labels that select the pods of the cluster or of one shard.
     fn selector(&self, shard: Option<ShardId>) -> Value {
         match shard {
-            Some(shard) => json!({ LABEL_CLUSTER: self.name(), LABEL_SHARD: shard.to_string() }),
-            None => json!({ LABEL_CLUSTER: self.name() }),
+            Some(shard) => {
+                json!({ names::CLUSTER_LABEL: self.name(), names::SHARD_LABEL: shard.to_string() })
+            }
+            None => json!({ names::CLUSTER_LABEL: self.name() }),
         }
     }
 

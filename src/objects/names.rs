@@ -1,16 +1,13 @@
 //! Names and labels of a cluster's objects: the one place where they are made.
 
-use valkeeper_core::{
-    ids::{MemberId, ShardId},
-    observation::{ObjectKind, ObjectRef},
-};
+use valkeeper_core::ids::{MemberId, ShardId};
 
 /// Label: the cluster's name.
-pub const LABEL_CLUSTER: &str = "valkeeper.io/cluster";
+pub const CLUSTER_LABEL: &str = "valkeeper.io/cluster";
 /// Label: the shard's number.
-pub const LABEL_SHARD: &str = "valkeeper.io/shard";
+pub const SHARD_LABEL: &str = "valkeeper.io/shard";
 /// Label of pods: `primary` or `replica`, set by routing.
-pub const LABEL_ROLE: &str = "valkeeper.io/role";
+pub const ROLE_LABEL: &str = "valkeeper.io/role";
 /// Value of the label `endpointslice.kubernetes.io/managed-by` on slices that the operator owns.
 pub const SLICE_MANAGER: &str = "valkeeper.io";
 /// Name of the Valkey container.
@@ -19,17 +16,17 @@ pub const CONTAINER: &str = "valkey";
 pub const DATA_VOLUME: &str = "data";
 
 /// The workload of a shard, and its PodDisruptionBudget.
-pub fn statefulset_name(cluster: &str, shard: ShardId) -> String {
+pub fn statefulset(cluster: &str, shard: ShardId) -> String {
     format!("{cluster}-{shard}")
 }
 
 /// A member's pod.
-pub fn pod_name(cluster: &str, member: MemberId) -> String {
+pub fn pod(cluster: &str, member: MemberId) -> String {
     format!("{cluster}-{member}")
 }
 
 /// A member's PersistentVolumeClaim.
-pub fn claim_name(cluster: &str, member: MemberId) -> String {
+pub fn claim(cluster: &str, member: MemberId) -> String {
     format!("{DATA_VOLUME}-{cluster}-{member}")
 }
 
@@ -39,37 +36,32 @@ pub fn member_of_pod(cluster: &str, pod: &str) -> Option<MemberId> {
 }
 
 /// The write Service of a shard, and its EndpointSlice.
-pub fn primary_service(cluster: &str, shard: ShardId) -> String {
+pub fn route(cluster: &str, shard: ShardId) -> String {
     of_shard(format!("{cluster}-primary"), shard)
 }
 
-/// The write route's EndpointSlice as an object.
-pub fn primary_slice(cluster: &str, shard: ShardId) -> ObjectRef {
-    ObjectRef { kind: ObjectKind::EndpointSlice, name: primary_service(cluster, shard) }
-}
-
 /// The read Service of a shard.
-pub fn replicas_service(cluster: &str, shard: ShardId) -> String {
+pub fn replicas(cluster: &str, shard: ShardId) -> String {
     of_shard(format!("{cluster}-replicas"), shard)
 }
 
 /// The Service that gives every pod a name, ready or not.
-pub fn headless_service(cluster: &str) -> String {
+pub fn headless(cluster: &str) -> String {
     format!("{cluster}-headless")
 }
 
 /// The ConfigMap with valkey.conf.
-pub fn config_name(cluster: &str) -> String {
+pub fn config(cluster: &str) -> String {
     format!("{cluster}-config")
 }
 
 /// The Secret for clients.
-pub fn auth_secret(cluster: &str) -> String {
+pub fn auth(cluster: &str) -> String {
     format!("{cluster}-auth")
 }
 
 /// The Secret for members and the operator.
-pub fn system_secret(cluster: &str) -> String {
+pub fn system(cluster: &str) -> String {
     format!("{cluster}-system")
 }
 

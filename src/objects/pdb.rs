@@ -1,6 +1,6 @@
 //! PodDisruptionBudget of a shard: a drain takes one member at a time.
 
-use super::{Scene, statefulset_name};
+use super::{Scene, names};
 use serde_json::{Value, json};
 use valkeeper_core::ids::ShardId;
 
@@ -8,7 +8,7 @@ pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> Value {
     json!({
         "apiVersion": "policy/v1",
         "kind": "PodDisruptionBudget",
-        "metadata": scene.metadata(&statefulset_name(scene.name(), shard), Some(shard)),
+        "metadata": scene.metadata(&names::statefulset(scene.name(), shard), Some(shard)),
         "spec": {
             "maxUnavailable": 1,
             "selector": { "matchLabels": scene.selector(Some(shard)) },

@@ -1,6 +1,6 @@
 //! The pod of a member: the boot gate, the probes, and nothing that Pod Security `restricted` refuses.
 
-use super::{CONTAINER, DATA_VOLUME, DigestKey, Scene, config_name, digest, secret, system_secret};
+use super::{DigestKey, Scene, digest, names, secret};
 use crate::api::v1alpha1::{ANNOTATION_RESTART, ImagePullPolicy, Scheduling};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
@@ -145,7 +145,7 @@ fn container(scene: &Scene<'_>) -> Value {
     let [shell, flag] = BOOT_SCRIPT_SHELL;
     let connect = json!({ "port": PORT });
     let mut container = json!({
-        "name": CONTAINER,
+        "name": names::CONTAINER,
         "image": scene.parsed.workload.image,
         "imagePullPolicy": pull,
         "command": [shell, flag, boot_script(DATA_DIR, CONF_DIR)],
@@ -167,7 +167,7 @@ fn container(scene: &Scene<'_>) -> Value {
             "failureThreshold": 1,
         },
         "volumeMounts": [
-            { "name": DATA_VOLUME, "mountPath": DATA_DIR },
+            { "name": names::DATA_VOLUME, "mountPath": DATA_DIR },
             { "name": "tmp", "mountPath": "/tmp" },
             { "name": "conf", "mountPath": CONF_DIR, "readOnly": true },
             { "name": "secret", "mountPath": SECRET_DIR, "readOnly": true },
@@ -182,9 +182,9 @@ fn container(scene: &Scene<'_>) -> Value {
 fn volumes(scene: &Scene<'_>) -> Value {
     let mut volumes = vec![
         json!({ "name": "tmp", "emptyDir": {} }),
-        json!({ "name": "conf", "configMap": { "name": config_name(scene.name()) } }),
+        json!({ "name": "conf", "configMap": { "name": names::config(scene.name()) } }),
         json!({ "name": "secret", "secret": {
-            "secretName": system_secret(scene.name()),
+            "secretName": names::system(scene.name()),
             // Readable for the server's group only.
             "defaultMode": 0o440,
             // The plain passwords in the Secret are for the operator: they stay out of the pod.
@@ -192,7 +192,7 @@ fn volumes(scene: &Scene<'_>) -> Value {
         }}),
     ];
     if scene.parsed.workload.volume.is_none() {
-        volumes.push(json!({ "name": DATA_VOLUME, "emptyDir": {} }));
+        volumes.push(json!({ "name": names::DATA_VOLUME, "emptyDir": {} }));
     }
     Value::Array(volumes)
 }

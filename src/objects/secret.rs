@@ -1,7 +1,7 @@
 //! Secrets: `<name>-auth` for clients, `<name>-system` for members and the operator. The only objects with secret
 //! bytes in them.
 
-use super::{Scene, auth_secret, primary_service, system_secret};
+use super::{Scene, names};
 use crate::api::{Invalid, v1alpha1::SecretKeyRef};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use rand::{Rng, distr::Alphanumeric};
@@ -113,7 +113,7 @@ pub(super) fn system(scene: &Scene<'_>) -> Value {
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": scene.metadata(&system_secret(scene.name()), None),
+        "metadata": scene.metadata(&names::system(scene.name()), None),
         "type": "Opaque",
         "data": {
             "users.acl": encoded(&users(&scene.context.credentials)),
@@ -143,13 +143,13 @@ pub(super) fn users(credentials: &Credentials) -> String {
 /// Entries as the Service Binding specification names them.
 pub(super) fn auth(scene: &Scene<'_>) -> Value {
     let password = &scene.context.credentials.default;
-    let host = format!("{}.{}.svc", primary_service(scene.name(), ShardId(0)), scene.namespace());
+    let host = format!("{}.{}.svc", names::route(scene.name(), ShardId(0)), scene.namespace());
     // The scheme that every client library knows.
     let uri = format!("redis://{USER_DEFAULT}:{}@{host}:{PORT}/0", percent_encoded(password.expose()));
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": scene.metadata(&auth_secret(scene.name()), None),
+        "metadata": scene.metadata(&names::auth(scene.name()), None),
         "type": "servicebinding.io/valkey",
         "data": {
             "type": encoded("valkey"),

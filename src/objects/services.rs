@@ -1,20 +1,20 @@
 //! Services: writes, reads, and one name per pod.
 
-use super::{LABEL_ROLE, Scene, headless_service, primary_service, replicas_service};
+use super::{Scene, names};
 use serde_json::{Value, json};
 use valkeeper_core::{config::PORT, ids::ShardId, observation::RoleLabel};
 
 /// `-primary`: no selector; its EndpointSlice is moved by the operator, by one compare-and-swap.
 pub(super) fn primary(scene: &Scene<'_>, shard: ShardId) -> Value {
-    service(scene, &primary_service(scene.name(), shard), Some(shard), json!({ "type": "ClusterIP" }))
+    service(scene, &names::route(scene.name(), shard), Some(shard), json!({ "type": "ClusterIP" }))
 }
 
 /// `-replicas`: replicas that are ready, that is: in sync.
 pub(super) fn replicas(scene: &Scene<'_>, shard: ShardId) -> Value {
     let mut selector = scene.selector(Some(shard));
-    selector[LABEL_ROLE] = json!(RoleLabel::Replica.as_str());
+    selector[names::ROLE_LABEL] = json!(RoleLabel::Replica.as_str());
     let spec = json!({ "type": "ClusterIP", "selector": selector });
-    service(scene, &replicas_service(scene.name(), shard), Some(shard), spec)
+    service(scene, &names::replicas(scene.name(), shard), Some(shard), spec)
 }
 
 /// `-headless`: every pod by name, also while it is not ready, because members are attached before they are.
@@ -25,7 +25,7 @@ pub(super) fn headless(scene: &Scene<'_>) -> Value {
         "publishNotReadyAddresses": true,
         "selector": scene.selector(None),
     });
-    service(scene, &headless_service(scene.name()), None, spec)
+    service(scene, &names::headless(scene.name()), None, spec)
 }
 
 fn service(scene: &Scene<'_>, name: &str, shard: Option<ShardId>, mut spec: Value) -> Value {

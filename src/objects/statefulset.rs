@@ -1,9 +1,7 @@
 //! The workload of a shard. The operator does all rolling: pods are started together and replaced only when it
 //! deletes them.
 
-use super::{
-    ANNOTATION_REVISION, DATA_VOLUME, DigestKey, Scene, digest, headless_service, pod, statefulset_name,
-};
+use super::{ANNOTATION_REVISION, DigestKey, Scene, digest, names, pod};
 use crate::api::parse::Volume;
 use serde_json::{Value, json};
 use valkeeper_core::ids::{Digest, ShardId};
@@ -15,7 +13,7 @@ pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> (Value, Digest) {
     template["metadata"]["annotations"][ANNOTATION_REVISION] = json!(revision.0);
     let mut spec = json!({
         "replicas": scene.parsed.desired.replicas_per_shard + 1,
-        "serviceName": headless_service(scene.name()),
+        "serviceName": names::headless(scene.name()),
         "podManagementPolicy": "Parallel",
         "updateStrategy": { "type": "OnDelete" },
         "selector": { "matchLabels": scene.selector(Some(shard)) },
@@ -26,7 +24,7 @@ pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> (Value, Digest) {
     if let Some(volume) = &scene.parsed.workload.volume {
         spec["volumeClaimTemplates"] = json!([claim(scene, shard, volume)]);
     }
-    let mut metadata = scene.metadata(&statefulset_name(scene.name(), shard), Some(shard));
+    let mut metadata = scene.metadata(&names::statefulset(scene.name(), shard), Some(shard));
     metadata["labels"]["app.kubernetes.io/version"] = json!(scene.parsed.workload.config.version.to_string());
     let set = json!({ "apiVersion": "apps/v1", "kind": "StatefulSet", "metadata": metadata, "spec": spec });
     (set, revision)
@@ -42,5 +40,5 @@ fn claim(scene: &Scene<'_>, shard: ShardId, volume: &Volume) -> Value {
     if let Some(class) = class {
         spec["storageClassName"] = json!(class);
     }
-    json!({ "metadata": { "name": DATA_VOLUME, "labels": scene.selector(Some(shard)) }, "spec": spec })
+    json!({ "metadata": { "name": names::DATA_VOLUME, "labels": scene.selector(Some(shard)) }, "spec": spec })
 }

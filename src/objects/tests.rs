@@ -304,9 +304,9 @@ fn a_slice_waits_for_the_uid_of_its_service() {
 fn a_pod_is_the_member_that_its_name_says() {
     use valkeeper_core::ids::MemberId;
     let member = MemberId::new(1, 2);
-    assert_eq!(member_of_pod("orders", &pod_name("orders", member)), Some(member));
-    assert_eq!(member_of_pod("orders", "orders-web-0-1"), None);
-    assert_eq!(member_of_pod("orders", "other-0-1"), None);
+    assert_eq!(names::member_of_pod("orders", &names::pod("orders", member)), Some(member));
+    assert_eq!(names::member_of_pod("orders", "orders-web-0-1"), None);
+    assert_eq!(names::member_of_pod("orders", "other-0-1"), None);
 }
 
 /// Runs a script with a command of this name that shows its arguments, or prints `output`.
