@@ -66,12 +66,19 @@ pub fn text(record: &Record) -> String {
 /// Lines of a whole stream: outcomes are shown with the effects of the decision that they belong to.
 pub struct Joined<'a> {
     decisions: BTreeMap<Seq, &'a Decision>,
+    ends: BTreeMap<Seq, &'a Record>,
 }
 
 impl<'a> Joined<'a> {
-    /// Remembers the decisions of a stream.
+    /// Remembers the decisions of a stream and what ended them.
     pub fn new(records: &'a [Record]) -> Self {
-        Joined { decisions: records.iter().filter_map(|r| decided(r).map(|d| (r.seq, d))).collect() }
+        let decisions = records.iter().filter_map(|r| decided(r).map(|d| (r.seq, d))).collect();
+        Joined { decisions, ends: records.iter().filter_map(|r| ends(r).map(|seq| (seq, r))).collect() }
+    }
+
+    /// The record that ended or closed the decision recorded at this sequence.
+    pub fn end(&self, seq: Seq) -> Option<&'a Record> {
+        self.ends.get(&seq).copied()
     }
 
     /// The decision recorded at this sequence.
@@ -96,6 +103,14 @@ pub fn decided(record: &Record) -> Option<&Decision> {
 /// The outcomes in a record, if it has some.
 pub fn ended(record: &Record) -> Option<&Executed> {
     if let Event::EffectsEnded(executed) = &record.event { Some(executed) } else { None }
+}
+
+/// The decision that a record ends or closes.
+fn ends(record: &Record) -> Option<Seq> {
+    if let Event::DecisionClosed { decision, how: _ } = &record.event {
+        return Some(*decision);
+    }
+    ended(record).map(|executed| executed.decision)
 }
 
 fn baseline(uid: &str, namespace: &str, name: &str, origin: BaselineOrigin) -> String {

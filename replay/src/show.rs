@@ -51,18 +51,13 @@ pub fn show<'a>(records: &'a [Record], seq: Seq) -> Result<Shown<'a>, Error> {
     let record = crate::record(records, seq)?;
     let deciding = line::ended(record).map_or(seq, |executed| executed.decision);
     let decision = joined.decision(deciding);
-    let end = records.iter().find(|r| ends(r, deciding));
+    let end = joined.end(deciding);
     let executed = end.and_then(line::ended);
     let uid = ClusterState::fold(records.first()).cluster_uid;
     let begun = crate::record(records, deciding).map_or(record.time, |r| r.time);
     let effects = decision.map(|d| effects(d, &uid, deciding, begun, executed)).unwrap_or_default();
     let ended_by = end.filter(|_| decision.is_some()).map(|r| r.seq);
     Ok(Shown { record, text: joined.text(record), explained: explained(record), effects, ended_by })
-}
-
-fn ends(record: &Record, deciding: Seq) -> bool {
-    let closed = matches!(&record.event, Event::DecisionClosed { decision, how: _ } if *decision == deciding);
-    closed || line::ended(record).is_some_and(|executed| executed.decision == deciding)
 }
 
 fn effects(

@@ -96,8 +96,7 @@ pub fn why(records: &[Record], subject: &Subject) -> Result<Causes, Error> {
         }
         let Some(decision) = line::decided(record).filter(|d| concerns(d, subject)) else { continue };
         causes.extend(last_fact.take().map(|fact| cause(fact, None, None)));
-        let end = records.iter().find(|r| line::ended(r).is_some_and(|e| e.decision == record.seq));
-        let outcome = end.map(|r| joined.text(r));
+        let outcome = joined.end(record.seq).map(|r| joined.text(r));
         let reason = (decision.reason.code(), decision.reason.explain());
         causes.push(cause(record, Some(reason), outcome));
     }

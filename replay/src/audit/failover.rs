@@ -180,7 +180,10 @@ impl<'a> Story<'a> {
         if let Some(record) = loss_seen {
             add(format!("loss seen: {}", line::text(record)), record.seq, record.time);
         }
-        for record in self.during().iter().filter(|r| matches!(r.event, Event::EpochStarted { .. })) {
+        // A change of operator on the way explains a late look and a decision made twice.
+        let since = last_sign.map_or(self.opening.seq, |(seq, _)| seq);
+        let way = self.before.iter().filter(|r| r.seq > since).chain(self.during());
+        for record in way.filter(|r| matches!(r.event, Event::EpochStarted { .. })) {
             add(line::text(record), record.seq, record.time);
         }
         for (record, decision) in self.decisions() {
