@@ -5,8 +5,25 @@ use super::{Error, fence, parse::Look, secret::Credentials};
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, aio::MultiplexedConnection, cmd,
 };
-use std::{net::SocketAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::Instant};
+use std::{
+    io,
+    net::SocketAddr,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+    sync::watch,
+    task::JoinHandle,
+    time::Instant,
+};
+
+/// Most that is read between two commands. The longest honest answer, INFO of a primary with a thousand replicas, is a
+/// tenth of it; a stranger at a member's former address shall not fill the memory.
+const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A logged-in connection. Clones share the socket, which closes with the last of them.
 #[derive(Clone)]
@@ -33,7 +50,8 @@ impl Connection {
         // Neither login nor client name by the library: it would try the password on the default user as well.
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let (commands, driver) = MultiplexedConnection::new_with_config(&info, stream, config).await?;
+        let (commands, driver) =
+            MultiplexedConnection::new_with_config(&info, Bounded::new(stream), config).await?;
         let (alive, ended) = watch::channel(());
         let task = tokio::spawn(async move {
             driver.await;
@@ -80,5 +98,46 @@ impl Connection {
     pub(super) fn ended(&self) -> impl Future<Output = ()> + use<> {
         let mut ended = self.ended.clone();
         async move { while ended.changed().await.is_ok() {} }
+    }
+}
+
+/// A socket that gives up on a peer that talks without end. What it reads is counted anew with each command.
+struct Bounded {
+    stream: TcpStream,
+    left_bytes: usize,
+}
+
+impl Bounded {
+    fn new(stream: TcpStream) -> Bounded {
+        Bounded { stream, left_bytes: ANSWER_BYTES_MAX }
+    }
+}
+
+impl AsyncRead for Bounded {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let Bounded { stream, left_bytes } = self.get_mut();
+        if *left_bytes == 0 {
+            return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
+        }
+        let before = buf.filled().len();
+        let polled = Pin::new(stream).poll_read(cx, buf);
+        *left_bytes = left_bytes.saturating_sub(buf.filled().len() - before);
+        polled
+    }
+}
+
+impl AsyncWrite for Bounded {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let Bounded { stream, left_bytes } = self.get_mut();
+        *left_bytes = ANSWER_BYTES_MAX;
+        Pin::new(stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
     }
 }

@@ -19,7 +19,7 @@ pub use secret::{Credentials, Secret};
 
 use parse::Garbled;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
-use std::io;
+use std::{error::Error as _, io, sync::Arc};
 use valkeeper_core::{ids::WriterEpoch, observation::Why};
 
 /// Characters of a server's refusal that are kept: enough for every message Valkey has, and a bound on what a foreign
@@ -108,11 +108,20 @@ impl From<RedisError> for Error {
         if error.is_timeout() {
             return Error::Silent;
         }
+        if io_kind(&error) == Some(io::ErrorKind::InvalidData) {
+            return Error::Garbled(Garbled::TooLong);
+        }
         if error.is_io_error() {
             return Error::Closed;
         }
         Error::Garbled(Garbled::NotAnAnswer)
     }
+}
+
+fn io_kind(error: &RedisError) -> Option<io::ErrorKind> {
+    // The library keeps it behind an `Arc`, and that `Arc` is what it gives as the source.
+    let shared: &Arc<dyn std::error::Error + Send + Sync> = error.source()?.downcast_ref()?;
+    shared.downcast_ref().map(io::Error::kind)
 }
 
 /// `text` without control characters and not longer than `chars_max`.

@@ -22,8 +22,8 @@ pub enum Garbled {
     /// Not an answer to the command.
     #[error("the answer is not one to what was asked")]
     NotAnAnswer,
-    /// Longer than any INFO.
-    #[error("INFO is too long")]
+    /// Longer than any honest answer.
+    #[error("the answer is too long")]
     TooLong,
     /// A field is not there.
     #[error("INFO has no field {0}")]

@@ -117,6 +117,27 @@ async fn a_stranger_at_the_address_is_garbled_and_not_absent() {
 }
 
 #[tokio::test]
+async fn a_stranger_that_talks_without_end_is_cut_off() {
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let flood = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut sent = 0;
+        socket.readable().await.unwrap();
+        let _ = socket.write_all(b"$500000000\r\n").await;
+        while let Ok(written) = socket.write(&[b'x'; 65536]).await {
+            sent += written;
+        }
+        sent
+    });
+    let target = Target { member: MemberId::new(0, 0), address: Ipv4Addr::LOCALHOST.into(), port };
+    let (link, _) = link_to(target, 1, MANAGER_PASSWORD);
+    assert_eq!(link.look().await, Observed::Unknown(Why::Garbled), "{:?}", link.trouble());
+    // What the kernel's two buffers hold comes on top of what was read.
+    assert!(flood.await.unwrap() < 50 << 20);
+}
+
+#[tokio::test]
 async fn looking_again_uses_the_same_connection() {
     let server = Server::start("").await;
     let (link, _) = server.linked(1).await;
