@@ -223,6 +223,21 @@ async fn child_appends_until_it_is_killed() {
     }
 }
 
+const OPEN_DIR: &str = "VALKEEPER_TEST_OPEN_DIR";
+
+/// Opens what a power cut left and prints where it ends; for the recipe in docs/JOURNAL.md, which needs a loop device.
+#[tokio::test]
+async fn child_opens_and_prints_the_head() {
+    let Ok(dir) = std::env::var(OPEN_DIR) else { return };
+    match open(Path::new(&dir)).await {
+        Ok((journal, records)) => {
+            let head = journal.head().map_or(0, |head| head.seq.0);
+            writeln!(std::io::stdout(), "opened {} records, head {head}", records.len()).unwrap();
+        }
+        Err(error) => writeln!(std::io::stdout(), "refused: {error:?}").unwrap(),
+    }
+}
+
 #[tokio::test]
 async fn a_kill_at_any_moment_loses_no_acknowledged_record() {
     const ROUNDS: usize = 6;
