@@ -1,0 +1,56 @@
+//! Generated files equal their generators, and what the chart says twice it says alike.
+
+use std::{fs, path::PathBuf};
+use valkeeper::api::{crd, parse};
+
+const REGENERATE: &str =
+    "cargo crdgen > crds/valkeyclusters.yaml && cp crds/valkeyclusters.yaml charts/valkeeper/files/";
+
+fn read(path: &str) -> String {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join(path);
+    fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()))
+}
+
+#[test]
+fn the_crd_files_are_what_the_types_say() {
+    for path in ["crds/valkeyclusters.yaml", "charts/valkeeper/files/valkeyclusters.yaml"] {
+        assert!(
+            read(path) == crd::crd_yaml(),
+            "{path} is not what `valkeeper crd` prints; run: {REGENERATE}"
+        );
+    }
+}
+
+#[test]
+fn the_chart_names_the_default_image_of_the_operator() {
+    let line = format!("defaultImage: {}", parse::IMAGE_DEFAULT);
+    assert!(read("charts/valkeeper/values.yaml").lines().any(|l| l == line), "values.yaml lacks {line:?}");
+}
+
+#[test]
+fn the_chart_has_the_version_of_the_program() {
+    let chart = read("charts/valkeeper/Chart.yaml");
+    for key in ["version", "appVersion"] {
+        let line = format!("{key}: {}", env!("CARGO_PKG_VERSION"));
+        assert!(chart.lines().any(|l| l == line), "Chart.yaml lacks {line:?}");
+    }
+}
+
+#[test]
+fn every_value_of_the_chart_is_in_its_schema() {
+    let schema: serde_json::Value =
+        serde_json::from_str(&read("charts/valkeeper/values.schema.json")).unwrap();
+    let values: serde_json::Value = serde_saphyr::from_str(&read("charts/valkeeper/values.yaml")).unwrap();
+    for key in values.as_object().unwrap().keys() {
+        assert!(schema["properties"].get(key).is_some(), "values.schema.json lacks {key}");
+    }
+}
+
+#[test]
+fn the_operator_may_not_list_secrets_nor_run_commands_in_pods() {
+    let rbac = read("charts/valkeeper/templates/rbac.yaml");
+    let lines: Vec<&str> = rbac.lines().map(str::trim).collect();
+    let verbs = lines.windows(2).find(|pair| pair[0] == "resources: [secrets]").map(|pair| pair[1]);
+    assert_eq!(verbs, Some("verbs: [get, create, patch]"));
+    assert!(!rbac.contains("pods/exec") && !rbac.contains('*'));
+}
