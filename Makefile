@@ -1,0 +1,50 @@
+# The commands of this project; `make` lists them.
+
+SHELL := bash
+.SHELLFLAGS := -euo pipefail -c
+.DEFAULT_GOAL := help
+# Stages run in the order written: a fast one that fails spares the slow ones.
+.NOTPARALLEL:
+
+# $(call stage,NAME,COMMAND): runs it and says how long it took.
+stage = @printf '== %s\n' '$(1)'; started=$$SECONDS; \
+	$(2) || { code=$$?; printf '== %s FAILED after %ds\n' '$(1)' $$((SECONDS - started)); exit $$code; }; \
+	printf '== %s ok, %ds\n' '$(1)' $$((SECONDS - started))
+
+.PHONY: help
+help: ## List the commands
+	@awk -F ':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+.PHONY: test
+test: test-format test-lint test-pure test-root test-valkey test-e2e ## Everything that CI needs, from fast to real
+
+.PHONY: lint
+lint: test-format test-lint ## Format and clippy, warnings denied
+
+.PHONY: fmt
+fmt: ## Format the code
+	cargo fmt --all
+
+.PHONY: test-format
+test-format:
+	$(call stage,format,cargo fmt --all --check)
+
+.PHONY: test-lint
+test-lint:
+	$(call stage,lint,cargo --locked lint)
+
+.PHONY: test-pure
+test-pure: ## Core with its stories and their battery, journal, replay
+	$(call stage,core journal replay,cargo --locked test -q -p valkeeper-core -p valkeeper-journal -p valkeeper-replay --features valkeeper-core/sim)
+
+.PHONY: test-root
+test-root: ## The operator's unit tests, house rules, generated files
+	$(call stage,operator,cargo --locked test -q -p valkeeper --lib --bins --test tidy --test generated)
+
+.PHONY: test-valkey
+test-valkey: ## The operator's links and effects against real valkey-servers
+	$(call stage,real valkey,VALKEY_BIN_DIR=$$(tests/cluster/cluster valkey-bin) && export VALKEY_BIN_DIR && cargo --locked test -q -p valkeeper --test valkey)
+
+.PHONY: test-e2e
+test-e2e: ## The operator on a real control plane with real pods (root, Linux)
+	$(call stage,end to end,tests/e2e/run)
