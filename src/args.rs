@@ -97,14 +97,8 @@ mod tests {
 
     #[test]
     fn a_store_is_named_by_its_kind_and_a_directory() {
-        assert_eq!(
-            "configmap".parse::<JournalStore>().unwrap(),
-            JournalStore::ConfigMap
-        );
-        assert_eq!(
-            "sled:/var/j".parse::<JournalStore>().unwrap(),
-            JournalStore::Sled("/var/j".into())
-        );
+        assert_eq!("configmap".parse::<JournalStore>().unwrap(), JournalStore::ConfigMap);
+        assert_eq!("sled:/var/j".parse::<JournalStore>().unwrap(), JournalStore::Sled("/var/j".into()));
         for wrong in ["", "sled", "sled:", "etcd:/x"] {
             assert!(wrong.parse::<JournalStore>().is_err(), "{wrong}");
         }

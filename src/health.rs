@@ -100,30 +100,13 @@ impl Default for Metrics {
         };
         let r = &mut metrics.registry;
         r.register("reconcile_turns", "Turns of all clusters", metrics.turns.clone());
-        r.register(
-            "decisions",
-            "Decisions recorded, by reason",
-            metrics.decisions.clone(),
-        );
-        r.register(
-            "effects",
-            "Effects ended, by kind and outcome",
-            metrics.effects.clone(),
-        );
+        r.register("decisions", "Decisions recorded, by reason", metrics.decisions.clone());
+        r.register("effects", "Effects ended, by kind and outcome", metrics.effects.clone());
         let text = "Parts of the outage of a failover that the operator can measure";
         r.register_with_unit("failover_outage", text, Unit::Seconds, metrics.outage.clone());
-        r.register_with_unit(
-            "journal_append",
-            "Durable appends",
-            Unit::Seconds,
-            metrics.append.clone(),
-        );
+        r.register_with_unit("journal_append", "Durable appends", Unit::Seconds, metrics.append.clone());
         r.register("leader", "1 while this process leads", metrics.leader.clone());
-        r.register(
-            "clusters",
-            "Clusters with a running task",
-            metrics.clusters.clone(),
-        );
+        r.register("clusters", "Clusters with a running task", metrics.clusters.clone());
         r.register(
             "task_restarts",
             "Tasks of clusters that ended with an error or a panic",
@@ -141,11 +124,7 @@ impl Metrics {
 
     /// A decision was recorded.
     pub fn decided(&self, decision: &Decision) {
-        self.decisions
-            .get_or_create(&ByReason {
-                reason: decision.reason.code(),
-            })
-            .inc();
+        self.decisions.get_or_create(&ByReason { reason: decision.reason.code() }).inc();
     }
 
     /// An effect ended.
@@ -161,9 +140,7 @@ impl Metrics {
 
     /// A part of a failover took this long.
     pub fn outage(&self, part: OutagePart, took: Duration) {
-        self.outage
-            .get_or_create(&ByPart { part: part.as_str() })
-            .observe(took.as_secs_f64());
+        self.outage.get_or_create(&ByPart { part: part.as_str() }).observe(took.as_secs_f64());
     }
 
     /// An append took this long.
@@ -220,10 +197,7 @@ async fn readyz(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     if metrics.ready.load(Ordering::Relaxed) {
         (StatusCode::OK, "ok\n")
     } else {
-        (
-            StatusCode::SERVICE_UNAVAILABLE,
-            "the watches have not brought their first lists yet\n",
-        )
+        (StatusCode::SERVICE_UNAVAILABLE, "the watches have not brought their first lists yet\n")
     }
 }
 
@@ -232,11 +206,9 @@ async fn scrape(State(metrics): State<Arc<Metrics>>) -> impl IntoResponse {
     let mut text = String::new();
     match encode(&mut text, &metrics.registry) {
         Ok(()) => (StatusCode::OK, [("content-type", CONTENT_TYPE)], text),
-        Err(error) => (
-            StatusCode::INTERNAL_SERVER_ERROR,
-            [("content-type", "text/plain")],
-            error.to_string(),
-        ),
+        Err(error) => {
+            (StatusCode::INTERNAL_SERVER_ERROR, [("content-type", "text/plain")], error.to_string())
+        }
     }
 }
 
@@ -249,11 +221,7 @@ mod tests {
     fn metrics_are_named_with_their_base_units() {
         let metrics = Metrics::default();
         metrics.turn();
-        metrics.decided(&Decision::new(
-            StepName::Failover,
-            Scope::Cluster,
-            Reason::PrimaryGone,
-        ));
+        metrics.decided(&Decision::new(StepName::Failover, Scope::Cluster, Reason::PrimaryGone));
         metrics.ended("promote", &Outcome::Verified);
         metrics.outage(OutagePart::Append, Duration::from_millis(6));
         metrics.appended(Duration::from_millis(6));

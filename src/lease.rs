@@ -93,10 +93,7 @@ pub enum Move {
 impl Candidate {
     /// A candidate that writes `holder` into the Lease.
     pub fn new(holder: String) -> Self {
-        Candidate {
-            holder,
-            sighting: None,
-        }
+        Candidate { holder, sighting: None }
     }
 
     /// What to do with the Lease `live` (`None`: there is none), seen at `now`; `wall` is written into it for people.
@@ -206,9 +203,7 @@ impl Campaign {
         };
         let now = Instant::now();
         let live_spec = live.as_ref().map(|l| l.spec.clone().unwrap_or_default());
-        let next = self
-            .candidate
-            .consider(live_spec.as_ref(), now, jiff::Timestamp::now());
+        let next = self.candidate.consider(live_spec.as_ref(), now, jiff::Timestamp::now());
         let Move::Write(spec) = &next else { return Ok(next) };
         let written = match live {
             Some(mut lease) => {
@@ -225,26 +220,18 @@ impl Campaign {
             Err(error) if error.is_conflict() => {
                 // Someone wrote it in between: read it and see who.
                 let spec = self.store.get().await?.and_then(|l| l.spec).unwrap_or_default();
-                Ok(
-                    match self
-                        .candidate
-                        .consider(Some(&spec), Instant::now(), jiff::Timestamp::now())
-                    {
-                        Move::Stand { holder } => Move::Stand { holder },
-                        // Ours or free, but nothing was written: not leading by this attempt.
-                        Move::Write(_) => return Err(error),
-                    },
-                )
+                Ok(match self.candidate.consider(Some(&spec), Instant::now(), jiff::Timestamp::now()) {
+                    Move::Stand { holder } => Move::Stand { holder },
+                    // Ours or free, but nothing was written: not leading by this attempt.
+                    Move::Write(_) => return Err(error),
+                })
             }
             Err(error) => Err(error),
         }
     }
 
     fn fresh(&self, spec: LeaseSpec) -> Lease {
-        let mut lease = Lease {
-            spec: Some(spec),
-            ..Lease::default()
-        };
+        let mut lease = Lease { spec: Some(spec), ..Lease::default() };
         lease.metadata.name = Some(self.store.name().to_owned());
         lease.metadata.namespace = Some(self.namespace.clone());
         lease.metadata.labels = Some([(k8s::MANAGED_BY.to_owned(), k8s::FIELD_MANAGER.to_owned())].into());
@@ -262,10 +249,7 @@ impl Campaign {
             spec.lease_duration_seconds = Some(1);
         }
         if let Err(error) = self.store.replace(&lease).await {
-            tracing::warn!(
-                error = k8s::chain(&error),
-                "the Lease was not given back; it expires by itself"
-            );
+            tracing::warn!(error = k8s::chain(&error), "the Lease was not given back; it expires by itself");
         }
     }
 }
@@ -303,26 +287,13 @@ mod tests {
         let start = Instant::now();
         // Its renewTime is in 1970: that alone says nothing.
         let theirs = held_by("they", 0);
-        assert_eq!(
-            me.consider(Some(&theirs), start, wall()),
-            Move::Stand {
-                holder: "they".into()
-            }
-        );
+        assert_eq!(me.consider(Some(&theirs), start, wall()), Move::Stand { holder: "they".into() });
         let just_before = start + LEASE_DURATION - Duration::from_millis(1);
-        assert_eq!(
-            me.consider(Some(&theirs), just_before, wall()),
-            Move::Stand {
-                holder: "they".into()
-            }
-        );
+        assert_eq!(me.consider(Some(&theirs), just_before, wall()), Move::Stand { holder: "they".into() });
         let Move::Write(spec) = me.consider(Some(&theirs), start + LEASE_DURATION, wall()) else {
             panic!("the lease has expired")
         };
-        assert_eq!(
-            (spec.holder_identity.as_deref(), spec.lease_transitions),
-            (Some("me"), Some(5))
-        );
+        assert_eq!((spec.holder_identity.as_deref(), spec.lease_transitions), (Some("me"), Some(5)));
     }
 
     #[test]
@@ -335,19 +306,14 @@ mod tests {
         let at = start + LEASE_DURATION + Duration::from_secs(5);
         assert_eq!(
             me.consider(Some(&held_by("they", 14)), at, wall()),
-            Move::Stand {
-                holder: "they".into()
-            }
+            Move::Stand { holder: "they".into() }
         );
     }
 
     #[test]
     fn a_lease_that_was_given_back_is_taken_at_once() {
         let mut me = Candidate::new("me".into());
-        assert!(matches!(
-            me.consider(Some(&held_by("", 0)), Instant::now(), wall()),
-            Move::Write(_)
-        ));
+        assert!(matches!(me.consider(Some(&held_by("", 0)), Instant::now(), wall()), Move::Write(_)));
     }
 
     #[test]

@@ -1,13 +1,24 @@
 //! The imperative shell of Valkeeper: it observes, records, executes and publishes what the pure core decides.
 //!
-//! - the driver: [`run`], [`reconcile`], [`observe`], [`execute`], [`publish`]
-//! - its tools: [`valkey`] and [`k8s`] (the only homes of `redis` and of raw `Api<>`), [`objects`] and [`api`] (pure)
-//! - the process: [`args`], [`lease`], [`health`]
+//! - the driver: [`reconcile`], with [`claim`], [`observe`], [`execute`], [`publish`]; one task's things in [`cluster`]
+//! - its tools: [`links`] and [`owned`] over [`valkey`] and [`k8s`] (the only homes of `redis` and of raw `Api<>`),
+//!   [`objects`] and [`api`] (pure)
+//! - the process: [`run`], [`args`], [`lease`], [`health`], [`clock`]
 
 pub mod api;
 pub mod args;
+pub mod claim;
+pub mod clock;
+pub mod cluster;
+pub mod execute;
 pub mod health;
 pub mod k8s;
 pub mod lease;
+pub mod links;
 pub mod objects;
+pub mod observe;
+pub mod owned;
+pub mod publish;
+pub mod reconcile;
+pub mod run;
 pub mod valkey;

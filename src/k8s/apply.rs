@@ -1,7 +1,9 @@
 //! Writing objects: server-side apply under one field manager, and changes that name what they expect to find.
 
 use super::{CLUSTER_LABEL, Error, FIELD_MANAGER, MANAGED_BY, bounded};
-use k8s_openapi::{NamespaceResourceScope, api::core::v1::Pod};
+use k8s_openapi::{
+    NamespaceResourceScope, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
     Api, Client, Resource, ResourceExt,
     api::{DeleteParams, Patch, PatchParams, Preconditions},
@@ -9,6 +11,9 @@ use kube::{
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
 use std::fmt::Debug;
+
+/// Field manager of statuses: one of its own, so that applying an object never takes its status away.
+const STATUS_MANAGER: &str = "valkeeper-status";
 
 /// What a namespaced kind must be able to do to be written here.
 pub trait Owned:
@@ -38,25 +43,31 @@ fn title<K: Owned>(name: &str) -> String {
     format!("{}/{name}", K::kind(&()))
 }
 
-/// Brings an owned object to what `wanted` says, by server-side apply. Fields that others manage stay as they are; the operator's
-/// own are taken back by force. `known_ours`: the watch shows the object with the operator's labels; if not, it is
-/// read first, because force must never take over a namesake that belongs to someone else.
+/// Brings an owned object to what `wanted` says, by server-side apply. Fields that others manage stay as they are; the
+/// operator's own are taken back by force. An object that the watch does not show is read first: force must never take
+/// over a namesake that belongs to someone else.
 ///
 /// # Errors
-/// [`Error::Refused`] with code 409 wording if the namesake is not the operator's; else as [`bounded`].
-pub async fn apply<K: Owned>(client: &Client, wanted: &K, provenance: Provenance) -> Result<K, Error> {
-    let name = wanted.name_any();
-    let what = format!("apply {}", title::<K>(&name));
-    let Some(namespace) = wanted.namespace() else {
-        return Err(Error::Malformed { what, problem: "no namespace" });
-    };
-    let api: Api<K> = Api::namespaced(client.clone(), &namespace);
+/// [`Error::Refused`] if the namesake is not the operator's; else as [`bounded`].
+pub async fn apply<K: Owned>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    wanted: &Value,
+    provenance: Provenance,
+) -> Result<K, Error> {
+    let what = format!("apply {}", title::<K>(name));
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
     match provenance {
         Provenance::SeenAsOurs => {}
-        Provenance::NotSeen => refuse_foreign(&api, wanted, &what).await?,
+        Provenance::NotSeen => {
+            if let Some(live) = bounded(&what, api.get_opt(name)).await? {
+                refuse_foreign(live.meta(), wanted, &what)?;
+            }
+        }
     }
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    bounded(&what, api.patch(&name, &params, &Patch::Apply(wanted))).await
+    bounded(&what, api.patch(name, &params, &Patch::Apply(wanted))).await
 }
 
 /// What is known of an object that is about to be applied.
@@ -68,26 +79,28 @@ pub enum Provenance {
     NotSeen,
 }
 
-async fn refuse_foreign<K: Owned>(api: &Api<K>, wanted: &K, what: &str) -> Result<(), Error> {
-    let Some(live) = bounded(what, api.get_opt(&wanted.name_any())).await? else {
-        return Ok(());
-    };
-    if belongs_together(&live, wanted) {
+fn refuse_foreign(live: &ObjectMeta, wanted: &Value, what: &str) -> Result<(), Error> {
+    let metadata = wanted.get("metadata").cloned().unwrap_or_default();
+    let wanted: ObjectMeta = serde_json::from_value(metadata).unwrap_or_default();
+    if belongs_together(live, &wanted) {
         return Ok(());
     }
-    let message = "an object of this name exists and is not the operator's; rename one of them, or label it";
-    Err(Error::Refused { what: what.to_owned(), code: 409, message: message.to_owned() })
+    let message =
+        "an object of this name exists and is not the operator's; rename or delete one of them".to_owned();
+    Err(Error::Refused { what: what.to_owned(), code: 409, message })
 }
 
 /// True if `live` is an earlier state of `wanted`: it names the same cluster, or has the same owner. (Either may have
 /// been edited away; then the other still tells.)
-fn belongs_together<K: Resource>(live: &K, wanted: &K) -> bool {
-    let label = |o: &K, key: &str| o.labels().get(key).cloned();
+fn belongs_together(live: &ObjectMeta, wanted: &ObjectMeta) -> bool {
+    let label = |o: &ObjectMeta, key: &str| o.labels.as_ref().and_then(|l| l.get(key).cloned());
     let same_cluster = label(live, CLUSTER_LABEL).is_some()
         && label(live, CLUSTER_LABEL) == label(wanted, CLUSTER_LABEL)
         && label(live, MANAGED_BY).as_deref() == Some(FIELD_MANAGER);
-    let owner = |o: &K| o.owner_references().iter().map(|r| r.uid.clone()).collect::<Vec<_>>();
-    same_cluster || owner(wanted).iter().any(|uid| owner(live).contains(uid))
+    let owners = |o: &ObjectMeta| -> Vec<String> {
+        o.owner_references.iter().flatten().map(|r| r.uid.clone()).collect()
+    };
+    same_cluster || owners(wanted).iter().any(|uid| owners(live).contains(uid))
 }
 
 /// Sets one label of a pod, if it is still the pod of this UID.
@@ -149,21 +162,24 @@ pub async fn set_finalizers<K: Owned>(
     patch_object(client, live, &format!("set the finalizers of {}", title::<K>(&name)), &patch).await
 }
 
-/// Merges `status` into the status of an object, if it still has this UID.
+/// Makes `status` the status of an object, if it still has this UID. Fields that were ours and are not in it go.
 ///
 /// # Errors
-/// As [`bounded`].
-pub async fn merge_status<K: Owned>(client: &Client, live: &K, status: Value) -> Result<K, Error> {
+/// [`Error::Conflict`] if the name belongs to another object now; else as [`bounded`].
+pub async fn apply_status<K: Owned>(client: &Client, live: &K, status: Value) -> Result<K, Error> {
     let name = live.name_any();
     let what = format!("publish the status of {}", title::<K>(&name));
     let Some(namespace) = live.namespace() else {
         return Err(Error::Malformed { what, problem: "no namespace" });
     };
+    let patch = json!({
+        "apiVersion": K::api_version(&()), "kind": K::kind(&()),
+        "metadata": { "name": name, "namespace": namespace, "uid": live.uid() },
+        "status": status,
+    });
     let api: Api<K> = Api::namespaced(client.clone(), &namespace);
-    let params =
-        PatchParams { field_manager: Some(format!("{FIELD_MANAGER}-status")), ..PatchParams::default() };
-    let patch = json!({ "metadata": { "uid": live.uid() }, "status": status });
-    bounded(&what, api.patch_status(&name, &params, &Patch::Merge(patch))).await
+    let params = PatchParams::apply(STATUS_MANAGER).force();
+    bounded(&what, api.patch_status(&name, &params, &Patch::Apply(patch))).await
 }
 
 async fn patch_object<K: Owned>(client: &Client, live: &K, what: &str, patch: &Value) -> Result<K, Error> {
@@ -178,32 +194,37 @@ async fn patch_object<K: Owned>(client: &Client, live: &K, what: &str, patch: &V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::OwnerReference};
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
 
-    fn service(labels: &[(&str, &str)], owner: Option<&str>) -> Service {
-        let mut service = Service::default();
-        service.metadata.labels =
-            Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect());
-        service.metadata.owner_references =
-            owner.map(|uid| vec![OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() }]);
-        service
+    fn meta(labels: &[(&str, &str)], owner: Option<&str>) -> ObjectMeta {
+        ObjectMeta {
+            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
+            owner_references: owner
+                .map(|uid| vec![OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() }]),
+            ..ObjectMeta::default()
+        }
     }
 
     const OURS: [(&str, &str); 2] = [(CLUSTER_LABEL, "orders"), (MANAGED_BY, FIELD_MANAGER)];
 
     #[test]
     fn an_object_whose_labels_were_edited_away_is_still_known_by_its_owner() {
-        assert!(belongs_together(&service(&[], Some("u1")), &service(&OURS, Some("u1"))));
+        assert!(belongs_together(&meta(&[], Some("u1")), &meta(&OURS, Some("u1"))));
     }
 
     #[test]
     fn a_namesake_of_someone_else_is_not_taken_over() {
-        assert!(!belongs_together(&service(&[("app", "x")], None), &service(&OURS, Some("u1"))));
-        assert!(!belongs_together(&service(&[(CLUSTER_LABEL, "orders")], None), &service(&OURS, Some("u1"))));
+        assert!(!belongs_together(&meta(&[("app", "x")], None), &meta(&OURS, Some("u1"))));
+        assert!(!belongs_together(&meta(&[(CLUSTER_LABEL, "orders")], None), &meta(&OURS, Some("u1"))));
+        let wanted = json!({ "metadata": { "labels": { CLUSTER_LABEL: "orders" } } });
+        assert!(matches!(
+            refuse_foreign(&meta(&[], None), &wanted, "apply"),
+            Err(Error::Refused { code: 409, .. })
+        ));
     }
 
     #[test]
     fn an_object_that_has_no_owner_is_known_by_its_labels() {
-        assert!(belongs_together(&service(&OURS, None), &service(&OURS, Some("u1"))));
+        assert!(belongs_together(&meta(&OURS, None), &meta(&OURS, Some("u1"))));
     }
 }

@@ -1,0 +1,117 @@
+//! How a task begins: read the history, become its only writer, and make everything that an earlier writer may still have
+//! in its hands worthless. Only then is anything decided.
+
+use crate::{
+    api::v1alpha1::{FINALIZER, ValkeyCluster},
+    cluster::{Cluster, ClusterId, Shell},
+    k8s::{self, apply, secrets::SecretCache, slice},
+    links::Links,
+    owned::OwnedObjects,
+    publish,
+    reconcile::Error,
+};
+use kube::ResourceExt;
+use std::sync::Arc;
+use valkeeper_core::{
+    event::{BaselineOrigin, Event},
+    ids::WriterEpoch,
+    state::ClusterState,
+};
+use valkeeper_journal::{Journal, StreamId};
+
+/// How often a route is read and touched when others write to it at the same time. The earlier writer's last move is one;
+/// more than a few is a fight that someone must end.
+const TOUCH_ATTEMPTS_MAX: u32 = 4;
+
+/// Opens the journal, folds it, claims its head, and fences the world against earlier writers. (The members' servers are
+/// fenced by the first look, which logs in as the epoch's user.)
+///
+/// # Errors
+/// As the journal and the API server have it.
+pub async fn claim(shell: &Arc<Shell>, id: &ClusterId) -> Result<Cluster, Error> {
+    shell.leadership.check()?;
+    let (mut journal, records) = Journal::open(Arc::clone(&shell.backend), StreamId(id.uid.clone())).await?;
+    let state = ClusterState::fold(&records);
+    let claimed = claim_head(shell, id, &mut journal, records.is_empty()).await?;
+    let mut cluster = Cluster {
+        shell: Arc::clone(shell),
+        id: id.clone(),
+        secrets: SecretCache::new(shell.clients.requests.clone(), &id.owner.0),
+        press: publish::Press::start(shell, id),
+        wake: shell.wakers.of(&id.owner),
+        journal,
+        state,
+        links: Links::default(),
+        owned: OwnedObjects::default(),
+        executed: Vec::new(),
+    };
+    cluster.fold(&claimed.records);
+    let epoch = cluster.state.epoch;
+    tracing::info!(j = cluster.state.head.0, epoch = epoch.0, "claimed the journal");
+    touch_routes(&cluster, epoch).await?;
+    hold(&cluster).await?;
+    Ok(cluster)
+}
+
+async fn claim_head(
+    shell: &Shell,
+    id: &ClusterId,
+    journal: &mut Journal,
+    is_new: bool,
+) -> Result<valkeeper_journal::Appended, Error> {
+    let genesis = is_new.then(|| Event::Baseline {
+        cluster_uid: id.uid.clone(),
+        namespace: id.owner.0.clone(),
+        name: id.owner.1.clone(),
+        origin: origin(shell, id),
+    });
+    let version = env!("CARGO_PKG_VERSION");
+    Ok(journal.claim(genesis, &shell.writer, version, shell.clock.now()).await?)
+}
+
+/// History begins with nothing, unless members are there already.
+fn origin(shell: &Shell, id: &ClusterId) -> BaselineOrigin {
+    let nothing =
+        shell.world.pods.of(&id.owner).is_empty() && shell.world.stateful_sets.of(&id.owner).is_empty();
+    if nothing { BaselineOrigin::Empty } else { BaselineOrigin::Observed }
+}
+
+/// Writes the epoch into every write route, so that a move which an earlier writer still has under way is refused.
+async fn touch_routes(cluster: &Cluster, epoch: WriterEpoch) -> Result<(), Error> {
+    let client = &cluster.shell.clients.requests;
+    let (namespace, _) = &cluster.id.owner;
+    for known in cluster.shell.world.slices.of(&cluster.id.owner) {
+        let name = known.name_any();
+        for attempt in 1..=TOUCH_ATTEMPTS_MAX {
+            let Some(live) = slice::get(client, namespace, &name).await? else { break };
+            match slice::touch(client, &live, epoch).await {
+                Ok(touched) => {
+                    cluster.shell.world.slices.written(&touched);
+                    break;
+                }
+                Err(k8s::Error::Conflict { .. }) if attempt < TOUCH_ATTEMPTS_MAX => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Puts the finalizer on the resource: from now on its deletion waits until it is recorded.
+async fn hold(cluster: &Cluster) -> Result<(), Error> {
+    let (namespace, name) = &cluster.id.owner;
+    let Some(live) = cluster.shell.world.clusters.get(namespace, name) else { return Ok(()) };
+    let deleting = live.metadata.deletion_timestamp.is_some();
+    if deleting || live.uid().as_deref() != Some(&cluster.id.uid) || held(&live) {
+        return Ok(());
+    }
+    let finalizers = live.finalizers().iter().cloned().chain([FINALIZER.to_owned()]).collect();
+    let held = apply::set_finalizers(&cluster.shell.clients.requests, &*live, finalizers).await?;
+    cluster.shell.world.clusters.written(&held);
+    Ok(())
+}
+
+/// True if the finalizer is on the resource.
+pub fn held(resource: &ValkeyCluster) -> bool {
+    resource.finalizers().iter().any(|f| f == FINALIZER)
+}

@@ -1,0 +1,129 @@
+//! What one cluster's task owns: its journal, its state, its connections. And what all tasks share.
+
+use crate::{
+    api::Defaults,
+    clock::Clock,
+    health::Metrics,
+    k8s::{
+        cache::Owner,
+        client::Clients,
+        events::{News, Publisher},
+        secrets::SecretCache,
+        watch::{Wakers, World},
+    },
+    lease::Leadership,
+    links::Links,
+    owned::OwnedObjects,
+    publish::{self, Press},
+};
+use std::{sync::Arc, time::Duration};
+use tokio::{sync::Notify, time::Instant};
+use valkeeper_core::{
+    event::{Event, Record},
+    ids::Timestamp,
+    observation::Executed,
+    state::ClusterState,
+};
+use valkeeper_journal::{Backend, Journal};
+
+/// Longest pause between two turns: the net under lost wake-ups. One INFO per member and second costs a server about
+/// 0.1 % of a core, and a silent server is noticed by it.
+const PROBE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Shortest pause between two turns of which the first changed nothing: a rule that asks to be woken in the past must not spin.
+const PAUSE_MIN: Duration = Duration::from_millis(5);
+
+/// What all tasks share.
+pub struct Shell {
+    /// Connections to the API server.
+    pub clients: Clients,
+    /// What the watches bring.
+    pub world: World,
+    /// Whom they wake.
+    pub wakers: Wakers,
+    /// What is measured.
+    pub metrics: Arc<Metrics>,
+    /// Whether this process may act.
+    pub leadership: Leadership,
+    /// Where journals are kept.
+    pub backend: Arc<dyn Backend>,
+    /// Kubernetes Events.
+    pub publisher: Publisher,
+    /// What the flags decide where a spec says nothing.
+    pub defaults: Defaults,
+    /// Name of this writer in journals: the pod.
+    pub writer: String,
+    /// The clock.
+    pub clock: Clock,
+}
+
+/// A user's resource: its UID is the journal's name, and a resource of the same name with another UID is another cluster.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClusterId {
+    /// Namespace and name.
+    pub owner: Owner,
+    /// `metadata.uid`.
+    pub uid: String,
+}
+
+/// Why a turn begins.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pace {
+    /// A connection to a member ended, or effects did: act on who answers, do not wait for who is silent.
+    Urgent,
+    /// Anything else.
+    Normal,
+}
+
+/// One cluster.
+pub struct Cluster {
+    /// What all tasks share.
+    pub shell: Arc<Shell>,
+    /// Whose task this is.
+    pub id: ClusterId,
+    /// The writer of its journal, which has claimed the head.
+    pub journal: Journal,
+    /// The fold over everything recorded.
+    pub state: ClusterState,
+    /// Connections to its members.
+    pub links: Links,
+    /// What its spec renders to.
+    pub owned: OwnedObjects,
+    /// Its Secrets.
+    pub secrets: SecretCache,
+    /// Outcomes that are not recorded yet.
+    pub executed: Vec<Executed>,
+    /// Publishes beside the turns.
+    pub press: Press,
+    /// Woken by the watches.
+    pub wake: Arc<Notify>,
+}
+
+impl Cluster {
+    /// Folds new records into the state; returns what is to be told of them.
+    pub fn fold(&mut self, records: &[Record]) -> Vec<News> {
+        let mut news = Vec::new();
+        for record in records {
+            news.extend(publish::news(&self.state, record));
+            if let Event::Decided { decision, evidence: _ } = &record.event {
+                self.shell.metrics.decided(decision);
+                tracing::info!(j = record.seq.0, reason = decision.reason.code(), scope = %decision.scope, "decided");
+            }
+            self.state.apply(record);
+        }
+        news
+    }
+
+    /// Waits for the next reason to look.
+    pub async fn wait(&self, wake_at: Option<Timestamp>) -> Pace {
+        let now = Instant::now();
+        let due = wake_at.map_or(now + PROBE_PERIOD, |at| self.shell.clock.moment(at));
+        let until = due.clamp(now + PAUSE_MIN, now + PROBE_PERIOD);
+        tokio::select! {
+            biased;
+            () = self.links.lost.notified() => Pace::Urgent,
+            () = self.wake.notified() => Pace::Normal,
+            () = tokio::time::sleep_until(until) => Pace::Normal,
+        }
+    }
+}

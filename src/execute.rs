@@ -1,0 +1,241 @@
+//! Recorded decisions into the world. Nothing here chooses: an effect says who, where and what must still be true; the
+//! first that is not verified ends its decision.
+
+use crate::{
+    api::v1alpha1::FINALIZER,
+    claim,
+    cluster::Cluster,
+    k8s::{self, apply, slice},
+    objects,
+    valkey::MemberLink,
+};
+use futures::future::join_all;
+use kube::ResourceExt;
+use std::time::Duration;
+use tokio::time::Instant;
+use tracing::Instrument;
+use valkeeper_core::{
+    config::PORT,
+    decision::Decision,
+    effect::{Effect, Outcome, Server},
+    ids::{MemberId, ShardId, Timestamp},
+    observation::{Executed, RoleLabel},
+};
+use valkeeper_journal::Recorded;
+
+/// A promotion is made at once or not at all: what it was decided from is no longer so after this long. Ten times what look,
+/// append and effects take together.
+pub const DECISION_AGE_MAX: Duration = Duration::from_millis(500);
+
+/// Bound on one effect. Every kind has tighter bounds of its own, except a handover, whose own limit comes on top of this.
+const EFFECT_MAX: Duration = Duration::from_secs(8);
+
+/// Executes the decisions side by side, each one's effects in order. A decision without effects needs no outcome.
+pub async fn all(cluster: &Cluster, decisions: &[Recorded<Decision>], decided_at: Instant) -> Vec<Executed> {
+    let with_effects = decisions.iter().filter(|d| !d.value().effects.is_empty());
+    join_all(with_effects.map(|decision| {
+        let span =
+            tracing::info_span!("decision", j = decision.seq().0, reason = decision.value().reason.code());
+        one(cluster, decision, decided_at).instrument(span)
+    }))
+    .await
+}
+
+async fn one(cluster: &Cluster, decision: &Recorded<Decision>, decided_at: Instant) -> Executed {
+    let mut outcomes: Vec<(Timestamp, Outcome)> = Vec::new();
+    for effect in &decision.value().effects {
+        let stopped = outcomes.last().is_some_and(|(_, last)| *last != Outcome::Verified);
+        let outcome =
+            if stopped { Outcome::Skipped } else { perform(cluster, decision, effect, decided_at).await };
+        cluster.shell.metrics.ended(effect.verb(), &outcome);
+        tracing::info!(%effect, %outcome, "ended");
+        outcomes.push((cluster.shell.clock.now(), outcome));
+    }
+    Executed { decision: decision.seq(), outcomes }
+}
+
+async fn perform(
+    cluster: &Cluster,
+    decision: &Recorded<Decision>,
+    effect: &Effect,
+    decided_at: Instant,
+) -> Outcome {
+    if let Err(error) = cluster.shell.leadership.check() {
+        return Outcome::Superseded(error.to_string());
+    }
+    if decision.epoch() != cluster.state.epoch {
+        return Outcome::Superseded(format!(
+            "decided in epoch {}, this is {}",
+            decision.epoch(),
+            cluster.state.epoch
+        ));
+    }
+    // Only the effect that takes the role away waits for no one; what follows it in the same decision must go on.
+    let promotes = matches!(effect, Effect::Promote { .. } | Effect::Handover { .. });
+    if promotes && decided_at.elapsed() > DECISION_AGE_MAX {
+        return Outcome::Superseded(format!("decided {} ms ago", decided_at.elapsed().as_millis()));
+    }
+    tokio::time::timeout(bound(effect), run(cluster, effect))
+        .await
+        .unwrap_or_else(|_| Outcome::Failed("not ended in time".to_owned()))
+}
+
+fn bound(effect: &Effect) -> Duration {
+    match effect {
+        Effect::Handover { timeout_ms, .. } => EFFECT_MAX + Duration::from_millis(u64::from(*timeout_ms)),
+        Effect::Promote { .. }
+        | Effect::Attach { .. }
+        | Effect::Route { .. }
+        | Effect::Label { .. }
+        | Effect::Disconnect { .. }
+        | Effect::DeletePod { .. }
+        | Effect::Apply { .. }
+        | Effect::ReleaseFinalizer => EFFECT_MAX,
+    }
+}
+
+async fn run(cluster: &Cluster, effect: &Effect) -> Outcome {
+    let ended = match effect {
+        Effect::Promote { server, replid, offset } => match link(cluster, server) {
+            Ok(link) => Ok(link.promote(&server.run_id, replid, *offset).await),
+            Err(superseded) => Ok(superseded),
+        },
+        Effect::Attach { server, to: _, to_address } => match link(cluster, server) {
+            Ok(link) => Ok(link.attach(&server.run_id, to_address, PORT).await),
+            Err(superseded) => Ok(superseded),
+        },
+        Effect::Handover { from, to, timeout_ms } => match (link(cluster, from), link(cluster, to)) {
+            (Ok(old), Ok(new)) => Ok(old.handover(&from.run_id, new, &to.run_id, *timeout_ms).await),
+            (Err(superseded), _) | (_, Err(superseded)) => Ok(superseded),
+        },
+        Effect::Disconnect { server } => match link(cluster, server) {
+            Ok(link) => Ok(link.disconnect_clients(&server.run_id).await),
+            Err(superseded) => Ok(superseded),
+        },
+        Effect::Route { shard, to, address, resource_version } => {
+            route(cluster, *shard, *to, address, resource_version).await
+        }
+        Effect::Label { member, pod_uid, role } => label(cluster, *member, pod_uid, *role).await,
+        Effect::DeletePod { member, pod_uid, grace_s } => {
+            delete_pod(cluster, *member, pod_uid, *grace_s).await
+        }
+        Effect::Apply { object, digest } => crate::owned::apply(cluster, object, digest).await,
+        Effect::ReleaseFinalizer => release(cluster).await,
+    };
+    ended.unwrap_or_else(|error| of_error(&error))
+}
+
+/// What an answer of the API server says of the effect: a precondition that did not hold, or a failure.
+fn of_error(error: &k8s::Error) -> Outcome {
+    let text = k8s::chain(error);
+    match error {
+        k8s::Error::Conflict { .. } | k8s::Error::NotFound { .. } => Outcome::Superseded(text),
+        k8s::Error::Refused { .. }
+        | k8s::Error::Ambiguous { .. }
+        | k8s::Error::Malformed { .. }
+        | k8s::Error::Settings(_) => Outcome::Failed(text),
+    }
+}
+
+/// The connection to a server, if it leads to the address the effect names.
+fn link<'a>(cluster: &'a Cluster, server: &Server) -> Result<&'a MemberLink, Outcome> {
+    let Server { member, address, run_id: _ } = server;
+    match cluster.links.get(*member) {
+        Some(link) if link.target().address.to_string() == *address => Ok(link),
+        Some(link) => Err(Outcome::Superseded(format!("{member} is at {} now", link.target().address))),
+        None => Err(Outcome::Superseded(format!("{member} has no address now"))),
+    }
+}
+
+async fn route(
+    cluster: &Cluster,
+    shard: ShardId,
+    to: MemberId,
+    address: &str,
+    resource_version: &str,
+) -> Result<Outcome, k8s::Error> {
+    let (namespace, name) = &cluster.id.owner;
+    let world = &cluster.shell.world;
+    let slice_name = objects::names::route(name, shard);
+    let Some(live) = world.slices.get(namespace, &slice_name) else {
+        return Ok(Outcome::Superseded(format!("there is no EndpointSlice/{slice_name}")));
+    };
+    let pod_name = objects::names::pod(name, to);
+    let pod = world.pods.get(namespace, &pod_name);
+    let at_address = |p: &k8s_openapi::api::core::v1::Pod| {
+        p.status.as_ref().and_then(|s| s.pod_ip.as_deref()) == Some(address)
+    };
+    let Some(pod) = pod.filter(|p| at_address(p)) else {
+        return Ok(Outcome::Superseded(format!("{to} is not at {address} now")));
+    };
+    let target = slice::Target {
+        address: address.to_owned(),
+        pod: pod_name,
+        pod_uid: pod.uid().unwrap_or_default(),
+        node: pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default(),
+    };
+    let client = &cluster.shell.clients.requests;
+    let moved = slice::route(client, &live, resource_version, &target, cluster.state.epoch).await?;
+    world.slices.written(&moved);
+    Ok(Outcome::Verified)
+}
+
+async fn label(
+    cluster: &Cluster,
+    member: MemberId,
+    pod_uid: &str,
+    role: RoleLabel,
+) -> Result<Outcome, k8s::Error> {
+    let (namespace, name) = &cluster.id.owner;
+    let label = (objects::names::ROLE_LABEL, role.as_str());
+    let client = &cluster.shell.clients.requests;
+    let pod = apply::label_pod(client, namespace, &objects::names::pod(name, member), pod_uid, label).await?;
+    cluster.shell.world.pods.written(&pod);
+    Ok(Outcome::Verified)
+}
+
+async fn delete_pod(
+    cluster: &Cluster,
+    member: MemberId,
+    pod_uid: &str,
+    grace_s: Option<u32>,
+) -> Result<Outcome, k8s::Error> {
+    let (namespace, name) = &cluster.id.owner;
+    let client = &cluster.shell.clients.requests;
+    let pod_name = objects::names::pod(name, member);
+    if let Some(leaving) = apply::delete_pod(client, namespace, &pod_name, pod_uid, grace_s).await? {
+        cluster.shell.world.pods.written(&leaving);
+    }
+    Ok(Outcome::Verified)
+}
+
+async fn release(cluster: &Cluster) -> Result<Outcome, k8s::Error> {
+    let (namespace, name) = &cluster.id.owner;
+    let live = cluster.shell.world.clusters.get(namespace, name);
+    let Some(live) = live.filter(|l| l.uid().as_deref() == Some(&cluster.id.uid)) else {
+        return Ok(Outcome::Verified);
+    };
+    if claim::held(&live) {
+        let others = live.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
+        match apply::set_finalizers(&cluster.shell.clients.requests, &*live, others).await {
+            Ok(released) => cluster.shell.world.clusters.written(&released),
+            // Released by an attempt whose answer was lost.
+            Err(error) if error.is_not_found() => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(Outcome::Verified)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_precondition_that_does_not_hold_is_no_failure() {
+        let conflict = k8s::Error::Conflict { what: "replace".into(), message: "modified".into() };
+        assert!(matches!(of_error(&conflict), Outcome::Superseded(_)));
+        let silent = k8s::Error::Ambiguous { what: "replace".into(), source: None };
+        assert!(matches!(of_error(&silent), Outcome::Failed(_)));
+    }
+}

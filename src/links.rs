@@ -1,0 +1,100 @@
+//! Connections to the members of one cluster: made and dropped as pods come and go, and asked all at once.
+
+use crate::{
+    cluster::Pace,
+    valkey::{Credentials, Error, Look, MemberLink, Secret, Target},
+};
+use futures::{StreamExt, stream::FuturesUnordered};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use tokio::{sync::Notify, time::Instant};
+use valkeeper_core::{
+    config::PORT,
+    ids::{MemberId, WriterEpoch},
+    observation::Observed,
+};
+
+/// How long a look waits for a silent member when there is something to act on: the others have answered after about a
+/// millisecond, and each millisecond here is one of outage.
+const SILENT_WAIT_URGENT: Duration = Duration::from_millis(50);
+
+/// How long a look waits for a silent member otherwise. The link's own bound is a little longer than a stall by fork and
+/// a little shorter than this.
+const SILENT_WAIT_NORMAL: Duration = Duration::from_millis(600);
+
+/// The connections.
+#[derive(Default)]
+pub struct Links {
+    links: BTreeMap<MemberId, MemberLink>,
+    credentials: Option<Credentials>,
+    /// Password and epoch of `credentials`, which show neither.
+    identity: Option<(String, WriterEpoch)>,
+    /// Woken when a held connection ends.
+    pub lost: Arc<Notify>,
+}
+
+impl Links {
+    /// The connection to a member.
+    pub fn get(&self, member: MemberId) -> Option<&MemberLink> {
+        self.links.get(&member)
+    }
+
+    /// Logs in by this name and password in this epoch. If they are other ones than before, every connection is made anew.
+    pub fn log_in_as(&mut self, user: &str, password: &str, epoch: WriterEpoch) {
+        let identity = (password.to_owned(), epoch);
+        if self.identity.as_ref().is_some_and(|known| *known == identity) {
+            return;
+        }
+        self.links.clear();
+        self.credentials = Some(Credentials::new(user, Secret::new(password), epoch));
+        self.identity = Some(identity);
+    }
+
+    /// Brings the connections in line with the members' addresses.
+    pub fn follow(&mut self, addresses: &BTreeMap<MemberId, IpAddr>) {
+        let Some(credentials) = &self.credentials else { return };
+        self.links.retain(|member, link| addresses.get(member) == Some(&link.target().address));
+        for (member, address) in addresses {
+            self.links.entry(*member).or_insert_with(|| {
+                let target = Target { member: *member, address: *address, port: PORT };
+                MemberLink::connect(target, credentials.clone(), Arc::clone(&self.lost))
+            });
+        }
+    }
+
+    /// Looks at all members at once. Who has not answered when the wait is over is not in the answer: nobody
+    /// looked. If a connection ends meanwhile, the wait becomes the urgent one and another turn will follow.
+    pub async fn look(&self, pace: Pace) -> BTreeMap<MemberId, Observed<Look>> {
+        let start = Instant::now();
+        let mut until = match pace {
+            Pace::Urgent => start + SILENT_WAIT_URGENT,
+            Pace::Normal => start + SILENT_WAIT_NORMAL,
+        };
+        let mut looks: FuturesUnordered<_> =
+            self.links.iter().map(|(member, link)| async move { (*member, link.look().await) }).collect();
+        let mut answers = BTreeMap::new();
+        let mut lost_meanwhile = false;
+        while !looks.is_empty() {
+            tokio::select! {
+                biased;
+                Some((member, look)) = looks.next() => {
+                    answers.insert(member, look);
+                }
+                () = self.lost.notified() => {
+                    lost_meanwhile = true;
+                    until = until.min(Instant::now() + SILENT_WAIT_URGENT);
+                }
+                () = tokio::time::sleep_until(until) => break,
+            }
+        }
+        if lost_meanwhile {
+            // Whose connection ended may have answered just before: look again after this turn.
+            self.lost.notify_one();
+        }
+        answers
+    }
+
+    /// The refusal of a server that knows a higher writer epoch, if there is one.
+    pub fn deposed(&self) -> Option<Error> {
+        self.links.values().filter_map(MemberLink::trouble).find(|t| matches!(t, Error::Fenced { .. }))
+    }
+}

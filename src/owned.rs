@@ -1,0 +1,330 @@
+//! Owned objects: what the spec renders to, what is there, and how the one becomes the other. Rendering is pure and
+//! depends on few things; it is done again only when one of them changed.
+
+use crate::{
+    api::{Invalid, Parsed, v1alpha1::ValkeyCluster},
+    cluster::Cluster,
+    k8s::{
+        self, FIELD_MANAGER,
+        apply::{self, Owned, Provenance},
+        cache::Cache,
+    },
+    objects::{self, AddressType, Context, Credentials, Rendered, SecretText},
+};
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, Secret, Service},
+        discovery::v1::EndpointSlice,
+        policy::v1::PodDisruptionBudget,
+    },
+    apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
+};
+use kube::ResourceExt;
+use serde_json::Value;
+use std::collections::BTreeMap;
+use valkeeper_core::{
+    effect::Outcome,
+    ids::Digest,
+    observation::{LiveObject, ObjectFacts, ObjectKind, ObjectRef, Observed, Why},
+};
+
+/// What rendering depends on, in a form that can be compared.
+#[derive(PartialEq)]
+struct Basis {
+    resource_version: Option<String>,
+    credentials: Credentials,
+    service_uids: BTreeMap<String, String>,
+    address_type: AddressType,
+}
+
+/// A live object as it was when its digest was taken.
+struct Digested {
+    resource_version: Option<String>,
+    wanted: Digest,
+    live: LiveObject,
+}
+
+/// What the spec renders to, and what was found of it.
+#[derive(Default)]
+pub struct OwnedObjects {
+    basis: Option<Basis>,
+    rendered: Vec<Rendered>,
+    /// The passwords, and the version of the Secret they came from (`None`: made here, not seen in a Secret yet).
+    credentials: Option<(Option<String>, Credentials)>,
+    digested: BTreeMap<ObjectRef, Digested>,
+}
+
+impl OwnedObjects {
+    /// The password of the operator's login user, once it is known.
+    pub fn operator_password(&self) -> Option<SecretText> {
+        self.credentials.as_ref().map(|(_, credentials)| credentials.operator.clone())
+    }
+}
+
+/// Why there is nothing to compare.
+pub enum NotRendered {
+    /// A Secret could not be read.
+    Unreadable(k8s::Error),
+    /// The spec names a Secret that cannot be used.
+    Refused(Invalid),
+}
+
+impl From<k8s::Error> for NotRendered {
+    fn from(error: k8s::Error) -> Self {
+        NotRendered::Unreadable(error)
+    }
+}
+
+/// Renders what is wanted, if anything that it depends on has changed.
+///
+/// # Errors
+/// [`NotRendered`]: what was rendered before stays, and is not compared in this turn.
+pub async fn render(
+    cluster: &mut Cluster,
+    resource: &ValkeyCluster,
+    parsed: &Parsed,
+) -> Result<(), NotRendered> {
+    let credentials = credentials(cluster, resource).await?;
+    let world = &cluster.shell.world;
+    let service_uids = world.services.of(&cluster.id.owner);
+    let service_uids = service_uids.iter().filter_map(|s| Some((s.name_any(), s.uid()?))).collect();
+    let pods = world.pods.of(&cluster.id.owner);
+    let is_v6 = |p: &k8s_openapi::api::core::v1::Pod| {
+        p.status.as_ref().and_then(|s| s.pod_ip.as_ref()).is_some_and(|ip| ip.contains(':'))
+    };
+    let address_type = if pods.iter().any(|p| is_v6(p)) { AddressType::IPv6 } else { AddressType::IPv4 };
+    let basis = Basis {
+        resource_version: resource.resource_version(),
+        credentials: credentials.clone(),
+        service_uids,
+        address_type,
+    };
+    if cluster.owned.basis.as_ref() != Some(&basis) {
+        let context = Context {
+            credentials,
+            service_uids: basis.service_uids.clone(),
+            address_type: basis.address_type,
+        };
+        cluster.owned.rendered = objects::render_all(resource, parsed, &context);
+        cluster.owned.basis = Some(basis);
+    }
+    Ok(())
+}
+
+/// The passwords: what the Secrets have, completed once by what they lack. A Secret that is gone is restored from
+/// memory, because the members still know these passwords.
+async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<Credentials, NotRendered> {
+    let system = cluster.secrets.get(&objects::names::system(&cluster.id.owner.1)).await?;
+    let default = match &resource.spec.auth.password_secret {
+        None => None,
+        Some(reference) => {
+            let secret = cluster.secrets.get(&reference.name).await?;
+            Some(Credentials::from_user(reference, secret.as_deref()).map_err(NotRendered::Refused)?)
+        }
+    };
+    let version = system.as_ref().and_then(|s| s.resource_version());
+    let mut credentials = match &cluster.owned.credentials {
+        Some((known, credentials)) if version.is_none() || *known == version => credentials.clone(),
+        Some(_) | None => Credentials::complete(system.as_deref(), default.clone(), &mut rand::rng()),
+    };
+    if let Some(default) = default {
+        credentials.default = default;
+    }
+    cluster.owned.credentials = Some((version, credentials.clone()));
+    Ok(credentials)
+}
+
+/// Wanted and live state of every object that is rendered, or known from before.
+pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
+    let mut facts = BTreeMap::new();
+    for rendered in cluster.owned.rendered.clone() {
+        let live = live(cluster, &rendered).await;
+        facts.insert(rendered.object.clone(), rendered.facts(live));
+    }
+    // A write route is not rendered while its Service is missing, so nobody can say whether it is as wanted. That it is there
+    // or not can be said, and must be: what is unknown holds everything.
+    for (object, known) in &cluster.state.objects {
+        if !facts.contains_key(object) && known.live.is_unknown() {
+            let live = match meta(cluster, object) {
+                Some(meta) => Observed::Present(LiveObject {
+                    uid: meta.uid.unwrap_or_default(),
+                    digest: known.wanted.clone(),
+                    revision: known.wanted_revision.clone(),
+                    foreign_manager: None,
+                }),
+                None => Observed::Absent,
+            };
+            facts.insert(object.clone(), ObjectFacts { live, ..known.clone() });
+        }
+    }
+    facts
+}
+
+/// Applies an object as it was rendered for this turn, if that is what was decided.
+///
+/// # Errors
+/// The API server's.
+pub async fn apply(cluster: &Cluster, object: &ObjectRef, digest: &Digest) -> Result<Outcome, k8s::Error> {
+    let Some(rendered) = cluster.owned.rendered.iter().find(|r| r.object == *object) else {
+        return Ok(Outcome::Superseded("it is not wanted now".to_owned()));
+    };
+    if rendered.digest != *digest {
+        return Ok(Outcome::Superseded("another content is wanted now".to_owned()));
+    }
+    let world = &cluster.shell.world;
+    match object.kind {
+        ObjectKind::Secret => {
+            let provenance =
+                provenance(cluster.secrets.get(&object.name).await?.is_some_and(|s| {
+                    s.labels().get(k8s::MANAGED_BY).map(String::as_str) == Some(FIELD_MANAGER)
+                }));
+            let secret: Secret = apply_one(cluster, rendered, provenance).await?;
+            cluster.secrets.written(&object.name, secret).await;
+        }
+        ObjectKind::ConfigMap => apply_watched::<ConfigMap>(cluster, rendered, &world.config_maps).await?,
+        ObjectKind::Service => apply_watched::<Service>(cluster, rendered, &world.services).await?,
+        ObjectKind::EndpointSlice => apply_watched::<EndpointSlice>(cluster, rendered, &world.slices).await?,
+        ObjectKind::PodDisruptionBudget => {
+            apply_watched::<PodDisruptionBudget>(cluster, rendered, &world.budgets).await?;
+        }
+        ObjectKind::StatefulSet => {
+            apply_watched::<StatefulSet>(cluster, rendered, &world.stateful_sets).await?
+        }
+    }
+    Ok(Outcome::Verified)
+}
+
+fn provenance(ours: bool) -> Provenance {
+    if ours { Provenance::SeenAsOurs } else { Provenance::NotSeen }
+}
+
+async fn apply_watched<K: Owned>(
+    cluster: &Cluster,
+    rendered: &Rendered,
+    cache: &Cache<K>,
+) -> Result<(), k8s::Error> {
+    let seen = cache.get(&cluster.id.owner.0, &rendered.object.name).is_some();
+    let applied: K = apply_one(cluster, rendered, provenance(seen)).await?;
+    cache.written(&applied);
+    Ok(())
+}
+
+async fn apply_one<K: Owned>(
+    cluster: &Cluster,
+    rendered: &Rendered,
+    provenance: Provenance,
+) -> Result<K, k8s::Error> {
+    let (namespace, _) = &cluster.id.owner;
+    let client = &cluster.shell.clients.requests;
+    apply::apply(client, namespace, &rendered.object.name, &rendered.value, provenance).await
+}
+
+async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject> {
+    let Rendered { object, .. } = rendered;
+    let (namespace, _) = cluster.id.owner.clone();
+    let name = &object.name;
+    if object.kind == ObjectKind::Secret {
+        return match cluster.secrets.get(name).await {
+            Ok(Some(secret)) => Observed::Present(digest(&mut cluster.owned, rendered, &*secret)),
+            Ok(None) => Observed::Absent,
+            Err(_) => Observed::Unknown(Why::ApiError),
+        };
+    }
+    let shell = std::sync::Arc::clone(&cluster.shell);
+    let world = &shell.world;
+    let owned = &mut cluster.owned;
+    let found = match object.kind {
+        // Handled above.
+        ObjectKind::Secret => None,
+        ObjectKind::ConfigMap => {
+            world.config_maps.get(&namespace, name).map(|o| digest(owned, rendered, &*o))
+        }
+        ObjectKind::Service => world.services.get(&namespace, name).map(|o| digest(owned, rendered, &*o)),
+        ObjectKind::EndpointSlice => world.slices.get(&namespace, name).map(|o| digest(owned, rendered, &*o)),
+        ObjectKind::PodDisruptionBudget => {
+            world.budgets.get(&namespace, name).map(|o| digest(owned, rendered, &*o))
+        }
+        ObjectKind::StatefulSet => {
+            world.stateful_sets.get(&namespace, name).map(|o| digest(owned, rendered, &*o))
+        }
+    };
+    found.map_or(Observed::Absent, Observed::Present)
+}
+
+/// The live object as facts. Its digest is taken again only when it, or what is wanted of it, changed.
+fn digest<K: Owned>(owned: &mut OwnedObjects, rendered: &Rendered, live: &K) -> LiveObject {
+    let resource_version = live.resource_version();
+    if let Some(known) = owned.digested.get(&rendered.object)
+        && (&known.resource_version, &known.wanted) == (&resource_version, &rendered.digest)
+    {
+        return known.live.clone();
+    }
+    let value = serde_json::to_value(live).unwrap_or_default();
+    let digest = rendered.live_digest(&value);
+    let differs = digest != rendered.digest;
+    let facts = LiveObject {
+        uid: live.uid().unwrap_or_default(),
+        revision: template_revision(&value),
+        foreign_manager: if differs { last_foreign_manager(live.managed_fields()) } else { None },
+        digest,
+    };
+    let digested = Digested { resource_version, wanted: rendered.digest.clone(), live: facts.clone() };
+    owned.digested.insert(rendered.object.clone(), digested);
+    facts
+}
+
+fn template_revision(live: &Value) -> Option<Digest> {
+    let annotations = live.pointer("/spec/template/metadata/annotations")?;
+    annotations.get(objects::ANNOTATION_REVISION)?.as_str().map(|text| Digest(text.to_owned()))
+}
+
+/// Who wrote an object last, status aside, if that was not the operator.
+fn last_foreign_manager(entries: &[ManagedFieldsEntry]) -> Option<String> {
+    let of_spec = entries.iter().filter(|e| e.subresource.as_deref().unwrap_or_default().is_empty());
+    let last = of_spec.max_by_key(|e| e.time.as_ref().map(|t| t.0))?;
+    last.manager.clone().filter(|m| !m.starts_with(FIELD_MANAGER))
+}
+
+fn meta(cluster: &Cluster, object: &ObjectRef) -> Option<ObjectMeta> {
+    let ((namespace, _), world) = (&cluster.id.owner, &cluster.shell.world);
+    let name = &object.name;
+    match object.kind {
+        // Always rendered.
+        ObjectKind::Secret => None,
+        ObjectKind::ConfigMap => world.config_maps.get(namespace, name).map(|o| o.metadata.clone()),
+        ObjectKind::Service => world.services.get(namespace, name).map(|o| o.metadata.clone()),
+        ObjectKind::EndpointSlice => world.slices.get(namespace, name).map(|o| o.metadata.clone()),
+        ObjectKind::PodDisruptionBudget => world.budgets.get(namespace, name).map(|o| o.metadata.clone()),
+        ObjectKind::StatefulSet => world.stateful_sets.get(namespace, name).map(|o| o.metadata.clone()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+    fn entry(manager: &str, at_s: i64, subresource: &str) -> ManagedFieldsEntry {
+        ManagedFieldsEntry {
+            manager: Some(manager.to_owned()),
+            time: Timestamp::from_second(at_s).ok().map(Time),
+            subresource: Some(subresource.to_owned()),
+            ..ManagedFieldsEntry::default()
+        }
+    }
+
+    #[test]
+    fn the_last_writer_is_named_if_it_is_someone_else() {
+        let edited = [entry("valkeeper", 1, ""), entry("kubectl-edit", 2, "")];
+        assert_eq!(last_foreign_manager(&edited).as_deref(), Some("kubectl-edit"));
+        let applied_since = [entry("kubectl-edit", 2, ""), entry("valkeeper", 3, "")];
+        assert_eq!(last_foreign_manager(&applied_since), None);
+    }
+
+    #[test]
+    fn who_writes_the_status_only_is_no_foreign_writer() {
+        let entries = [entry("valkeeper", 1, ""), entry("kube-controller-manager", 5, "status")];
+        assert_eq!(last_foreign_manager(&entries), None);
+    }
+}

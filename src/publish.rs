@@ -1,0 +1,446 @@
+//! What people and tools see: conditions, status fields and Kubernetes Events, all from the same typed reasons.
+//! Handed to a task of its own, so that telling never delays doing; written only when it differs from what is there.
+
+use crate::{
+    api::v1alpha1::{JournalPosition, ValkeyCluster, ValkeyClusterStatus},
+    cluster::{Cluster, ClusterId, Shell},
+    k8s::{
+        self, apply,
+        events::{News, Severity},
+    },
+    objects,
+    reconcile::{Class, Error},
+};
+use k8s_openapi::{
+    apimachinery::pkg::apis::meta::v1::{Condition, Time},
+    jiff,
+};
+use kube::{Resource, ResourceExt};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+use tokio::{sync::mpsc, task::JoinSet};
+use valkeeper_core::{
+    decision::{Block, Decision, Standing},
+    effect::Outcome,
+    event::{Event, Record},
+    ids::Seq,
+    projection::status as projection,
+    state::ClusterState,
+};
+
+/// Editions that may wait. One is made per turn that changed something, and the task takes all at once; more than this only
+/// gather while the API server is away, and then the newest status and the journal say everything.
+const EDITIONS_MAX: usize = 64;
+
+/// A status that was handed over and does not show on the server is handed over again after this long: the bound of one
+/// call and a little.
+const REPUBLISH: Duration = Duration::from_secs(6);
+
+/// What a turn gives to the public.
+#[derive(Debug)]
+struct Edition {
+    status: Option<ValkeyClusterStatus>,
+    news: Vec<News>,
+}
+
+/// The publishing task of one cluster; ends when dropped.
+pub struct Press {
+    editions: mpsc::Sender<Edition>,
+    handed_over: Option<(ValkeyClusterStatus, Instant)>,
+    _task: JoinSet<()>,
+}
+
+impl Press {
+    /// Starts the task.
+    pub fn start(shell: &Arc<Shell>, id: &ClusterId) -> Press {
+        let (editions, waiting) = mpsc::channel(EDITIONS_MAX);
+        let mut task = JoinSet::new();
+        task.spawn(print(Arc::clone(shell), id.clone(), waiting));
+        Press { editions, handed_over: None, _task: task }
+    }
+
+    fn hand_over(&mut self, status: ValkeyClusterStatus, live: &ValkeyCluster, news: Vec<News>) {
+        let shown = live.status.as_ref().is_some_and(|s| same(s, &status));
+        let under_way =
+            self.handed_over.as_ref().is_some_and(|(s, at)| same(s, &status) && at.elapsed() < REPUBLISH);
+        let status = (!shown && !under_way).then_some(status);
+        if status.is_none() && news.is_empty() {
+            return;
+        }
+        let handed = status.clone().map(|s| (s, Instant::now()));
+        match self.editions.try_send(Edition { status, news }) {
+            Ok(()) => self.handed_over = handed.or_else(|| self.handed_over.take()),
+            // The status is handed over again at the next turn; the news are in the journal.
+            Err(refused) => tracing::warn!(error = %refused, "publishing lags behind"),
+        }
+    }
+}
+
+/// After a turn: its news, and the status if it changed.
+pub fn turn(cluster: &mut Cluster, news: Vec<News>) {
+    let Some(live) = resource(&cluster.shell, &cluster.id) else { return };
+    let status = status(&cluster.state, &live, None);
+    cluster.press.hand_over(status, &live, news);
+}
+
+/// While the journal gives no certain answer.
+pub fn journal_in_doubt(cluster: &mut Cluster, error: &Error) {
+    tracing::warn!(error = k8s::chain(error), "no effects until the journal has answered");
+    let Some(live) = resource(&cluster.shell, &cluster.id) else { return };
+    let status = status(&cluster.state, &live, Some(error));
+    cluster.press.hand_over(status, &live, Vec::new());
+}
+
+/// After a task has ended with an error: says so in the conditions, leaving everything else as it was.
+pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
+    let Some(live) = resource(shell, id) else { return };
+    let mut status = live.status.clone().unwrap_or_default();
+    let intact = status.conditions.iter().find(|c| c.type_ == JOURNAL_INTACT).cloned();
+    let generation = live.metadata.generation;
+    let mut conditions = troubled(error, generation);
+    if !error.concerns_journal() {
+        conditions.extend(intact);
+    }
+    let available = status.conditions.iter().find(|c| c.type_ == "PrimaryAvailable").cloned();
+    conditions.extend(available);
+    status.conditions = dated(conditions, &status.conditions);
+    status.message = k8s::chain(error);
+    status.observed_generation = generation;
+    if !live.status.as_ref().is_some_and(|s| same(s, &status)) {
+        write(shell, &live, &status).await;
+    }
+}
+
+const JOURNAL_INTACT: &str = "JournalIntact";
+
+/// The status that a state amounts to.
+fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
+    let projection::Status { conditions, primaries, members_ready, members_wanted, generation } =
+        projection::status(state);
+    // A refused spec has been observed, too: kstatus shall say Failed and not wait for ever.
+    let observed = if state.spec_error.is_some() { live.metadata.generation } else { generation };
+    let message = conditions
+        .iter()
+        .find(|c| c.kind == projection::ConditionKind::Ready && !c.holds)
+        .map(|c| c.message.clone())
+        .unwrap_or_default();
+    let mut shown: Vec<Condition> = conditions
+        .iter()
+        .map(|c| condition(c.kind.as_str(), c.holds, &c.reason, &c.message, observed))
+        .collect();
+    match doubt {
+        None => shown.push(condition(
+            JOURNAL_INTACT,
+            true,
+            "Intact",
+            "every record is chained to the one before",
+            observed,
+        )),
+        Some(error) => {
+            let troubled = troubled(error, observed);
+            shown.retain(|c| !troubled.iter().any(|t| t.type_ == c.type_));
+            shown.extend(troubled);
+        }
+    }
+    let known = live.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
+    let pod = |member| objects::names::pod(&state.name, member);
+    let primaries: Vec<(String, String)> = primaries.iter().map(|(s, m)| (s.to_string(), pod(*m))).collect();
+    ValkeyClusterStatus {
+        observed_generation: observed,
+        conditions: dated(shown, known),
+        primary: primaries.iter().map(|(_, pod)| pod.as_str()).collect::<Vec<_>>().join(","),
+        primaries: primaries.into_iter().collect(),
+        ready_members: i32::try_from(members_ready).unwrap_or(i32::MAX),
+        members: i32::try_from(members_wanted).unwrap_or(i32::MAX),
+        ready: format!("{members_ready}/{members_wanted}"),
+        journal: Some(JournalPosition { seq: signed(state.head.0), epoch: signed(state.epoch.0) }),
+        message: if let Some(error) = doubt { k8s::chain(error) } else { message },
+    }
+}
+
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
+}
+
+/// The conditions of a task that an error keeps from going on.
+fn troubled(error: &Error, generation: Option<i64>) -> Vec<Condition> {
+    let (reason, message) = (error.reason(), k8s::chain(error));
+    let stalled = match error.class() {
+        Class::Permanent | Class::Bug => true,
+        Class::Transient | Class::Fenced => false,
+    };
+    let mut conditions = vec![
+        condition("Ready", false, reason, &message, generation),
+        condition("Reconciling", !stalled, reason, &message, generation),
+        condition("Stalled", stalled, reason, &message, generation),
+    ];
+    if error.concerns_journal() {
+        conditions.push(condition(JOURNAL_INTACT, false, reason, &message, generation));
+    }
+    conditions
+}
+
+fn condition(kind: &str, holds: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+    Condition {
+        type_: kind.to_owned(),
+        status: if holds { "True" } else { "False" }.to_owned(),
+        reason: reason.to_owned(),
+        message: message.to_owned(),
+        observed_generation: generation,
+        last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),
+    }
+}
+
+/// Gives each condition the time since which it has its status.
+fn dated(mut conditions: Vec<Condition>, known: &[Condition]) -> Vec<Condition> {
+    let now = jiff::Timestamp::from_second(jiff::Timestamp::now().as_second()).unwrap_or_default();
+    for condition in &mut conditions {
+        let before = known.iter().find(|k| k.type_ == condition.type_ && k.status == condition.status);
+        condition.last_transition_time = before.map_or(Time(now), |k| k.last_transition_time.clone());
+    }
+    conditions.sort_by(|a, b| a.type_.cmp(&b.type_));
+    conditions
+}
+
+/// True if two statuses say the same, whenever they began to.
+fn same(a: &ValkeyClusterStatus, b: &ValkeyClusterStatus) -> bool {
+    let undated = |status: &ValkeyClusterStatus| {
+        let mut status = status.clone();
+        status.conditions.sort_by(|x, y| x.type_.cmp(&y.type_));
+        for condition in &mut status.conditions {
+            condition.last_transition_time = Time(jiff::Timestamp::UNIX_EPOCH);
+        }
+        status
+    };
+    undated(a) == undated(b)
+}
+
+fn resource(shell: &Shell, id: &ClusterId) -> Option<Arc<ValkeyCluster>> {
+    let live = shell.world.clusters.get(&id.owner.0, &id.owner.1)?;
+    (live.uid().as_deref() == Some(&id.uid)).then_some(live)
+}
+
+async fn print(shell: Arc<Shell>, id: ClusterId, mut editions: mpsc::Receiver<Edition>) {
+    let mut batch = Vec::new();
+    while editions.recv_many(&mut batch, EDITIONS_MAX).await > 0 {
+        let Some(live) = resource(&shell, &id) else { return };
+        let mut newest = None;
+        for Edition { status, news } in batch.drain(..) {
+            for item in news {
+                if shell.leadership.check().is_ok()
+                    && let Err(error) = shell.publisher.publish(&item, &live.object_ref(&())).await
+                {
+                    tracing::warn!(j = item.seq.0, error = k8s::chain(&error), "an Event was not published");
+                }
+            }
+            newest = status.or(newest);
+        }
+        if let Some(status) = newest {
+            write(&shell, &live, &status).await;
+        }
+    }
+}
+
+async fn write(shell: &Shell, live: &ValkeyCluster, status: &ValkeyClusterStatus) {
+    if shell.leadership.check().is_err() {
+        return;
+    }
+    let status = serde_json::to_value(status).unwrap_or_default();
+    match apply::apply_status(&shell.clients.requests, live, status).await {
+        Ok(written) => shell.world.clusters.written(&written),
+        Err(error) if error.is_not_found() => {}
+        Err(error) => tracing::warn!(error = k8s::chain(&error), "the status was not published"),
+    }
+}
+
+/// What is to be told of a record, given the state before it.
+pub fn news(before: &ClusterState, record: &Record) -> Vec<News> {
+    match &record.event {
+        Event::Decided { decision, evidence: _ } => vec![decided(decision, record.seq)],
+        Event::EffectsEnded(executed) => before
+            .pending
+            .get(&executed.decision)
+            .map(|pending| unverified(&pending.decision, &executed.outcomes, record.seq))
+            .unwrap_or_default(),
+        Event::StandingChanged { standing, evidence: _ } => blocked(&before.standing, standing, record.seq),
+        Event::Baseline { .. }
+        | Event::EpochStarted { .. }
+        | Event::SpecChanged(_)
+        | Event::PodChanged { .. }
+        | Event::ServerChanged { .. }
+        | Event::RouteChanged { .. }
+        | Event::ObjectChanged { .. }
+        | Event::DecisionClosed { .. } => Vec::new(),
+    }
+}
+
+fn decided(decision: &Decision, seq: Seq) -> News {
+    let effects: Vec<String> = decision.effects.iter().map(ToString::to_string).collect();
+    let about = decision.about.map(|m| format!(" ({m})")).unwrap_or_default();
+    let todo = if effects.is_empty() { String::new() } else { format!(": {}", effects.join("; ")) };
+    let lost: Vec<String> = decision
+        .discards
+        .iter()
+        .map(|d| {
+            format!(
+                "; discards what only {} has after {} at offset {}",
+                d.member,
+                d.replid,
+                d.kept_offset.unwrap_or(0)
+            )
+        })
+        .collect();
+    News {
+        severity: if decision.discards.is_empty() { Severity::Normal } else { Severity::Warning },
+        reason: decision.reason.code(),
+        action: format!("{:?}", decision.step),
+        note: format!("{}{about}{todo}{}", decision.scope, lost.concat()),
+        seq,
+        index: 0,
+    }
+}
+
+fn unverified(
+    decision: &Decision,
+    outcomes: &[(valkeeper_core::ids::Timestamp, Outcome)],
+    seq: Seq,
+) -> Vec<News> {
+    let ended = decision.effects.iter().zip(outcomes).enumerate();
+    ended
+        .filter_map(|(index, (effect, (_, outcome)))| match outcome {
+            Outcome::Failed(_) | Outcome::Superseded(_) => Some(News {
+                severity: Severity::Warning,
+                reason: decision.reason.code(),
+                action: effect.verb().to_owned(),
+                note: format!("{effect}: {outcome}"),
+                seq,
+                index,
+            }),
+            Outcome::Verified | Outcome::Skipped => None,
+        })
+        .collect()
+}
+
+fn blocked(before: &Standing, now: &Standing, seq: Seq) -> Vec<News> {
+    let is_new =
+        |block: &&Block| !before.blocks.iter().any(|b| (b.scope, b.reason) == (block.scope, block.reason));
+    let news = now.blocks.iter().filter(is_new).enumerate();
+    news.map(|(index, block)| News {
+        severity: Severity::Warning,
+        reason: block.reason.code(),
+        action: format!("{:?}", block.step),
+        note: format!("{}: {}", block.scope, block.reason.explain()),
+        seq,
+        index,
+    })
+    .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use valkeeper_core::{
+        decision::{BlockReason, Reason, Scope, StepName},
+        effect::Effect,
+        ids::{ShardId, Timestamp, WriterEpoch},
+        observation::{Evidence, Executed},
+        state::Pending,
+    };
+
+    fn resource() -> ValkeyCluster {
+        let spec = serde_json::json!({ "topology": "Replication" });
+        let mut cluster = ValkeyCluster::new("orders", serde_json::from_value(spec).unwrap());
+        cluster.metadata.generation = Some(3);
+        cluster
+    }
+
+    fn shown<'a>(status: &'a ValkeyClusterStatus, kind: &str) -> &'a Condition {
+        status.conditions.iter().find(|c| c.type_ == kind).unwrap()
+    }
+
+    #[test]
+    fn every_status_has_the_three_conditions_of_kstatus_and_our_own() {
+        let status = status(&ClusterState::default(), &resource(), None);
+        let kinds: Vec<&str> = status.conditions.iter().map(|c| c.type_.as_str()).collect();
+        assert_eq!(kinds, ["JournalIntact", "PrimaryAvailable", "Ready", "Reconciling", "Stalled"]);
+        assert_eq!(shown(&status, "Ready").status, "False");
+        assert_eq!(shown(&status, "JournalIntact").status, "True");
+    }
+
+    #[test]
+    fn a_refused_spec_is_observed_and_stalled() {
+        let state = ClusterState {
+            spec_error: Some("spec.shards: 99".into()),
+            spec_seen: true,
+            ..ClusterState::default()
+        };
+        let status = status(&state, &resource(), None);
+        assert_eq!(status.observed_generation, Some(3));
+        assert_eq!(shown(&status, "Stalled").status, "True");
+        assert_eq!(shown(&status, "Stalled").reason, "SpecInvalid");
+    }
+
+    #[test]
+    fn a_broken_journal_is_not_ready_and_says_why() {
+        let broken = valkeeper_journal::Error::HeadMoved { expected: "7".into(), actual: "5".into() };
+        let status = status(&ClusterState::default(), &resource(), Some(&Error::Journal(broken)));
+        let intact = shown(&status, "JournalIntact");
+        assert_eq!((intact.status.as_str(), intact.reason.as_str()), ("False", "JournalBroken"));
+        assert!(intact.message.contains("expected 7, found 5"), "{}", intact.message);
+        assert_eq!(shown(&status, "Stalled").status, "True");
+        assert_eq!(status.conditions.iter().filter(|c| c.type_ == "Ready").count(), 1);
+    }
+
+    #[test]
+    fn a_condition_keeps_its_time_until_its_status_changes() {
+        let mut live = resource();
+        let first = status(&ClusterState::default(), &live, None);
+        live.status = Some(first.clone());
+        if let Some(s) = &mut live.status {
+            for c in &mut s.conditions {
+                c.last_transition_time = Time(jiff::Timestamp::UNIX_EPOCH);
+            }
+        }
+        let second = status(&ClusterState::default(), &live, None);
+        assert!(same(&first, &second));
+        assert_eq!(shown(&second, "Ready").last_transition_time.0, jiff::Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn outcomes_that_are_as_wanted_are_no_news() {
+        let mut decision = Decision::new(StepName::Routing, Scope::Shard(ShardId(0)), Reason::RouteMoved);
+        decision.effects = vec![Effect::ReleaseFinalizer, Effect::ReleaseFinalizer, Effect::ReleaseFinalizer];
+        let mut before = ClusterState::default();
+        before.pending.insert(Seq(4), Pending { decision, epoch: WriterEpoch(1) });
+        let outcomes = [Outcome::Verified, Outcome::Failed("no".into()), Outcome::Skipped];
+        let ended = outcomes.into_iter().map(|o| (Timestamp(0), o)).collect();
+        let event = Event::EffectsEnded(Executed { decision: Seq(4), outcomes: ended });
+        let record = Record { seq: Seq(5), epoch: WriterEpoch(1), time: Timestamp(0), event };
+        let told = news(&before, &record);
+        assert_eq!(told.len(), 1);
+        assert_eq!(
+            (told[0].severity, told[0].reason, told[0].seq),
+            (Severity::Warning, "RouteMoved", Seq(5))
+        );
+    }
+
+    #[test]
+    fn a_block_is_told_once() {
+        let block = Block {
+            step: StepName::Failover,
+            scope: Scope::Shard(ShardId(0)),
+            reason: BlockReason::NothingFenced,
+            about: None,
+            candidates: Vec::new(),
+        };
+        let standing = Standing { waits: Vec::new(), blocks: vec![block] };
+        let event = Event::StandingChanged { standing: standing.clone(), evidence: Evidence::default() };
+        let record = Record { seq: Seq(9), epoch: WriterEpoch(1), time: Timestamp(0), event };
+        let mut state = ClusterState::default();
+        assert_eq!(news(&state, &record).len(), 1);
+        state.standing = standing;
+        assert_eq!(news(&state, &record), []);
+    }
+}

@@ -1,0 +1,196 @@
+//! The driver: observe, turn, append, execute, publish. One task runs it for one cluster; everything else in this crate
+//! is called from here.
+
+use crate::{
+    claim,
+    cluster::{Cluster, ClusterId, Pace, Shell},
+    execute,
+    health::OutagePart,
+    k8s, observe, publish,
+};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use valkeeper_core::{event::Event, observation::Executed, turn::turn};
+use valkeeper_journal::Appended;
+
+/// First pause before a journal that gave no certain answer is asked again.
+const RESOLVE_PAUSE_FIRST: Duration = Duration::from_millis(200);
+
+/// Longest such pause: the stream stands still meanwhile, so it is short; one read per cluster in it is no load.
+const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// How a cluster's task ends without an error.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The resource is gone, or has been let go of.
+    Gone,
+}
+
+/// Runs the cluster until it is gone.
+///
+/// # Errors
+/// What keeps this task from going on; [`Error::class`] says how to go on without it.
+pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
+    let mut cluster = claim::claim(shell, id).await?;
+    let mut pace = Pace::Normal;
+    loop {
+        let woken_at = Instant::now();
+        let Some(seen) = observe::look(&mut cluster, pace).await? else { return Ok(Ended::Gone) };
+        let decided_at = Instant::now();
+        let turn = turn(&cluster.state, &seen, shell.clock.now());
+        shell.metrics.turn();
+        let Appended { records, decisions } = record(&mut cluster, turn.events).await?;
+        let appended_at = Instant::now();
+        let news = cluster.fold(&records);
+        let executed = execute::all(&cluster, &decisions, decided_at).await;
+        if decisions.iter().any(|d| d.value().promotes()) {
+            shell.metrics.outage(OutagePart::Look, decided_at - woken_at);
+            shell.metrics.outage(OutagePart::Append, appended_at - decided_at);
+            shell.metrics.outage(OutagePart::Effects, appended_at.elapsed());
+        }
+        publish::turn(&mut cluster, news);
+        // Outcomes change what is to be done next: look again at once.
+        pace = if executed.is_empty() { cluster.wait(turn.wake_at).await } else { Pace::Urgent };
+        cluster.executed = executed;
+    }
+}
+
+/// Makes the events durable. What was executed before is among them, and is no longer owed afterwards. While the journal gives no
+/// certain answer, nothing is decided and nothing is done: the same records are sent until they are settled.
+async fn record(cluster: &mut Cluster, events: Vec<Event>) -> Result<Appended, Error> {
+    if events.is_empty() {
+        return Ok(Appended::default());
+    }
+    let (shell, sent_at) = (Arc::clone(&cluster.shell), Instant::now());
+    shell.leadership.check()?;
+    let mut answer = cluster.journal.append(events, shell.clock.now()).await;
+    let mut pause = RESOLVE_PAUSE_FIRST;
+    while let Err(doubt @ valkeeper_journal::Error::Unresolved(_)) = answer {
+        publish::journal_in_doubt(cluster, &Error::Journal(doubt));
+        tokio::time::sleep(pause).await;
+        pause = (pause * 2).min(RESOLVE_PAUSE_MAX);
+        answer = cluster.journal.resolve().await.map(Option::unwrap_or_default);
+    }
+    let appended = answer?;
+    shell.metrics.appended(sent_at.elapsed());
+    cluster.executed = Vec::<Executed>::new();
+    Ok(appended)
+}
+
+/// What kind of trouble an error is, and with it how to go on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Class {
+    /// It may be over by itself.
+    Transient,
+    /// Someone must change something.
+    Permanent,
+    /// Another writer has taken over.
+    Fenced,
+    /// Something that cannot be, was.
+    Bug,
+}
+
+impl Class {
+    /// Pause before the task begins anew after `failures` of them in a row.
+    pub fn requeue(self, failures: u32) -> Duration {
+        let (first_s, max_s) = match self {
+            // A blip of the API server is over in a second; an outage need not be asked about more than twice a minute.
+            Class::Transient => (1, 30),
+            // Nothing changes by itself: look once a minute whether someone changed it.
+            Class::Permanent | Class::Bug => (10, 60),
+            // The other one may be right: only come back when it has had time to go.
+            Class::Fenced => (30, 60),
+        };
+        let doubled =
+            1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX).saturating_mul(first_s);
+        Duration::from_secs(doubled.min(max_s))
+    }
+}
+
+/// Why a cluster's task ended.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The journal.
+    #[error("the journal")]
+    Journal(#[from] valkeeper_journal::Error),
+    /// The API server.
+    #[error("the API server")]
+    Kubernetes(#[from] k8s::Error),
+    /// Leadership ended.
+    #[error(transparent)]
+    NotLeader(#[from] crate::lease::NotLeader),
+    /// A server knows a higher writer epoch.
+    #[error("a server was claimed by a later writer: {0}")]
+    Deposed(String),
+}
+
+impl Error {
+    /// What kind of trouble it is.
+    pub fn class(&self) -> Class {
+        match self {
+            Error::Journal(e) if e.is_fenced() => Class::Fenced,
+            Error::Journal(e) if e.is_transient() => Class::Transient,
+            Error::Journal(e) if e.is_broken() || matches!(e, valkeeper_journal::Error::Full { .. }) => {
+                Class::Permanent
+            }
+            Error::Journal(_) => Class::Bug,
+            Error::Kubernetes(k8s::Error::Refused { .. } | k8s::Error::Settings(_)) => Class::Permanent,
+            Error::Kubernetes(k8s::Error::Malformed { .. }) => Class::Bug,
+            Error::Kubernetes(
+                k8s::Error::NotFound { .. } | k8s::Error::Conflict { .. } | k8s::Error::Ambiguous { .. },
+            ) => Class::Transient,
+            Error::NotLeader(_) | Error::Deposed(_) => Class::Fenced,
+        }
+    }
+
+    /// The code under which it is shown.
+    pub fn reason(&self) -> &'static str {
+        match self {
+            Error::Journal(e) if e.is_fenced() => "Fenced",
+            Error::Journal(e) if e.is_unresolved() => "AppendUnresolved",
+            Error::Journal(e) if e.is_broken() => "JournalBroken",
+            Error::Journal(valkeeper_journal::Error::Full { .. }) => "JournalFull",
+            Error::Journal(e) if e.is_transient() => "JournalUnavailable",
+            Error::Journal(_) => "JournalRefused",
+            Error::Kubernetes(k8s::Error::Refused { .. }) => "ApiRefused",
+            Error::Kubernetes(_) => "ApiUnavailable",
+            Error::NotLeader(_) => "NotLeader",
+            Error::Deposed(_) => "Fenced",
+        }
+    }
+
+    /// True if the journal is not to be trusted, or cannot be written, as it is.
+    pub fn concerns_journal(&self) -> bool {
+        matches!(self, Error::Journal(e) if !e.is_fenced())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use valkeeper_core::ids::WriterEpoch;
+
+    #[test]
+    fn a_pause_doubles_and_has_a_limit() {
+        assert_eq!(Class::Transient.requeue(1), Duration::from_secs(1));
+        assert_eq!(Class::Transient.requeue(3), Duration::from_secs(4));
+        assert_eq!(Class::Transient.requeue(u32::MAX), Duration::from_secs(30));
+        assert_eq!(Class::Fenced.requeue(1), Duration::from_secs(30));
+    }
+
+    #[test]
+    fn a_fenced_journal_is_no_broken_one() {
+        let fenced = Error::Journal(valkeeper_journal::Error::Fenced { by: WriterEpoch(4) });
+        assert_eq!((fenced.class(), fenced.concerns_journal()), (Class::Fenced, false));
+        let broken =
+            Error::Journal(valkeeper_journal::Error::HeadMoved { expected: "5".into(), actual: "3".into() });
+        assert_eq!((broken.class(), broken.reason()), (Class::Permanent, "JournalBroken"));
+        assert!(broken.concerns_journal());
+    }
+
+    #[test]
+    fn a_doubt_is_transient_and_says_its_own_reason() {
+        let doubt = Error::Journal(valkeeper_journal::Error::Unresolved("timeout".into()));
+        assert_eq!((doubt.class(), doubt.reason()), (Class::Transient, "AppendUnresolved"));
+    }
+}

@@ -1,0 +1,203 @@
+//! The process: watches, leadership, and one task per cluster. A task that ends, by an error or a panic, begins anew after
+//! a pause; the others do not notice. When leadership ends, all tasks end with it.
+
+use crate::{
+    api::{Defaults, v1alpha1::ValkeyCluster},
+    args::{JournalStore, RunArgs},
+    clock::Clock,
+    cluster::{ClusterId, Shell},
+    health::{self, Metrics},
+    k8s::{
+        self,
+        client::Clients,
+        events::Publisher,
+        lease::LeaseStore,
+        objects::ConfigMaps,
+        watch::{self, Wakers, World},
+    },
+    lease::{Campaign, Leadership},
+    publish,
+    reconcile::{self, Class, Ended},
+};
+use futures::FutureExt;
+use kube::ResourceExt;
+use std::{collections::HashMap, future::Future, panic::AssertUnwindSafe, sync::Arc};
+use tokio::task::{AbortHandle, JoinSet};
+use tracing::Instrument;
+use valkeeper_journal::{Backend, Memory, Segments, Sled};
+
+/// Name of the Lease.
+const LEASE: &str = "valkeeper";
+
+/// Why the process cannot run.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// The API server's settings.
+    #[error("the API server cannot be used")]
+    Kubernetes(#[from] k8s::Error),
+    /// The journal's directory.
+    #[error("the journal's directory cannot be used")]
+    Sled(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// Probes and metrics.
+    #[error("cannot listen on {0}")]
+    Listen(std::net::SocketAddr, #[source] std::io::Error),
+}
+
+/// Runs until `stop` resolves.
+///
+/// # Errors
+/// What the process cannot run without. Everything that happens to it later is waited out.
+pub async fn run(args: RunArgs, instance: String, stop: impl Future<Output = ()>) -> Result<(), Error> {
+    let RunArgs { namespace, watch_namespace, journal, default_image, listen, log_format: _ } = args;
+    let clients = Clients::infer().await?;
+    let namespace = namespace.unwrap_or_else(|| clients.default_namespace.clone());
+    let holder = format!("{instance}_{}", uuid::Uuid::from_bytes(rand::random()));
+    let store = LeaseStore::new(clients.requests.clone(), &namespace, LEASE);
+    let (mut campaign, leadership) = Campaign::new(store, &namespace, holder);
+    let shell = Arc::new(Shell {
+        backend: backend(&journal, &clients, &namespace, &leadership).await?,
+        publisher: Publisher::new(clients.requests.clone(), instance.clone()),
+        world: World::default(),
+        wakers: Wakers::default(),
+        metrics: Arc::new(Metrics::default()),
+        defaults: Defaults { image: default_image },
+        writer: instance,
+        clock: Clock::start(),
+        leadership,
+        clients,
+    });
+    let probes = health::serve(listen, Arc::clone(&shell.metrics));
+    tokio::select! {
+        served = probes => served.map_err(|e| Error::Listen(listen, e))?,
+        () = watch::run(&shell.clients, watch_namespace.as_deref(), &shell.world, &shell.wakers) => {}
+        () = campaign.run() => {}
+        () = supervise(&shell) => {}
+        () = stop => tracing::info!("stopping"),
+    }
+    // Every task has been dropped with `supervise`: whoever comes next need not wait.
+    campaign.release().await;
+    Ok(())
+}
+
+async fn backend(
+    store: &JournalStore,
+    clients: &Clients,
+    namespace: &str,
+    leadership: &Leadership,
+) -> Result<Arc<dyn Backend>, Error> {
+    Ok(match store {
+        JournalStore::ConfigMap => {
+            let maps = ConfigMaps::new(clients.requests.clone(), namespace, leadership.clone());
+            Arc::new(Segments::new(Arc::new(maps)))
+        }
+        JournalStore::Memory => Arc::new(Memory::new()),
+        JournalStore::Sled(directory) => {
+            let directory = directory.clone();
+            let opened = tokio::task::spawn_blocking(move || Sled::open(&directory)).await;
+            let opened = opened.map_err(|e| Error::Sled(Box::new(e)))?;
+            Arc::new(opened.map_err(|e| Error::Sled(Box::new(e)))?)
+        }
+    })
+}
+
+/// Leads whenever it may: tasks run between gaining and losing leadership, and at no other time.
+async fn supervise(shell: &Arc<Shell>) {
+    shell.world.wait_until_ready().await;
+    shell.metrics.ready();
+    let mut leadership = shell.leadership.clone();
+    loop {
+        leadership.gained().await;
+        shell.metrics.leads();
+        let mut tasks = Tasks::default();
+        tokio::select! {
+            () = leadership.lost() => tracing::warn!("leadership ended: all tasks stop"),
+            () = tasks.keep(shell) => {}
+        }
+        tasks.running.shutdown().await;
+        shell.metrics.stands_by();
+    }
+}
+
+/// The tasks, by the UID of their resource.
+#[derive(Default)]
+struct Tasks {
+    running: JoinSet<()>,
+    by_uid: HashMap<String, (ClusterId, AbortHandle)>,
+}
+
+impl Tasks {
+    /// Keeps one task per resource, for ever. Level-triggered: looks at what is there, not at what changed.
+    async fn keep(&mut self, shell: &Arc<Shell>) {
+        loop {
+            self.match_resources(shell, &shell.world.clusters.all());
+            shell.metrics.clusters(self.by_uid.len());
+            tokio::select! {
+                () = shell.wakers.clusters.notified() => {}
+                Some(_ended) = self.running.join_next() => {}
+            }
+        }
+    }
+
+    fn match_resources(&mut self, shell: &Arc<Shell>, resources: &[Arc<ValkeyCluster>]) {
+        let wanted: HashMap<String, ClusterId> = resources.iter().filter_map(id_of).collect();
+        self.by_uid.retain(|uid, (id, task)| {
+            let keep = wanted.contains_key(uid);
+            if !keep {
+                tracing::info!(namespace = id.owner.0, name = id.owner.1, uid, "the resource is gone");
+                task.abort();
+                shell.wakers.forget(&id.owner);
+            }
+            keep
+        });
+        for (uid, id) in wanted {
+            self.by_uid.entry(uid).or_insert_with(|| {
+                let task = tend(Arc::clone(shell), id.clone()).instrument(span(&id));
+                let handle = self.running.spawn(task);
+                (id, handle)
+            });
+        }
+    }
+}
+
+fn id_of(resource: &Arc<ValkeyCluster>) -> Option<(String, ClusterId)> {
+    let uid = resource.uid()?;
+    let owner = (resource.namespace()?, resource.name_any());
+    Some((uid.clone(), ClusterId { owner, uid }))
+}
+
+fn span(id: &ClusterId) -> tracing::Span {
+    let (namespace, name) = &id.owner;
+    tracing::info_span!("cluster", namespace, name)
+}
+
+/// One cluster's task: runs it again after each end, with a pause, until it is gone.
+async fn tend(shell: Arc<Shell>, id: ClusterId) {
+    let mut failures = 0_u32;
+    loop {
+        let began = tokio::time::Instant::now();
+        let ended = AssertUnwindSafe(reconcile::run(&shell, &id)).catch_unwind().await;
+        let class = match ended {
+            Ok(Ok(Ended::Gone)) => {
+                tracing::info!("let go");
+                return;
+            }
+            Ok(Err(error)) => {
+                tracing::warn!(class = ?error.class(), reason = error.reason(), error = k8s::chain(&error), "stopped");
+                // Who is fenced says nothing: the later writer speaks for the cluster now.
+                if error.class() != Class::Fenced {
+                    publish::trouble(&shell, &id, &error).await;
+                }
+                error.class()
+            }
+            Err(_panic) => {
+                // The panic hook has printed where.
+                tracing::error!("the task panicked; the others go on");
+                Class::Bug
+            }
+        };
+        shell.metrics.restarted();
+        let pause_max = class.requeue(u32::MAX);
+        failures = if began.elapsed() > pause_max { 1 } else { failures.saturating_add(1) };
+        tokio::time::sleep(class.requeue(failures)).await;
+    }
+}
