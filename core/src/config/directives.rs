@@ -340,7 +340,7 @@ pub const DIRECTIVES: &[Directive] = &[
     user("server-cpulist", Kind::Text),
     user("set-max-intset-entries", COUNT),
     user("set-max-listpack-entries", COUNT),
-    user("set-max-listpack-value", Kind::Bytes),
+    user("set-max-listpack-value", COUNT),
     owned("set-proc-title", PROCESS),
     owned("shutdown-on-sigint", PROCESS),
     owned("shutdown-on-sigterm", PROCESS),
