@@ -96,6 +96,11 @@ impl Memory {
         self.lock().faults.push_back(fault);
     }
 
+    /// Forgets the faults that are still queued.
+    pub fn clear_faults(&self) {
+        self.lock().faults.clear();
+    }
+
     /// Lets the writes of [`Fault::AmbiguousLate`] arrive. Returns how many were still accepted.
     pub fn deliver_late(&self) -> usize {
         let mut inner = self.lock();

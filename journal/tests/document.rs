@@ -29,7 +29,14 @@ fn the_documents_table_of_events_is_the_codes() {
 #[test]
 fn every_test_that_the_document_names_exists() {
     let document = read("../docs/JOURNAL.md");
-    let files = ["tests/contract.rs", "tests/faults.rs", "tests/records.rs", "tests/sled.rs", "src/sled.rs"];
+    let files = [
+        "tests/contract.rs",
+        "tests/faults.rs",
+        "tests/records.rs",
+        "tests/sled.rs",
+        "tests/storms.rs",
+        "src/sled.rs",
+    ];
     let tests: String = files.iter().map(|f| read(f)).collect();
     let begin = document.find("## What is promised").unwrap();
     let section = &document[begin..document.find("## Speed").unwrap()];

@@ -273,3 +273,23 @@ fn epochs_rise_by_one_at_a_claim_and_nowhere_else_and_time_never_falls() {
         assert!(problems.iter().all(|p| p.contains(says)), "{problems:?}");
     }
 }
+
+#[test]
+fn the_layout_is_the_documented_one() {
+    // Its own chain: what other events look like as JSON is not pinned here.
+    let record = Record { seq: Seq(3), epoch: WriterEpoch(1), time: at(3), event: fact(1) };
+    let stored = &Stored::seal(record, Hash([0xc3; 32])).unwrap();
+    let frame = encode(stored);
+    let number = |from: usize, bytes: usize| {
+        frame[from..from + bytes].iter().rev().fold(0u64, |value, byte| value << 8 | u64::from(*byte))
+    };
+    assert_eq!(number(0, 4) as usize, frame.len() - 12);
+    assert_eq!((number(12, 1), number(13, 2), number(15, 2)), (1, 4, 1));
+    assert_eq!((number(17, 8), number(25, 8), number(33, 8)), (3, 1, 3_000_000_000));
+    assert_eq!(frame[41..73], stored.prev.0);
+    let payload = number(73, 8) as usize;
+    assert_eq!(&frame[81..81 + payload], br#"{"PodChanged":{"member":"0-1","pod":"Absent"}}"#);
+    assert_eq!(frame[81 + payload..], stored.hash.0);
+    // Pinned: a change of any byte of the layout, or of what the hash covers, is a new codec.
+    assert_eq!(stored.hash.to_string(), "e1f4055eee5bd6317eca43a2dd3eb5ceeaf893a9d941a73160884431171adf0c");
+}

@@ -131,6 +131,13 @@ impl MemoryObjects {
         inner.faults.push_back(fault);
     }
 
+    /// Forgets the faults that are still queued.
+    pub fn clear_faults(&self) {
+        let mut inner = self.lock();
+        inner.faults.clear();
+        inner.skip = 0;
+    }
+
     /// Lets late writes arrive. Returns how many were still accepted.
     pub fn deliver_late(&self) -> usize {
         let mut inner = self.lock();
