@@ -245,7 +245,7 @@ fn binaries() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let dir = env::var_os("VALKEY_BIN_DIR").map_or_else(prepared_binaries, PathBuf::from);
-        let hint = "set VALKEY_BIN_DIR to a directory with valkey-server, or build tests/cluster";
+        let hint = "set VALKEY_BIN_DIR to a directory that has it";
         assert!(dir.join("valkey-server").exists(), "no valkey-server in {}: {hint}", dir.display());
         dir
     })
@@ -253,7 +253,7 @@ fn binaries() -> &'static Path {
 
 fn prepared_binaries() -> PathBuf {
     let tool = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cluster/cluster");
-    let hint = "build it (go build in tests/cluster), or set VALKEY_BIN_DIR";
+    let hint = "its message says what is missing; or set VALKEY_BIN_DIR to a directory with valkey-server";
     let output = Command::new(&tool).arg("valkey-bin").stderr(Stdio::inherit()).output();
     let output = output.unwrap_or_else(|error| panic!("{}: {error}; {hint}", tool.display()));
     assert!(output.status.success(), "{} valkey-bin failed: {hint}", tool.display());
