@@ -34,8 +34,9 @@ const EVENTS: &[(&str, u16)] = &[
 const SLEEPERS: &[&str] = &[
     // sled drops its file lock a moment after its last handle, and offers no way to wait for that.
     "journal/src/sled.rs",
-    // A client writes at a pace.
+    // A client writes at a pace; a fault comes at a random moment.
     "tests/e2e/support/load.rs",
+    "tests/e2e/scenarios/operator_away.rs",
 ];
 
 /// Valkey's own words: names of INFO fields, directives and errors.
@@ -56,6 +57,7 @@ const WIRE_WORDS: &[&str] = &[
 ];
 /// Files that read or write Valkey's bare words, and the test cluster with those of Linux and Kubernetes.
 const WIRE_FILES: &[&str] = &[
+    "benches/",
     "src/valkey/parse",
     "src/objects/pod.rs",
     "src/objects/tests.rs",
@@ -455,7 +457,8 @@ fn every_test_of_the_operator_is_run_by_make_test() {
         (!test.contains('/')).then(|| test.to_owned())
     };
     let is_run = |t: &String| {
-        makefile.contains(&format!("--test {t}")) || makefile.contains(&format!("tests/{t}/run"))
+        let ways = [format!("--test {t}"), format!("--example {t}"), format!("tests/{t}/run")];
+        ways.iter().any(|way| makefile.contains(way))
     };
     let missing = rust().filter_map(name_of).filter(|t| !is_run(t)).collect();
     none("add `--test NAME` to a stage of the Makefile for:", missing);
