@@ -48,3 +48,19 @@ test-valkey: ## The operator's links and effects against real valkey-servers
 .PHONY: test-e2e
 test-e2e: ## The operator on a real control plane with real pods (root, Linux)
 	$(call stage,end to end,tests/e2e/run)
+
+.PHONY: demo
+demo: ## A failover under load and its audit, on a cluster that it makes (DEMO_KEEP=0 removes everything)
+	@examples/demo/run
+
+.PHONY: cluster-up
+cluster-up: ## The local cluster, with the operator's image in it
+	@tests/e2e/setup
+
+.PHONY: cluster-down
+cluster-down: ## Remove the local cluster
+	@tests/cluster/cluster down
+
+.PHONY: bench
+bench: cluster-up ## Write outage of ten kills next to Valkey Sentinel (removes nothing: see cluster-down)
+	@tests/e2e/inside bench -q --locked -p valkeeper --bench failover

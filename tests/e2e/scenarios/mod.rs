@@ -1,0 +1,173 @@
+//! The scenarios, in order, and what they share.
+
+mod bad_input;
+mod kills;
+mod life;
+mod operator_away;
+mod silence;
+mod spec_change;
+
+use crate::support::{
+    Place, audit_log::AuditLog, delete_namespace, operator::Operator, resp::Reach, restricted_namespace,
+    subject::Subject, tunnel, wait::until,
+};
+use anyhow::bail;
+use kube::Client;
+use serde_json::{Value, json};
+use std::{future::Future, pin::Pin, time::Duration};
+
+/// Namespace of everything that the scenarios make.
+const NAMESPACE: &str = "valkeeper-e2e";
+/// Name of the ValkeyCluster.
+const NAME: &str = "orders";
+
+/// What must be there before a scenario.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Begins {
+    /// No ValkeyCluster.
+    WithNothing,
+    /// One that is Ready, with two replicas.
+    WithAReadyCluster,
+}
+
+type Story<'a> = Pin<Box<dyn Future<Output = anyhow::Result<String>> + 'a>>;
+
+/// One scenario.
+pub struct Scenario {
+    /// Its name on the command line and in the report.
+    pub name: &'static str,
+    /// What must be there before.
+    pub begins: Begins,
+    /// True if it needs pids of pods.
+    pub needs_nodes: bool,
+    /// Runs it; gives its figures in one line.
+    pub run: for<'a> fn(&'a World) -> Story<'a>,
+}
+
+macro_rules! scenario {
+    ($name:literal, $begins:ident, $needs_nodes:literal, $run:path) => {
+        Scenario {
+            name: $name,
+            begins: Begins::$begins,
+            needs_nodes: $needs_nodes,
+            run: |world| Box::pin($run(world)),
+        }
+    };
+}
+
+/// Every scenario, in the order in which they run.
+pub const SCENARIOS: &[Scenario] = &[
+    scenario!("create", WithNothing, false, life::create),
+    scenario!("ten-kills", WithAReadyCluster, false, kills::ten),
+    scenario!("primary-pod-deleted", WithAReadyCluster, false, kills::pod_deleted),
+    scenario!("primary-frozen", WithAReadyCluster, true, silence::frozen),
+    scenario!("operator-killed", WithAReadyCluster, true, operator_away::killed_in_a_failover),
+    scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),
+    scenario!("scale-2-4-1", WithAReadyCluster, false, spec_change::scale),
+    scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),
+    scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
+    scenario!("delete", WithAReadyCluster, false, life::delete),
+    scenario!("create-again", WithNothing, false, life::create_again),
+];
+
+/// Everything a scenario works with.
+pub struct World {
+    /// API server.
+    pub client: Client,
+    /// The operator.
+    pub operator: Operator,
+    /// The audit log, where it is within reach.
+    pub audit: Option<AuditLog>,
+    /// The ValkeyCluster.
+    pub subject: Subject,
+    /// Where all this is.
+    pub place: Place,
+}
+
+impl World {
+    /// Prepares the namespace, and removes what an earlier run left.
+    pub async fn new(
+        client: Client,
+        operator: Operator,
+        audit: Option<AuditLog>,
+        place: Place,
+    ) -> anyhow::Result<World> {
+        restricted_namespace(&client, NAMESPACE).await?;
+        let reach = match place {
+            Place::Local => Reach::Direct,
+            Place::Existing => tunnel::open(&client, NAMESPACE).await?,
+        };
+        let subject = Subject {
+            client: client.clone(),
+            namespace: NAMESPACE.to_owned(),
+            name: NAME.to_owned(),
+            reach,
+            place,
+        };
+        let world = World { client, operator, audit, subject, place };
+        world.remove().await?;
+        world.subject.delete_claims().await?;
+        Ok(world)
+    }
+
+    /// Brings about what a scenario needs.
+    pub async fn begin(&self, begins: Begins) -> anyhow::Result<()> {
+        match begins {
+            Begins::WithNothing => self.remove().await,
+            Begins::WithAReadyCluster => {
+                self.subject.apply(&spec()).await?;
+                self.subject.ready().await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// Removes the ValkeyCluster and waits until its pods are gone, too.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        if self.subject.exists().await? {
+            self.subject.delete().await?;
+        }
+        gone(&self.subject).await
+    }
+
+    /// After a failure: the operator runs, and the next scenario begins with a new ValkeyCluster.
+    pub async fn start_over(&self) -> anyhow::Result<()> {
+        self.operator.scale(1).await?;
+        self.remove().await?;
+        self.subject.delete_claims().await
+    }
+
+    /// After the last scenario: nothing that cannot be made again is left, except journals.
+    pub async fn clean_up(&self) -> anyhow::Result<()> {
+        self.start_over().await?;
+        delete_namespace(&self.client, NAMESPACE).await?;
+        Operator::uninstall()
+    }
+}
+
+/// Waits until the resource and its pods are gone.
+pub async fn gone(subject: &Subject) -> anyhow::Result<()> {
+    let what = format!("{} and its pods to be gone", subject.name);
+    until(&what, Duration::from_secs(120), || async {
+        if subject.exists().await? {
+            bail!("the resource is still there");
+        }
+        match subject.members().await?.len() {
+            0 => Ok(()),
+            count => bail!("{count} pods are left"),
+        }
+    })
+    .await
+    .map(|_| ())
+}
+
+/// Two replicas on volumes.
+pub fn spec() -> Value {
+    json!({
+        "topology": "Replication",
+        "replicas": 2,
+        "profile": "Durable",
+        "persistence": { "size": "1Gi" },
+        "resources": { "requests": { "cpu": "50m", "memory": "128Mi" }, "limits": { "memory": "256Mi" } },
+    })
+}

@@ -1,0 +1,94 @@
+//! The journals as they are in the cluster, and what `valkeeper-replay` says of them.
+
+use super::{built, operator, subject::Subject};
+use anyhow::{Context, bail};
+use k8s_openapi::api::core::v1::ConfigMap;
+use kube::{Api, Client, ResourceExt, api::ListParams};
+use serde_json::{Value, json};
+use std::{
+    path::PathBuf,
+    process::{Command, Output},
+};
+
+/// A dump of every journal in the operator's namespace, as `kubectl get configmaps -o json` prints it, and one cluster
+/// in it.
+pub struct Journal {
+    /// The file.
+    pub path: PathBuf,
+    cluster: String,
+}
+
+/// Exit code of `verify` and `diverge` that means: found something.
+const EXIT_FOUND: i32 = 3;
+
+impl Journal {
+    /// Reads the journals and chooses that of the subject, which exists.
+    pub async fn of(subject: &Subject) -> anyhow::Result<Journal> {
+        let uid = subject.get().await?.uid().context("a resource without UID")?;
+        Journal::of_uid(&subject.client, &uid).await
+    }
+
+    /// Reads the journals and chooses that of a resource that may be gone.
+    pub async fn of_uid(client: &Client, uid: &str) -> anyhow::Result<Journal> {
+        let api: Api<ConfigMap> = Api::namespaced(client.clone(), operator::NAMESPACE);
+        let maps = api.list(&ListParams::default().labels("valkeeper.io/journal")).await?;
+        let mut items = Vec::new();
+        for map in maps.items {
+            let mut item = serde_json::to_value(map)?;
+            item["apiVersion"] = json!("v1");
+            item["kind"] = json!("ConfigMap");
+            items.push(item);
+        }
+        let path = std::env::temp_dir().join(format!("valkeeper-journals-{}.json", std::process::id()));
+        std::fs::write(&path, json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string())?;
+        Ok(Journal { path, cluster: uid.to_owned() })
+    }
+
+    fn run(&self, verb: &[&str]) -> anyhow::Result<Output> {
+        let program = built("valkeeper-replay")?;
+        let mut command = Command::new(&program);
+        command.arg("-j").arg(&self.path).args(["--cluster", &self.cluster]).args(verb);
+        command.output().with_context(|| program.display().to_string())
+    }
+
+    /// What a verb prints. Anything but exit code 0 is an error.
+    pub fn ask(&self, verb: &[&str]) -> anyhow::Result<String> {
+        let output = self.run(verb)?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        if output.status.success() {
+            return Ok(text);
+        }
+        let error = String::from_utf8_lossy(&output.stderr).into_owned();
+        bail!("valkeeper-replay {}: {}\n{text}{error}", verb.join(" "), output.status)
+    }
+
+    /// The timeline's lines that match a pattern.
+    pub fn lines(&self, pattern: &str) -> anyhow::Result<Vec<String>> {
+        let text = self.ask(&["log", "-g", pattern])?;
+        Ok(text.lines().filter(|line| line.contains(pattern)).map(str::to_owned).collect())
+    }
+
+    /// Failovers that the audit knows.
+    pub fn failovers(&self) -> anyhow::Result<usize> {
+        let text = self.ask(&["audit", "failover", "-o", "json"])?;
+        let found: Value = serde_json::from_str(&text).with_context(|| text.clone())?;
+        found.as_array().map(Vec::len).with_context(|| format!("not a list: {text}"))
+    }
+
+    /// The journal is what was written, holds every invariant, and today's rules decide the same; wrong rules do not.
+    pub fn holds(&self) -> anyhow::Result<()> {
+        self.ask(&["verify"])?;
+        self.ask(&["diverge"])?;
+        // Rules that never promote can only differ where something was promoted.
+        if self.failovers()? == 0 {
+            return Ok(());
+        }
+        let mutated = self.run(&["diverge", "--mutate", "never-fail-over"])?;
+        match mutated.status.code() {
+            Some(EXIT_FOUND) => Ok(()),
+            other => bail!(
+                "diverge with a wrong policy ended with {other:?}: it must find what it would not have done"
+            ),
+        }
+    }
+}

@@ -1,0 +1,347 @@
+//! Two writers, as applications are: one tries the members and asks for their role, one uses the write Service. Each
+//! writes a new number about every millisecond and notes when it was acknowledged; afterwards every acknowledged number
+//! is looked for.
+
+use super::{
+    resp::{Connection, Reach, Reply, Role},
+    subject::Subject,
+};
+use anyhow::{Context, bail};
+use std::{
+    collections::HashSet,
+    io,
+    net::IpAddr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicUsize, Ordering},
+    },
+    thread::JoinHandle,
+    time::{Duration, Instant},
+};
+
+/// Pause between two writes of one writer.
+const PACE: Duration = Duration::from_millis(1);
+/// Bound on each wait of a writer where the cluster's network is within reach.
+const TIMEOUT_DIRECT: Duration = Duration::from_millis(50);
+/// The same through `kubectl exec`, which takes longer to begin.
+const TIMEOUT_THROUGH: Duration = Duration::from_secs(3);
+/// Bound on reading everything back.
+pub const TIMEOUT_READ: Duration = Duration::from_secs(20);
+/// An acknowledged write this close before its primary's end may not have left for the replicas yet: replication is
+/// asynchronous. Valkey sends to clients and to replicas in one pass of its loop; a pass is far shorter than this.
+pub const IN_FLIGHT: Duration = Duration::from_millis(10);
+
+/// A number that was acknowledged, and when.
+#[derive(Clone, Copy, Debug)]
+struct Ack {
+    at: Instant,
+    id: u64,
+}
+
+/// What one writer saw.
+#[derive(Debug)]
+pub struct Log {
+    /// `roles` or `service`.
+    pub client: &'static str,
+    /// Name of the set that it wrote to.
+    pub key: String,
+    acks: Vec<Ack>,
+}
+
+/// The writers, while they write.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    acknowledged: Vec<(&'static str, Arc<AtomicUsize>)>,
+    writers: Vec<JoinHandle<Log>>,
+    addresses: Option<tokio::task::JoinHandle<()>>,
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+        if let Some(task) = &self.addresses {
+            task.abort();
+        }
+    }
+}
+
+impl Load {
+    /// Starts both writers and waits for the first acknowledgement of each.
+    pub async fn start(subject: &Subject) -> anyhow::Result<Load> {
+        let members = Arc::new(Mutex::new(addresses(subject).await?));
+        let service = subject.service_address("primary").await?;
+        let targets =
+            vec![("roles", Target::Members(Arc::clone(&members))), ("service", Target::Service(service))];
+        let mut load = Load::on(targets, &subject.reach, &subject.password().await?)?;
+        load.addresses = Some(tokio::spawn(follow_addresses(subject.clone(), members)));
+        load.flows(Duration::from_secs(30)).await.context("the first writes")?;
+        Ok(load)
+    }
+
+    /// Starts a writer for each target.
+    pub fn on(targets: Vec<(&'static str, Target)>, reach: &Reach, password: &str) -> anyhow::Result<Load> {
+        let stop = Arc::new(AtomicBool::new(false));
+        let run = format!("{:x}", std::time::UNIX_EPOCH.elapsed()?.as_nanos());
+        let (mut acknowledged, mut writers) = (Vec::new(), Vec::new());
+        for (client, target) in targets {
+            let count = Arc::new(AtomicUsize::new(0));
+            let writer = Writer {
+                target,
+                reach: reach.clone(),
+                password: password.to_owned(),
+                stop: Arc::clone(&stop),
+                acknowledged: Arc::clone(&count),
+                log: Log { client, key: format!("tests:{run}:{client}"), acks: Vec::new() },
+            };
+            acknowledged.push((client, count));
+            writers.push(std::thread::Builder::new().name(client.to_owned()).spawn(|| writer.run())?);
+        }
+        Ok(Load { stop, acknowledged, writers, addresses: None })
+    }
+
+    /// Waits until every writer has been acknowledged after this call.
+    pub async fn flows(&self, patience: Duration) -> anyhow::Result<()> {
+        let counts = || self.acknowledged.iter().map(|(client, n)| (*client, n.load(Ordering::Relaxed)));
+        let before: Vec<_> = counts().collect();
+        super::wait::until("acknowledged writes", patience, || async {
+            match counts().zip(&before).find(|(now, then)| now == *then) {
+                None => Ok(()),
+                Some(((client, _), _)) => bail!("the {client} client is not served"),
+            }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Waits until every writer has been acknowledged so many times more.
+    pub async fn grows_by(&self, writes: usize, patience: Duration) -> anyhow::Result<()> {
+        let count = |n: &AtomicUsize| n.load(Ordering::Relaxed);
+        let wanted: Vec<usize> = self.acknowledged.iter().map(|(_, n)| count(n) + writes).collect();
+        super::wait::until("more acknowledged writes", patience, || async {
+            match self.acknowledged.iter().zip(&wanted).find(|((_, n), wanted)| count(n) < **wanted) {
+                None => Ok(()),
+                Some(((client, n), wanted)) => bail!("the {client} client has {} of {wanted}", count(n)),
+            }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Stops the writers.
+    pub fn finish(mut self) -> anyhow::Result<Vec<Log>> {
+        self.stop.store(true, Ordering::Relaxed);
+        let writers = std::mem::take(&mut self.writers);
+        writers.into_iter().map(|w| w.join().map_err(|_| anyhow::anyhow!("a writer panicked"))).collect()
+    }
+}
+
+async fn addresses(subject: &Subject) -> anyhow::Result<Vec<IpAddr>> {
+    Ok(subject.members().await?.iter().filter_map(|m| m.address).collect())
+}
+
+/// Keeps the role client's list of members as a client that asks DNS would have it.
+async fn follow_addresses(subject: Subject, members: Arc<Mutex<Vec<IpAddr>>>) {
+    loop {
+        if let Ok(found) = addresses(&subject).await
+            && let Ok(mut list) = members.lock()
+        {
+            *list = found;
+        }
+        tokio::time::sleep(Duration::from_millis(200)).await;
+    }
+}
+
+/// Whom a writer writes to.
+pub enum Target {
+    /// Whichever of these says that it is the primary.
+    Members(Arc<Mutex<Vec<IpAddr>>>),
+    /// One address, wherever it leads.
+    Service(IpAddr),
+}
+
+struct Writer {
+    target: Target,
+    reach: Reach,
+    password: String,
+    stop: Arc<AtomicBool>,
+    acknowledged: Arc<AtomicUsize>,
+    log: Log,
+}
+
+impl Writer {
+    fn run(mut self) -> Log {
+        let mut connection = None;
+        let mut id = 0;
+        while !self.stop.load(Ordering::Relaxed) {
+            let Some(open) = connection.as_mut() else {
+                connection = self.connect();
+                std::thread::sleep(PACE);
+                continue;
+            };
+            // A new number for each try: one that was not acknowledged may be there or not.
+            id += 1;
+            if let Ok(Reply::Integer(1)) = write(open, &self.log.key, id) {
+                self.log.acks.push(Ack { at: Instant::now(), id });
+                self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                std::thread::sleep(PACE);
+            } else {
+                connection = None;
+            }
+        }
+        self.log
+    }
+
+    fn connect(&self) -> Option<Connection> {
+        let timeout = match self.reach {
+            Reach::Direct => TIMEOUT_DIRECT,
+            Reach::Through { .. } => TIMEOUT_THROUGH,
+        };
+        let open = |address| Connection::open(&self.reach, address, &self.password, timeout);
+        match &self.target {
+            Target::Service(address) => open(*address).ok(),
+            Target::Members(members) => {
+                let members = members.lock().ok()?.clone();
+                let primary = |address| {
+                    let mut connection = open(address).ok()?;
+                    (connection.role().ok()? == Role::Primary).then_some(connection)
+                };
+                members.into_iter().find_map(primary)
+            }
+        }
+    }
+}
+
+fn write(connection: &mut Connection, key: &str, id: u64) -> io::Result<Reply> {
+    connection.call(&["SADD", key, &id.to_string()])
+}
+
+/// Acknowledged writes that are not there.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Loss {
+    /// Acknowledged in all.
+    pub acknowledged: usize,
+    /// Lost ones that a replica must have had.
+    pub lost: usize,
+    /// Lost ones that were acknowledged within [`IN_FLIGHT`] before a fault.
+    pub in_flight: usize,
+}
+
+impl std::fmt::Display for Loss {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{} of {} acknowledged writes lost", self.lost, self.acknowledged)?;
+        if self.in_flight > 0 {
+            write!(f, " (and {} no replica had received)", self.in_flight)
+        } else {
+            Ok(())
+        }
+    }
+}
+
+/// What the load shows of a series of faults.
+#[derive(Clone, Debug, Default)]
+pub struct Figures {
+    /// Longest gap between acknowledgements across each fault, of the client that asks for roles, in milliseconds.
+    pub roles_ms: Vec<f64>,
+    /// The same through the Service.
+    pub service_ms: Vec<f64>,
+    /// Of both writers.
+    pub loss: Loss,
+}
+
+impl Figures {
+    /// Reads everything back from the primary. Each outage is looked for between its fault and the next.
+    pub async fn of(subject: &Subject, logs: &[Log], faults: &[Instant]) -> anyhow::Result<Figures> {
+        let mut figures = Figures::default();
+        for log in logs {
+            let kept = subject.set(&log.key, TIMEOUT_READ).await?;
+            figures.add(log, &kept, faults)?;
+        }
+        Ok(figures)
+    }
+
+    /// Adds what one writer saw, given what is there.
+    pub fn add(&mut self, log: &Log, kept: &HashSet<u64>, faults: &[Instant]) -> anyhow::Result<()> {
+        self.add_loss(log, kept, faults);
+        let gaps = faults.iter().enumerate().map(|(i, fault)| log.gap_ms(*fault, faults.get(i + 1).copied()));
+        let gaps = gaps.collect::<anyhow::Result<Vec<f64>>>()?;
+        if log.client == "roles" {
+            self.roles_ms = gaps
+        } else {
+            self.service_ms = gaps
+        }
+        Ok(())
+    }
+
+    fn add_loss(&mut self, log: &Log, kept: &HashSet<u64>, faults: &[Instant]) {
+        self.loss.acknowledged += log.acks.len();
+        for ack in log.acks.iter().filter(|ack| !kept.contains(&ack.id)) {
+            let excused = faults.iter().any(|fault| {
+                let before = fault.checked_duration_since(ack.at).is_some_and(|d| d <= IN_FLIGHT);
+                // The signal takes a moment to arrive: the fault's time was taken before it was sent.
+                before || ack.at.checked_duration_since(*fault).is_some_and(|d| d <= IN_FLIGHT)
+            });
+            if excused { self.loss.in_flight += 1 } else { self.loss.lost += 1 }
+        }
+    }
+
+    /// Fails if a write was lost that a replica must have had.
+    pub fn nothing_lost(&self) -> anyhow::Result<()> {
+        if self.loss.lost > 0 { bail!("{}", self.loss) } else { Ok(()) }
+    }
+
+    /// Outages and losses in one line.
+    pub fn line(&self) -> String {
+        format!(
+            "outage {} by roles, {} by Service; {}",
+            spread(&self.roles_ms),
+            spread(&self.service_ms),
+            self.loss
+        )
+    }
+}
+
+/// Median and maximum, or the one number.
+pub fn spread(values: &[f64]) -> String {
+    match values {
+        [] => "-".to_owned(),
+        [one] => format!("{one:.0} ms"),
+        many => format!("{:.0} ms median, {:.0} ms maximum", median(many), maximum(many)),
+    }
+}
+
+/// The middle value.
+pub fn median(values: &[f64]) -> f64 {
+    let mut sorted = values.to_vec();
+    sorted.sort_by(f64::total_cmp);
+    let middle = |i: usize| sorted.get(i).copied().unwrap_or_default();
+    let half = sorted.len() / 2;
+    if sorted.len() % 2 == 1 {
+        middle(half)
+    } else {
+        f64::midpoint(middle(half.saturating_sub(1)), middle(half))
+    }
+}
+
+/// The greatest value.
+pub fn maximum(values: &[f64]) -> f64 {
+    values.iter().copied().fold(0.0, f64::max)
+}
+
+impl Log {
+    /// Longest time between two acknowledgements that touches the time from `fault` to `next`.
+    fn gap_ms(&self, fault: Instant, next: Option<Instant>) -> anyhow::Result<f64> {
+        let last = self.acks.last().context("nothing was acknowledged")?;
+        if last.at < fault {
+            bail!("the {} client was not served after the fault", self.client);
+        }
+        let pairs = self.acks.iter().zip(self.acks.iter().skip(1));
+        let touching = pairs.filter(|(a, b)| b.at >= fault && next.is_none_or(|next| a.at < next));
+        let longest = touching.map(|(a, b)| b.at - a.at).max().unwrap_or_default();
+        Ok(longest.as_secs_f64() * 1000.0)
+    }
+
+    /// Acknowledged writes.
+    pub fn count(&self) -> usize {
+        self.acks.len()
+    }
+}

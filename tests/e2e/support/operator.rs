@@ -1,0 +1,158 @@
+//! The operator in the cluster: installed by its chart, scaled and killed.
+
+use super::{Place, checkout, process, wait::until};
+use anyhow::{Context, bail};
+use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
+};
+use serde_json::json;
+use std::{
+    process::Command,
+    time::{Duration, Instant},
+};
+
+/// Namespace of the operator.
+pub const NAMESPACE: &str = "valkeeper-system";
+/// Release of its chart.
+pub const RELEASE: &str = "valkeeper";
+/// Image that `tests/cluster/cluster image-operator` makes.
+const LOCAL_IMAGE: &str = "valkeeper.local/valkeeper:dev";
+/// Image of Valkey in the local cluster.
+const LOCAL_VALKEY_IMAGE: &str = "valkeeper.local/valkey:9.1";
+/// Labels of its Deployment and its pod.
+const SELECTOR: &str = "app.kubernetes.io/name=valkeeper,app.kubernetes.io/component=operator";
+/// Bound on its start and end.
+const PATIENCE: Duration = Duration::from_secs(120);
+
+/// The operator.
+#[derive(Clone)]
+pub struct Operator {
+    client: Client,
+    place: Place,
+}
+
+impl Operator {
+    /// Installs the chart, or brings an installation up to date, and waits until it leads.
+    pub async fn install(client: &Client, place: Place) -> anyhow::Result<Operator> {
+        let variable = |name: &str| std::env::var(name).ok();
+        let (image, valkey) = match place {
+            Place::Local => (LOCAL_IMAGE.to_owned(), Some(LOCAL_VALKEY_IMAGE.to_owned())),
+            Place::Existing => {
+                (variable("VALKEEPER_IMAGE").context("VALKEEPER_IMAGE")?, variable("VALKEEPER_VALKEY_IMAGE"))
+            }
+        };
+        let (repository, tag) = split_image(&image)?;
+        let mut values = format!("image.repository={repository},image.tag={tag}");
+        if let Some(valkey) = valkey {
+            values.push_str(&format!(",defaultImage={valkey}"));
+        }
+        super::restricted_namespace(client, NAMESPACE).await?;
+        let output = Command::new("helm")
+            .args(["upgrade", "--install", RELEASE])
+            .arg(checkout().join("charts/valkeeper"))
+            .args(["--namespace", NAMESPACE, "--wait", "--timeout", "120s"])
+            .args(["--set-string", &values])
+            .output()
+            .context("helm")?;
+        if !output.status.success() {
+            bail!("helm: {}", String::from_utf8_lossy(&output.stderr));
+        }
+        let operator = Operator { client: client.clone(), place };
+        operator.scale(1).await?;
+        Ok(operator)
+    }
+
+    /// Removes the release; definitions and journals stay.
+    pub fn uninstall() -> anyhow::Result<()> {
+        let output = Command::new("helm")
+            .args(["uninstall", RELEASE, "-n", NAMESPACE, "--ignore-not-found"])
+            .output()?;
+        if output.status.success() {
+            Ok(())
+        } else {
+            bail!("helm: {}", String::from_utf8_lossy(&output.stderr))
+        }
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    async fn list(&self) -> anyhow::Result<Vec<Pod>> {
+        Ok(self.pods().list(&ListParams::default().labels(SELECTOR)).await?.items)
+    }
+
+    /// Scales it and waits until that is so: no pod left, or one ready.
+    pub async fn scale(&self, replicas: i32) -> anyhow::Result<Duration> {
+        let api: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let found = api.list(&ListParams::default().labels(SELECTOR)).await?;
+        let name = found.items.first().map(|d| d.name_any()).context("the chart has no Deployment")?;
+        api.patch_scale(
+            &name,
+            &PatchParams::default(),
+            &Patch::Merge(json!({ "spec": { "replicas": replicas } })),
+        )
+        .await?;
+        let wanted = usize::try_from(replicas)?;
+        let what = format!("{replicas} pods of the operator");
+        let scaled = until(&what, PATIENCE, || async {
+            let pods = self.list().await?;
+            let ready = pods.iter().filter(|pod| is_ready(pod)).count();
+            if pods.len() == wanted && ready == wanted {
+                Ok(())
+            } else {
+                bail!("{} pods, {ready} ready", pods.len())
+            }
+        });
+        Ok(scaled.await?.1)
+    }
+
+    /// Kills its process, as a node out of memory would; kubelet starts it again. The time just before.
+    pub async fn kill(&self) -> anyhow::Result<Instant> {
+        let pods = self.list().await?;
+        let pod = pods.first().context("the operator has no pod")?;
+        match self.place {
+            Place::Local => {
+                process::signal(process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")?, "KILL")
+            }
+            Place::Existing => {
+                let at = Instant::now();
+                self.pods().delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
+                Ok(at)
+            }
+        }
+    }
+
+    /// Pid of its process on this machine, so that a kill need not look for it first.
+    pub async fn pid(&self) -> anyhow::Result<u32> {
+        let pods = self.list().await?;
+        let pod = pods.first().context("the operator has no pod")?;
+        process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")
+    }
+
+    /// The end of its log, for a failure's report.
+    pub async fn log_tail(&self, lines: i64) -> String {
+        let Ok(pods) = self.list().await else { return "no pods".to_owned() };
+        let mut text = String::new();
+        for pod in pods {
+            let params = LogParams { tail_lines: Some(lines), ..LogParams::default() };
+            text.push_str(
+                &self.pods().logs(&pod.name_any(), &params).await.unwrap_or_else(|error| error.to_string()),
+            );
+        }
+        text
+    }
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
+    pod.metadata.deletion_timestamp.is_none()
+        && conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+fn split_image(image: &str) -> anyhow::Result<(&str, &str)> {
+    let (repository, tag) = image.rsplit_once(':').with_context(|| format!("{image} has no tag"))?;
+    if tag.contains('/') { bail!("{image} has no tag") } else { Ok((repository, tag)) }
+}

@@ -1,0 +1,65 @@
+//! Faults of processes: the server of a pod is a process of this machine, known by its pod's UID in its control group.
+
+use super::{Place, subject::Member};
+use anyhow::{Context, bail};
+use std::{
+    fs,
+    process::{Command, Stdio},
+    time::Instant,
+};
+
+/// The pid of a pod's process, by the process's name.
+pub fn pid_in_pod(pod_uid: &str, name: &str) -> anyhow::Result<u32> {
+    let written = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
+    for entry in fs::read_dir("/proc")? {
+        let entry = entry?;
+        let Some(pid) = entry.file_name().to_str().and_then(|text| text.parse::<u32>().ok()) else {
+            continue;
+        };
+        let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
+        if read("comm").trim_end() == name && written.iter().any(|uid| read("cgroup").contains(uid.as_str()))
+        {
+            return Ok(pid);
+        }
+    }
+    bail!("pod {pod_uid} has no process {name}")
+}
+
+/// Sends a signal by its name; the time just before.
+pub fn signal(pid: u32, name: &str) -> anyhow::Result<Instant> {
+    let at = Instant::now();
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().context("kill")?;
+    if sent.success() { Ok(at) } else { bail!("kill -{name} {pid} failed") }
+}
+
+/// Ends a member's server at once, without a word to anyone; the time just before.
+pub fn kill_server(place: Place, namespace: &str, member: &Member) -> anyhow::Result<Instant> {
+    match place {
+        Place::Local => signal(pid_in_pod(&member.uid, "valkey-server")?, "KILL"),
+        Place::Existing => {
+            // Not a signal, since the node is out of reach, but as sudden: no handover, no snapshot.
+            let at = Instant::now();
+            let script = "valkey-cli --no-auth-warning shutdown nosave now force";
+            let mut command = Command::new("kubectl");
+            command.args(["exec", "-i", "-n", namespace, &member.name, "-c", "valkey", "--", "sh", "-c"]);
+            command.arg(format!("read -r REDISCLI_AUTH; export REDISCLI_AUTH; {script}"));
+            let mut child =
+                command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
+            if let Some(stdin) = &mut child.stdin {
+                use std::io::Write;
+                writeln!(stdin, "{}", member.password)?;
+            }
+            child.wait()?;
+            Ok(at)
+        }
+    }
+}
+
+/// Stops a member's server where it stands; it can be woken by CONT.
+pub fn freeze_server(place: Place, member: &Member) -> anyhow::Result<(u32, Instant)> {
+    if place == Place::Existing {
+        bail!("freezing a process needs the nodes of the local cluster");
+    }
+    let pid = pid_in_pod(&member.uid, "valkey-server")?;
+    Ok((pid, signal(pid, "STOP")?))
+}

@@ -1,0 +1,283 @@
+//! A ValkeyCluster under test: its resource, its pods, its servers.
+
+use super::{
+    MANAGER, Place,
+    resp::{Connection, Reach, Reply, Role},
+    wait::until,
+};
+use anyhow::{Context, anyhow, bail};
+use k8s_openapi::{
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{PersistentVolumeClaim, Pod, Secret, Service},
+        discovery::v1::EndpointSlice,
+    },
+    apimachinery::pkg::apis::meta::v1::Condition,
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use std::{collections::HashSet, net::IpAddr, time::Duration};
+use valkeeper::api::v1alpha1::ValkeyCluster;
+
+/// Bound on each wait of a connection that only asks.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// Bound on everything the operator does while pods start: machines differ, figures are printed.
+pub const PATIENCE: Duration = Duration::from_secs(180);
+
+/// The resource, and how to reach what belongs to it.
+#[derive(Clone)]
+pub struct Subject {
+    /// API server.
+    pub client: Client,
+    /// Namespace of the resource.
+    pub namespace: String,
+    /// Its name.
+    pub name: String,
+    /// How its addresses are reached.
+    pub reach: Reach,
+    /// Where it runs.
+    pub place: Place,
+}
+
+/// A pod of the cluster.
+#[derive(Clone, Debug)]
+pub struct Member {
+    /// Pod name.
+    pub name: String,
+    /// Pod UID.
+    pub uid: String,
+    /// Address, once it has one.
+    pub address: Option<IpAddr>,
+    /// The role label.
+    pub label: Option<String>,
+    /// Password of the application's user.
+    pub password: String,
+    /// True if it is being deleted.
+    pub leaving: bool,
+}
+
+impl Subject {
+    fn api(&self) -> Api<ValkeyCluster> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    /// Applies a spec as it is written, valid or not.
+    pub async fn apply(&self, spec: &Value) -> anyhow::Result<()> {
+        let resource = ApiResource::erase::<ValkeyCluster>(&());
+        let api: Api<DynamicObject> = Api::namespaced_with(self.client.clone(), &self.namespace, &resource);
+        let body = json!({
+            "apiVersion": "valkeeper.io/v1alpha1",
+            "kind": "ValkeyCluster",
+            "metadata": { "name": self.name, "namespace": self.namespace },
+            "spec": spec,
+        });
+        api.patch(&self.name, &PatchParams::apply(MANAGER).force(), &Patch::Apply(&body)).await?;
+        Ok(())
+    }
+
+    /// The resource.
+    pub async fn get(&self) -> anyhow::Result<ValkeyCluster> {
+        Ok(self.api().get(&self.name).await?)
+    }
+
+    /// Asks for its deletion.
+    pub async fn delete(&self) -> anyhow::Result<()> {
+        self.api().delete(&self.name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// True if the resource is there.
+    pub async fn exists(&self) -> anyhow::Result<bool> {
+        Ok(self.api().get_opt(&self.name).await?.is_some())
+    }
+
+    /// Waits until the present spec has been observed and a condition has a status.
+    pub async fn condition(
+        &self,
+        kind: &str,
+        status: &str,
+        patience: Duration,
+    ) -> anyhow::Result<(Condition, Duration)> {
+        until(&format!("{kind}={status} of {}", self.name), patience, || async {
+            let cluster = self.get().await?;
+            let known = cluster.status.clone().unwrap_or_default();
+            if known.observed_generation != cluster.metadata.generation {
+                bail!("generation {:?} is not observed yet", cluster.metadata.generation);
+            }
+            let found = known.conditions.iter().find(|c| c.type_ == kind).cloned();
+            match found {
+                Some(condition) if condition.status == status => Ok(condition),
+                Some(condition) => Err(anyhow!("{}: {}", condition.reason, condition.message)),
+                None => Err(anyhow!("there is no such condition")),
+            }
+        })
+        .await
+    }
+
+    /// Waits until everything is as the spec wants it; how long that took.
+    pub async fn ready(&self) -> anyhow::Result<Duration> {
+        Ok(self.condition("Ready", "True", PATIENCE).await?.1)
+    }
+
+    fn pods(&self) -> Api<Pod> {
+        Api::namespaced(self.client.clone(), &self.namespace)
+    }
+
+    fn selector(&self) -> ListParams {
+        ListParams::default().labels(&format!("valkeeper.io/cluster={}", self.name))
+    }
+
+    /// Every pod of the cluster.
+    pub async fn members(&self) -> anyhow::Result<Vec<Member>> {
+        let pods = self.pods().list(&self.selector()).await?;
+        let password = self.password().await.unwrap_or_default();
+        Ok(pods.items.iter().map(|pod| member(pod, &password)).collect())
+    }
+
+    /// Deletes a pod as `kubectl delete pod` does.
+    pub async fn delete_pod(&self, name: &str) -> anyhow::Result<()> {
+        self.pods().delete(name, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
+    /// Names of its volumes' claims.
+    pub async fn claims(&self) -> anyhow::Result<Vec<String>> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        Ok(api.list(&self.selector()).await?.items.iter().map(|claim| claim.name_any()).collect())
+    }
+
+    /// Deletes its volumes' claims.
+    pub async fn delete_claims(&self) -> anyhow::Result<()> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        api.delete_collection(&DeleteParams::default(), &self.selector()).await?;
+        Ok(())
+    }
+
+    /// Names of its workloads and Services.
+    pub async fn objects(&self) -> anyhow::Result<Vec<String>> {
+        let sets: Api<StatefulSet> = Api::namespaced(self.client.clone(), &self.namespace);
+        let services: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
+        let mut names: Vec<String> =
+            sets.list(&self.selector()).await?.items.iter().map(|o| o.name_any()).collect();
+        names.extend(services.list(&self.selector()).await?.items.iter().map(|o| o.name_any()));
+        Ok(names)
+    }
+
+    /// The password of the application's user.
+    pub async fn password(&self) -> anyhow::Result<String> {
+        let api: Api<Secret> = Api::namespaced(self.client.clone(), &self.namespace);
+        let secret = api.get(&format!("{}-auth", self.name)).await?;
+        let bytes =
+            secret.data.and_then(|mut data| data.remove("password")).context("no password in the Secret")?;
+        Ok(String::from_utf8(bytes.0)?)
+    }
+
+    /// Address of a Service: `primary` or `replicas`.
+    pub async fn service_address(&self, which: &str) -> anyhow::Result<IpAddr> {
+        let api: Api<Service> = Api::namespaced(self.client.clone(), &self.namespace);
+        let service = api.get(&format!("{}-{which}", self.name)).await?;
+        let address = service.spec.and_then(|spec| spec.cluster_ip).context("the Service has no address")?;
+        Ok(address.parse()?)
+    }
+
+    /// Address that the write Service leads to.
+    pub async fn route(&self) -> anyhow::Result<Vec<String>> {
+        let api: Api<EndpointSlice> = Api::namespaced(self.client.clone(), &self.namespace);
+        let slice = api.get(&format!("{}-primary", self.name)).await?;
+        Ok(slice.endpoints.unwrap_or_default().into_iter().flat_map(|e| e.addresses).collect())
+    }
+
+    /// A connection to a member as an application has it.
+    pub async fn connect(&self, member: &Member, timeout: Duration) -> anyhow::Result<Connection> {
+        let address = member.address.with_context(|| format!("{} has no address", member.name))?;
+        let (reach, password) = (self.reach.clone(), member.password.clone());
+        let open = move || Connection::open(&reach, address, &password, timeout);
+        Ok(tokio::task::spawn_blocking(open).await??)
+    }
+
+    /// Runs a command on a member.
+    pub async fn call(&self, member: &Member, words: &[&str]) -> anyhow::Result<Reply> {
+        let mut connection = self.connect(member, ASK_TIMEOUT).await?;
+        let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+        let call = move || connection.call(&words.iter().map(String::as_str).collect::<Vec<_>>());
+        Ok(tokio::task::spawn_blocking(call).await??)
+    }
+
+    /// Members with what their servers say they are; those that do not answer are left out.
+    pub async fn roles(&self) -> anyhow::Result<Vec<(Member, Role)>> {
+        let mut roles = Vec::new();
+        for member in self.members().await? {
+            if let Ok(mut connection) = self.connect(&member, ASK_TIMEOUT).await
+                && let Ok(Ok(role)) = tokio::task::spawn_blocking(move || connection.role()).await
+            {
+                roles.push((member, role));
+            }
+        }
+        Ok(roles)
+    }
+
+    /// The one server that accepts writes.
+    pub async fn primary(&self) -> anyhow::Result<Member> {
+        let mut primaries: Vec<Member> = self
+            .roles()
+            .await?
+            .into_iter()
+            .filter(|(_, role)| *role == Role::Primary)
+            .map(|(m, _)| m)
+            .collect();
+        match primaries.len() {
+            1 => primaries.pop().context("no primary"),
+            count => bail!("{count} servers are primary"),
+        }
+    }
+
+    /// Waits until there is a primary with a replica whose link is up: from then on a primary can be lost.
+    pub async fn protected(&self, patience: Duration) -> anyhow::Result<Member> {
+        let found = until("a primary with a replica in sync", patience, || async {
+            let primary = self.primary().await?;
+            let address = primary.address.map(|a| a.to_string()).unwrap_or_default();
+            let follows =
+                |role: &Role| *role == Role::Replica { of: address.clone(), link: "connected".to_owned() };
+            let roles = self.roles().await?;
+            let route = self.route().await?;
+            if !roles.iter().any(|(_, role)| follows(role)) {
+                bail!("no replica follows {}", primary.name);
+            }
+            if route != [address.clone()] {
+                bail!("the write Service leads to {route:?}");
+            }
+            Ok(primary)
+        });
+        Ok(found.await?.0)
+    }
+
+    /// The members of a set of numbers, read from the primary.
+    pub async fn set(&self, key: &str, timeout: Duration) -> anyhow::Result<HashSet<u64>> {
+        let primary = self.primary().await?;
+        let connection = self.connect(&primary, timeout).await?;
+        let key = key.to_owned();
+        Ok(tokio::task::spawn_blocking(move || numbers(connection, &key)).await??)
+    }
+}
+
+/// The members of a set of numbers.
+pub fn numbers(mut connection: Connection, key: &str) -> std::io::Result<HashSet<u64>> {
+    let reply = connection.call(&["SMEMBERS", key])?;
+    Ok(reply.list().iter().filter_map(Reply::text).filter_map(|text| text.parse().ok()).collect())
+}
+
+fn member(pod: &Pod, password: &str) -> Member {
+    let address =
+        pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok());
+    Member {
+        name: pod.name_any(),
+        uid: pod.uid().unwrap_or_default(),
+        address,
+        label: pod.labels().get("valkeeper.io/role").cloned(),
+        password: password.to_owned(),
+        leaving: pod.metadata.deletion_timestamp.is_some(),
+    }
+}
