@@ -4,7 +4,7 @@
 use super::{
     CLUSTER_LABEL, FIELD_MANAGER, MANAGED_BY,
     cache::{Cache, Owner, owner_of},
-    client::Clients,
+    client::{Clients, WATCH_S},
 };
 use crate::api::v1alpha1::ValkeyCluster;
 use futures::{StreamExt, stream::BoxStream};
@@ -29,10 +29,6 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
 };
 use tokio::sync::Notify;
-
-/// Server-side end of a watch in seconds: a full relist happens at most every five minutes, and a little less leaves room
-/// for it. (A dead connection is noticed before, by the client's read timeout.)
-const WATCH_S: u32 = 280;
 
 /// Everything watched.
 #[derive(Default)]
