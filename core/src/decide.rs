@@ -55,6 +55,11 @@ impl<'a> View<'a> {
         self.evidence.readings.get(&id).filter(|r| self.now.millis_since(r.taken_at) <= READING_AGE_MAX_MS)
     }
 
+    /// True if the user's token has not been served yet.
+    pub fn is_open(&self, token: &str) -> bool {
+        !self.state.spent_tokens.contains(token)
+    }
+
     /// The members that shall exist in a shard, in order.
     pub fn wanted(&self, shard: ShardId) -> impl Iterator<Item = MemberId> + use<'_> {
         self.spec.members().filter(move |m| m.shard == shard)
@@ -68,6 +73,8 @@ enum Rule {
     Cluster(fn(&View<'_>) -> StepOutcome),
     /// Runs for each shard; holds only that shard.
     Shard(fn(&View<'_>, ShardId) -> StepOutcome),
+    /// Runs for each shard in which nothing was decided, even if it is held: what can be repaired without a primary.
+    Repair(fn(&View<'_>, ShardId) -> StepOutcome),
 }
 
 /// The rules, in the order of their precedence. The order is the policy.
@@ -78,6 +85,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Objects, Rule::Cluster(steps::objects::step)),
     (StepName::Membership, Rule::Shard(steps::membership::step)),
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
+    (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
 ];
 
 /// What is to be done, what is waited for and what is blocked, given everything known, this look's readings and the time.
@@ -103,6 +111,15 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
             Rule::Shard(step) => {
                 for shard in shards(&view) {
                     run(&mut verdict, &mut held, &view, *name, Scope::Shard(shard), || step(&view, shard));
+                }
+            }
+            Rule::Repair(step) => {
+                for shard in shards(&view) {
+                    let scope = Scope::Shard(shard);
+                    let decided = verdict.decisions.iter().any(|d| d.scope == scope);
+                    if !decided && !state.is_pending(scope) {
+                        take(&mut verdict, *name, scope, step(&view, shard));
+                    }
                 }
             }
         }

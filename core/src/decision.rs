@@ -119,7 +119,8 @@ reasons! {
 reasons! {
     /// Why a step refuses to go on until someone or something changes the situation.
     BlockReason {
-        /// The primary is lost and no member may be promoted; the rejected candidates and reasons are in the record.
+        /// The primary is lost and no member may be promoted; the rejected candidates and reasons are in the record. A
+        /// member on another history can be named as the one to go on with by the annotation valkeeper.io/switchover.
         NoCandidate,
         /// The primary's node is unreachable and its pod cannot be fenced: it may still be accepting writes.
         NothingFenced,

@@ -6,7 +6,7 @@ use crate::{
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        Executed, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole,
+        Executed, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole, Source,
         SpecFact, Why,
     },
     spec::DesiredCluster,
@@ -23,12 +23,24 @@ pub struct MemberState {
     pub server_since: Timestamp,
     /// Since when the pod is what it is, within this epoch.
     pub pod_since: Timestamp,
+    /// Run id and replication id of the last process that started without data. A server that still has both has never
+    /// finished a synchronisation: it is blank, whomever it follows by now.
+    #[serde(default)]
+    pub blank_start: Option<(String, ReplId)>,
 }
 
 impl MemberState {
     /// The server, if it answers.
     pub fn server(&self) -> Option<&ServerFacts> {
         self.facts.server.present()
+    }
+
+    /// True if the server answers and is known to have no data: it started blank and is still on the history it drew then.
+    pub fn is_blank(&self) -> bool {
+        let drawn = |s: &ServerFacts| {
+            self.blank_start.as_ref().is_some_and(|(run, replid)| *run == s.run_id && *replid == s.replid)
+        };
+        self.server().is_some_and(|s| s.role != ServerRole::Primary && drawn(s))
     }
 
     /// The pod's address, if there is a pod with one.
@@ -186,7 +198,8 @@ impl ClusterState {
         self.epoch_since = now;
         self.spec_seen = false;
         for member in self.members.values_mut() {
-            *member = MemberState { facts: MemberFacts::default(), server_since: now, pod_since: now };
+            member.facts = MemberFacts::default();
+            (member.server_since, member.pod_since) = (now, now);
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
@@ -206,12 +219,24 @@ impl ClusterState {
         if !same_case(&known.facts.server, server) {
             known.server_since = time;
         }
-        known.facts.server = server.clone();
-        let shard = self.shards.entry(id.shard).or_default();
-        let holds = shard.holder().is_some_and(|(holder, _)| holder == id);
-        if let (true, Observed::Present(facts)) = (holds, server)
-            && facts.role == ServerRole::Primary
+        if let Observed::Present(facts) = server
+            && matches!(
+                facts.role,
+                ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ }
+            )
         {
+            known.blank_start = Some((facts.run_id.clone(), facts.replid.clone()));
+        }
+        known.facts.server = server.clone();
+        self.note_history(id.shard);
+    }
+
+    /// The history of the member that holds the grant, while it is seen to be primary, is the shard's.
+    fn note_history(&mut self, id: ShardId) {
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let holder =
+            shard.holder().and_then(|(holder, _)| self.members.get(&holder)).filter(|m| m.is_primary());
+        if let Some(facts) = holder.and_then(|m| m.server()) {
             shard.history = Some(facts.replid.clone());
             shard.parent_history.clone_from(&facts.replid2);
         }
@@ -220,6 +245,7 @@ impl ClusterState {
     fn apply_decision(&mut self, record: &Record, decision: &Decision) {
         if let (Some(member), Scope::Shard(shard)) = (decision.grant, decision.scope) {
             self.shards.entry(shard).or_default().grants.insert(member, record.seq);
+            self.note_history(shard);
         }
         match &decision.operation {
             Some(OperationChange::Open { kind, phase, asked_by, member }) => {

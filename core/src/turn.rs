@@ -13,16 +13,19 @@ use crate::{
 /// What a turn brings forth.
 #[derive(Clone, Debug, Default)]
 pub struct Turn {
+    /// The time of the turn: to be given to the append.
+    pub now: Timestamp,
     /// To be appended in one write. Empty if nothing changed: a steady cluster records nothing.
     pub events: Vec<Event>,
     /// When to look again even if nothing wakes the driver.
     pub wake_at: Option<Timestamp>,
 }
 
-/// One turn: `state` is the fold of everything recorded, `seen` a fresh look, `now` the clock (raised to the head's time
-/// if it lags behind).
+/// One turn: `state` is the fold of everything recorded, `seen` a fresh look, `now` the clock, raised
+/// above the head's time if it lags behind: every turn has its own time.
 pub fn turn(state: &ClusterState, seen: &Seen, now: Timestamp) -> Turn {
-    let mut batch = Batch { now: now.max(state.head_time), state: state.clone(), events: Vec::new() };
+    let mut batch =
+        Batch { now: now.max(Timestamp(state.head_time.0 + 1)), state: state.clone(), events: Vec::new() };
     for event in changed(state, seen) {
         batch.push(event);
     }
@@ -36,7 +39,7 @@ pub fn turn(state: &ClusterState, seen: &Seen, now: Timestamp) -> Turn {
     if standing != batch.state.standing {
         batch.push(Event::StandingChanged { standing, evidence: seen.evidence.clone() });
     }
-    Turn { events: batch.events, wake_at }
+    Turn { now: batch.now, events: batch.events, wake_at }
 }
 
 struct Batch {

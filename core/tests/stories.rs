@@ -1,6 +1,14 @@
 //! Runs every story of tests/golden with the battery: a crash after each record, each outcome lost, each effect failed,
 //! done but reported as failed, and repeated. What a story expects must hold in every run.
 
+#![allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests"
+)]
+
 use std::path::{Path, PathBuf};
 use valkeeper_core::{
     event::Event,

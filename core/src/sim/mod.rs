@@ -26,6 +26,8 @@ use crate::{
 const TURNS_MAX: usize = 4_000;
 /// The driver's safety-net look when nothing wakes it. Milliseconds.
 const PROBE_MS: i64 = 250;
+/// What an effect takes in this world. Milliseconds.
+const EFFECT_MS: i64 = 1;
 /// A cluster is at rest when nothing was recorded for this long. Longer than every window and back-off of a story but the
 /// rollout's own. Milliseconds.
 const REST_MS: i64 = 12_000;
@@ -56,6 +58,7 @@ impl Sim {
         self.state = ClusterState::fold(&self.records);
         self.executed.clear();
         self.running = true;
+        self.state.epoch.0 += 1;
         if self.records.is_empty() {
             self.record(Event::Baseline {
                 cluster_uid: "uid-1".into(),
@@ -64,7 +67,6 @@ impl Sim {
                 origin: BaselineOrigin::Empty,
             });
         }
-        self.state.epoch.0 += 1;
         let writer = format!("operator-{}", self.state.epoch);
         self.record(Event::EpochStarted { writer, version: "sim".into() });
     }
@@ -77,6 +79,10 @@ impl Sim {
 
     fn record(&mut self, event: Event) {
         let time = self.world.now().max(self.state.head_time);
+        self.record_at(time, event);
+    }
+
+    fn record_at(&mut self, time: Timestamp, event: Event) {
         let record = Record { seq: self.state.head.next(), epoch: self.state.epoch, time, event };
         self.state.apply(&record);
         self.records.push(record);
@@ -125,7 +131,7 @@ impl Sim {
                 | Event::DecisionClosed { .. }
                 | Event::StandingChanged { .. } => None,
             };
-            self.record(event);
+            self.record_at(made.now, event);
             decided.extend(decision.map(|d| (self.state.head, d)));
             if self.perturbation.crashes_after(self.state.head) {
                 // The batch is one write: all of it or nothing. A crash right after it executes nothing.
@@ -154,6 +160,7 @@ impl Sim {
             let outcome =
                 if going { self.perturbation.apply(&mut self.world, effect) } else { Outcome::Skipped };
             going &= outcome == Outcome::Verified;
+            self.world.pass(EFFECT_MS);
             outcomes.push((self.world.now(), outcome));
         }
         outcomes

@@ -128,6 +128,11 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.start();
             Ok(())
         }
+        // For random lives: a fault that cannot happen now does not.
+        ["try", rest @ ..] => {
+            let _ = perform(sim, rest);
+            Ok(())
+        }
         ["expect", what @ ..] => expect(sim, what),
         _ => Err("unknown command".into()),
     }
@@ -180,11 +185,18 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
             let lost = sim.world.lost(member(id)?);
             shown(lost == 0, format!("{lost} acknowledged writes are missing"))
         }
+        ["no-write-lost"] => {
+            let live = sim.world.primaries(ShardId(0));
+            let lost = live.first().map(|id| sim.world.lost(*id));
+            shown(live.len() == 1 && lost == Some(0), format!("primaries {live:?}, missing {lost:?}"))
+        }
         ["ready"] => {
             let conditions = status(&sim.state).conditions;
             let ready = conditions.iter().find(|c| c.kind == ConditionKind::Ready);
             shown(ready.is_some_and(|c| c.holds), format!("{ready:?}"))
         }
+        ["ready-or-blocked", code] => expect(sim, &["ready"])
+            .or_else(|ready| expect(sim, &["blocked", code]).map_err(|e| format!("{ready}; {e}"))),
         ["blocked", code] => {
             let found: Vec<&str> = sim.state.standing.blocks.iter().map(|b| b.reason.code()).collect();
             BlockReason::ALL.iter().find(|r| r.code() == *code).ok_or("no such reason")?;

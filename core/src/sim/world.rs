@@ -92,6 +92,11 @@ impl World {
         self.counter
     }
 
+    /// Lets a moment pass in which nothing happens. Milliseconds.
+    pub fn pass(&mut self, millis: i64) {
+        self.now = self.now.plus_millis(millis);
+    }
+
     /// Lets time pass until `to`.
     pub fn advance(&mut self, to: Timestamp) {
         while self.now < to {

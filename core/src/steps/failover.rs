@@ -178,14 +178,15 @@ fn wait_for_unproven(view: &View<'_>, shard: ShardId, chosen: MemberId) -> Optio
 
 /// Every member of a shard that had a primary is blank. A cache begins anew; data that must last waits for a person.
 fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
-    let confirmed = view.spec.confirm_blank.as_ref().filter(|t| !view.state.spent_tokens.contains(*t));
+    let confirmed = view.spec.confirm_blank.as_ref().filter(|t| view.is_open(t));
     let asked_by = match (view.spec.profile, confirmed) {
         (_, Some(token)) => token.as_str(),
         (Profile::Cache, None) => "operator",
         (Profile::Durable, None) => return blocked(BlockReason::DataMissing, holder),
     };
-    let Some(first) = view.wanted(shard).next() else {
-        return StepOutcome::Satisfied;
+    let answering = |id: &MemberId| view.member(*id).is_some_and(|m| m.is_blank());
+    let Some(first) = view.wanted(shard).find(answering) else {
+        return StepOutcome::Waiting(WaitReason::MembersStarting, Some(holder), None);
     };
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::Bootstrap);
     (decision.about, decision.grant) = (Some(holder), Some(first));

@@ -47,10 +47,9 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
         }
         [first, ..] => return StepOutcome::Blocked(BlockReason::TwoPrimaries, Some(*first), Vec::new()),
     }
-    let unanswered =
-        view.wanted(shard).find(|id| view.member(*id).and_then(|m| m.server()).is_none_or(|s| s.loading));
-    if let Some(missing) = unanswered {
-        return StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None);
+    if view.wanted(shard).any(|id| view.member(id).and_then(|m| m.server()).is_none_or(|s| s.loading)) {
+        // Holds nothing: a member that cannot start is the rollout's to mend, and it says who is awaited.
+        return StepOutcome::Satisfied;
     }
     if view.shard(shard).route == Observed::Absent {
         // The first decision is also the first routing: the slice comes with the other objects, within a moment.
@@ -134,7 +133,8 @@ fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome
         return StepOutcome::Blocked(BlockReason::SwitchoverImpossible, Some(to), Vec::new());
     }
     if !topology::is_ready(view, to, primary) || view.reading(to).is_none() {
-        return StepOutcome::Waiting(WaitReason::ReplicaSyncing, Some(to), None);
+        // Holds nothing: what it waits for may come from a rollout.
+        return StepOutcome::Satisfied;
     }
     unless_failing(view, hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover))
 }
@@ -174,7 +174,7 @@ fn wish(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<(MemberId,
         return Some((to, "scale-in".to_owned()));
     }
     let wish = view.spec.switchover.as_ref().filter(|w| w.to.shard == shard)?;
-    (!view.state.spent_tokens.contains(&wish.token)).then(|| (wish.to, wish.token.clone()))
+    view.is_open(&wish.token).then(|| (wish.to, wish.token.clone()))
 }
 
 /// The wanted replica that is in sync and furthest ahead.

@@ -10,6 +10,7 @@ use crate::{
     observation::{ObjectFacts, ObjectRef},
     state::failure_key,
     steps::retry_at,
+    topology,
 };
 
 /// Applies what differs, all in one decision, in the order of creation.
@@ -26,7 +27,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     let mut decision = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
     let mut retry: Option<crate::ids::Timestamp> = None;
     for (object, facts) in view.state.objects.iter().filter(|(_, f)| differs(f)) {
-        if belongs_to_rollout(facts) || scales_primary_away(view, facts) {
+        if (belongs_to_rollout(facts) && serves(view, facts)) || scales_primary_away(view, facts) {
             continue;
         }
         let effect = Effect::Apply { object: object.clone(), digest: facts.wanted.clone() };
@@ -51,6 +52,11 @@ pub fn differs(facts: &ObjectFacts) -> bool {
 /// takes the template that is there.
 pub fn belongs_to_rollout(facts: &ObjectFacts) -> bool {
     facts.live.present().is_some_and(|live| live.revision != facts.wanted_revision)
+}
+
+/// True if the object's shard has a primary that a new template could endanger.
+fn serves(view: &View<'_>, facts: &ObjectFacts) -> bool {
+    facts.shard.and_then(|s| topology::serving_primary(view, s)).is_some()
 }
 
 /// True if applying would remove the shard's primary: it is handed over first.

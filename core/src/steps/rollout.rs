@@ -10,7 +10,7 @@ use crate::{
     },
     effect::Effect,
     ids::{Digest, MemberId, ShardId},
-    observation::ObjectFacts,
+    observation::{ContainerPhase, ObjectFacts},
     steps::{membership, objects, unless_failing},
     topology,
 };
@@ -30,7 +30,7 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
     let scope = Scope::Shard(shard);
     let failing_over = view.state.operation(OperationKind::Failover, scope).is_some();
     if !facts.live.is_absent() && objects::differs(facts) && objects::belongs_to_rollout(facts) {
-        if view.spec.paused || failing_over {
+        if view.spec.paused || failing_over || topology::serving_primary(view, shard).is_none() {
             return StepOutcome::Satisfied;
         }
         return start(view, shard, object.clone(), facts);
@@ -100,14 +100,30 @@ fn enter(view: &View<'_>, shard: ShardId, member: Option<MemberId>) -> Operation
     }
 }
 
-/// Who does not serve anyway goes first; then, with everyone else in sync, replicas from the highest ordinal; the
-/// primary last, after handing over.
+/// Whatever else holds the shard: a member whose pod cannot start and is not of the wanted revision is made anew, so that
+/// a bad revision heals as soon as the spec is right again.
+pub fn repair(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    let Some((_, facts)) = objects::workload(view, shard) else { return StepOutcome::Satisfied };
+    let Some(wanted) = facts.wanted_revision.as_ref() else { return StepOutcome::Satisfied };
+    if view.spec.paused || facts.live.is_unknown() || objects::belongs_to_rollout(facts) {
+        return StepOutcome::Satisfied;
+    }
+    let cannot_start = |id: &MemberId| {
+        view.member(*id).is_some_and(|m| {
+            let phase = m.facts.pod.present().map(|p| &p.container);
+            m.server().is_none()
+                && matches!(phase, Some(ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_)))
+        })
+    };
+    match stale(view, shard, wanted).into_iter().find(cannot_start) {
+        Some(id) => restart(view, shard, id),
+        None => StepOutcome::Satisfied,
+    }
+}
+
+/// With everyone else in sync: replicas from the highest ordinal; the primary last, after handing over.
 fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[MemberId]) -> StepOutcome {
     let primary = topology::serving_primary(view, shard);
-    let broken = stale.iter().copied().find(|id| view.member(*id).and_then(|m| m.server()).is_none());
-    if let Some(id) = broken {
-        return restart(view, shard, id);
-    }
     let Some(primary) = primary else {
         return StepOutcome::Satisfied;
     };

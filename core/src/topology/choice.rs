@@ -6,7 +6,8 @@ use crate::{
     decision::{Candidate, RejectReason},
     ids::{MemberId, ShardId},
     observation::{Link, Observed, ServerFacts, ServerRole, Source},
-    state::ShardState,
+    spec::Profile,
+    state::{MemberState, ShardState},
 };
 
 /// How far a member's history can be compared with the shard's. Later is better.
@@ -19,6 +20,8 @@ enum Lineage {
     Parent,
     /// The history of the shard's last primary.
     Current,
+    /// A history that continues it: someone else promoted a member before the operator could see it.
+    Continued,
 }
 
 /// The result of looking at every member of a shard.
@@ -73,7 +76,7 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
 fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Lineage, i64, MemberId)]) -> Option<MemberId> {
     let (best, _, first) = eligible.first()?;
     match best {
-        Lineage::Current | Lineage::Parent => Some(*first),
+        Lineage::Continued | Lineage::Current | Lineage::Parent => Some(*first),
         Lineage::Unproven => {
             let named = view.spec.switchover.as_ref().map(|w| w.to);
             let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.2 == *i));
@@ -103,7 +106,15 @@ fn judge(
     if facts.loading {
         return Err(RejectReason::Loading);
     }
-    let lineage = lineage(known, facts)?;
+    if member.is_blank() {
+        return Err(RejectReason::Blank);
+    }
+    let named = view.spec.switchover.as_ref().is_some_and(|w| w.to == id && view.is_open(&w.token));
+    let lineage = match lineage(known, facts) {
+        // The user says that this is the data to go on with.
+        Err(RejectReason::OtherHistory) if named => Lineage::Unproven,
+        judged => judged?,
+    };
     let reading = view.reading(id).ok_or(RejectReason::NoReading)?;
     Ok((lineage, reading.offset))
 }
@@ -123,6 +134,8 @@ fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectRea
     };
     if known.history.as_ref() == Some(&facts.replid) {
         Ok(Lineage::Current)
+    } else if known.history.is_some() && known.history == facts.replid2 {
+        Ok(Lineage::Continued)
     } else if known.parent_history.as_ref() == Some(&facts.replid) {
         Ok(Lineage::Parent)
     } else if gated || known.history.is_none() {
@@ -132,12 +145,12 @@ fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectRea
     }
 }
 
-/// True if every wanted member of the shard answers from the boot gate, without any data.
+/// True if no wanted member of the shard has any data. Who does not answer may have some, except a cache's member
+/// without a pod: its data went with the pod.
 pub fn all_blank(view: &View<'_>, shard: ShardId) -> bool {
-    view.wanted(shard).all(|id| {
-        let role = view.member(id).and_then(|m| m.server()).map(|s| &s.role);
-        matches!(role, Some(ServerRole::Replica { source: Source::Gate { had_history: false }, link: _ }))
-    })
+    let blank =
+        |m: &MemberState| m.is_blank() || (view.spec.profile == Profile::Cache && m.facts.pod.is_absent());
+    view.wanted(shard).all(|id| view.member(id).is_some_and(blank))
 }
 
 /// The first wanted member that has not answered in this look: it might be further ahead than any candidate.
