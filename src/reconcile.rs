@@ -10,7 +10,7 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::{event::Event, observation::Executed, turn::turn};
+use valkeeper_core::{event::Event, ids::Timestamp, observation::Executed, turn::turn};
 use valkeeper_journal::Appended;
 
 /// First pause before a journal that gave no certain answer is asked again.
@@ -39,7 +39,7 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
         let decided_at = Instant::now();
         let turn = turn(&cluster.state, &seen, shell.clock.now());
         shell.metrics.turn();
-        let Appended { records, decisions } = record(&mut cluster, turn.events).await?;
+        let Appended { records, decisions } = record(&mut cluster, turn.events, turn.now).await?;
         let appended_at = Instant::now();
         let news = cluster.fold(&records);
         let executed = execute::all(&cluster, &decisions, decided_at).await;
@@ -57,13 +57,13 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
 
 /// Makes the events durable. What was executed before is among them, and is no longer owed afterwards. While the journal gives no
 /// certain answer, nothing is decided and nothing is done: the same records are sent until they are settled.
-async fn record(cluster: &mut Cluster, events: Vec<Event>) -> Result<Appended, Error> {
+async fn record(cluster: &mut Cluster, events: Vec<Event>, now: Timestamp) -> Result<Appended, Error> {
     if events.is_empty() {
         return Ok(Appended::default());
     }
     let (shell, sent_at) = (Arc::clone(&cluster.shell), Instant::now());
     shell.leadership.check()?;
-    let mut answer = cluster.journal.append(events, shell.clock.now()).await;
+    let mut answer = cluster.journal.append(events, now).await;
     let mut pause = RESOLVE_PAUSE_FIRST;
     while let Err(doubt @ valkeeper_journal::Error::Unresolved(_)) = answer {
         publish::journal_in_doubt(cluster, &Error::Journal(doubt));

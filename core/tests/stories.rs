@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::wildcard_enum_match_arm,
+    clippy::disallowed_methods,
     reason = "helpers of tests"
 )]
 
