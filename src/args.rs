@@ -1,5 +1,6 @@
 //! The command line. Everything has a default that is right in a cluster; nothing secret is ever given here.
 
+use crate::api::parse::IMAGE_DEFAULT;
 use clap::{Parser, Subcommand};
 use std::{net::SocketAddr, path::PathBuf, str::FromStr};
 
@@ -34,7 +35,7 @@ pub struct RunArgs {
     #[arg(long, default_value = "configmap")]
     pub journal: JournalStore,
     /// Image of members whose spec names none.
-    #[arg(long, default_value = DEFAULT_IMAGE)]
+    #[arg(long, default_value = IMAGE_DEFAULT)]
     pub default_image: String,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:8080")]
@@ -43,9 +44,6 @@ pub struct RunArgs {
     #[arg(long, default_value = "json")]
     pub log_format: LogFormat,
 }
-
-/// Image of members whose spec names none.
-pub const DEFAULT_IMAGE: &str = "valkey/valkey:9.1";
 
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

@@ -87,13 +87,15 @@ pub async fn render(
 ) -> Result<(), NotRendered> {
     let credentials = credentials(cluster, resource).await?;
     let world = &cluster.shell.world;
-    let service_uids = world.services.of(&cluster.id.owner);
-    let service_uids = service_uids.iter().filter_map(|s| Some((s.name_any(), s.uid()?))).collect();
-    let pods = world.pods.of(&cluster.id.owner);
-    let is_v6 = |p: &k8s_openapi::api::core::v1::Pod| {
-        p.status.as_ref().and_then(|s| s.pod_ip.as_ref()).is_some_and(|ip| ip.contains(':'))
+    let services = world.services.of(&cluster.id.owner);
+    let service_uids = services.iter().filter_map(|s| Some((s.name_any(), s.uid()?))).collect();
+    // A slice's address type can never change, and there are no pods yet when it is made: the Service knows it.
+    let is_v6 = |s: &Service| {
+        let families = s.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
+        families.and_then(|f| f.first()).is_some_and(|family| family == "IPv6")
     };
-    let address_type = if pods.iter().any(|p| is_v6(p)) { AddressType::IPv6 } else { AddressType::IPv4 };
+    let address_type =
+        if services.iter().any(|s| is_v6(s)) { AddressType::IPv6 } else { AddressType::IPv4 };
     let basis = Basis {
         resource_version: resource.resource_version(),
         credentials: credentials.clone(),

@@ -6,7 +6,7 @@ use super::{
     cache::{Cache, Owner, owner_of},
     client::{Clients, WATCH_S},
 };
-use crate::api::v1alpha1::ValkeyCluster;
+use crate::{api::v1alpha1::ValkeyCluster, objects::names};
 use futures::{StreamExt, stream::BoxStream};
 use k8s_openapi::api::{
     apps::v1::StatefulSet,
@@ -105,6 +105,8 @@ impl World {
 pub async fn run(clients: &Clients, namespace: Option<&str>, world: &World, wakers: &Wakers) {
     // The second term leaves out the journals' ConfigMaps.
     let ours = format!("{MANAGED_BY}={FIELD_MANAGER},{CLUSTER_LABEL}");
+    // The endpointslice controller copies a Service's labels to the slices that it makes itself: those are not ours.
+    let our_slices = format!("{ours},{}={}", names::SLICE_MANAGED_BY, names::SLICE_MANAGER);
     let (clusters, nodes) = (watch_config(None), watch_config(None));
     let by_label = |o: Option<Owner>| o.map_or(Affects::Nobody, Affects::Cluster);
     tokio::join!(
@@ -126,7 +128,7 @@ pub async fn run(clients: &Clients, namespace: Option<&str>, world: &World, wake
         follow(stream(clients, namespace, watch_config(Some(&ours))), &world.budgets, wakers, |o| by_label(
             owner_of(o)
         )),
-        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.slices, wakers, |o| by_label(
+        follow(stream(clients, namespace, watch_config(Some(&our_slices))), &world.slices, wakers, |o| by_label(
             owner_of(o)
         )),
         follow_nodes(clients, nodes, world, wakers),

@@ -11,7 +11,7 @@ pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> Option<Value> {
     let uid = scene.context.service_uids.get(&name)?;
     let mut metadata = scene.metadata(&name, Some(shard));
     metadata["labels"]["kubernetes.io/service-name"] = json!(name);
-    metadata["labels"]["endpointslice.kubernetes.io/managed-by"] = json!(names::SLICE_MANAGER);
+    metadata["labels"][names::SLICE_MANAGED_BY] = json!(names::SLICE_MANAGER);
     metadata["ownerReferences"] =
         json!([{ "apiVersion": "v1", "kind": "Service", "name": name, "uid": uid, "controller": true }]);
     let address_type = match scene.context.address_type {

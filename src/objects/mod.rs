@@ -97,6 +97,7 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
         scene.seal(ObjectKind::Secret, secret::system(&scene)),
         scene.seal(ObjectKind::Secret, secret::auth(&scene)),
         scene.seal(ObjectKind::ConfigMap, configmap::render(&scene)),
+        scene.seal(ObjectKind::Service, services::members(&scene)),
         scene.seal(ObjectKind::Service, services::headless(&scene)),
     ];
     for shard in parsed.desired.shard_ids() {

@@ -8,7 +8,9 @@ pub const CLUSTER_LABEL: &str = "valkeeper.io/cluster";
 pub const SHARD_LABEL: &str = "valkeeper.io/shard";
 /// Label of pods: `primary` or `replica`, set by routing.
 pub const ROLE_LABEL: &str = "valkeeper.io/role";
-/// Value of the label `endpointslice.kubernetes.io/managed-by` on slices that the operator owns.
+/// Label of an EndpointSlice: who manages it.
+pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
+/// Value of that label on slices that the operator owns.
 pub const SLICE_MANAGER: &str = "valkeeper.io";
 /// Name of the Valkey container.
 pub const CONTAINER: &str = "valkey";

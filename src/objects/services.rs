@@ -9,6 +9,13 @@ pub(super) fn primary(scene: &Scene<'_>, shard: ShardId) -> Value {
     service(scene, &names::route(scene.name(), shard), Some(shard), json!({ "type": "ClusterIP" }))
 }
 
+/// The plain name: every member that is ready, whatever its role. The first address of a client that asks for the topology
+/// itself and follows roles; writes of a client that does not belong to `-primary`.
+pub(super) fn members(scene: &Scene<'_>) -> Value {
+    let spec = json!({ "type": "ClusterIP", "selector": scene.selector(None) });
+    service(scene, scene.name(), None, spec)
+}
+
 /// `-replicas`: replicas that are ready, that is: in sync.
 pub(super) fn replicas(scene: &Scene<'_>, shard: ShardId) -> Value {
     let mut selector = scene.selector(Some(shard));

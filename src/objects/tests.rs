@@ -86,6 +86,7 @@ fn a_cluster_of_two_shards_has_these_objects_in_this_order() {
             "Secret/orders-system",
             "Secret/orders-auth",
             "ConfigMap/orders-config",
+            "Service/orders",
             "Service/orders-headless",
             "Service/orders-primary",
             "Service/orders-replicas",
