@@ -44,6 +44,7 @@ pub async fn claim(shell: &Arc<Shell>, id: &ClusterId) -> Result<Cluster, Error>
         links: Links::default(),
         owned: OwnedObjects::default(),
         executed: Vec::new(),
+        untended: 0,
     };
     cluster.fold(&claimed.records);
     let epoch = cluster.state.epoch;
@@ -99,10 +100,8 @@ async fn touch_routes(cluster: &Cluster, epoch: WriterEpoch) -> Result<(), Error
 
 /// Puts the finalizer on the resource: from now on its deletion waits until it is recorded.
 async fn hold(cluster: &Cluster) -> Result<(), Error> {
-    let (namespace, name) = &cluster.id.owner;
-    let Some(live) = cluster.shell.world.clusters.get(namespace, name) else { return Ok(()) };
-    let deleting = live.metadata.deletion_timestamp.is_some();
-    if deleting || live.uid().as_deref() != Some(&cluster.id.uid) || held(&live) {
+    let Some(live) = cluster.shell.resource(&cluster.id) else { return Ok(()) };
+    if live.metadata.deletion_timestamp.is_some() || held(&live) {
         return Ok(());
     }
     let finalizers = live.finalizers().iter().cloned().chain([FINALIZER.to_owned()]).collect();

@@ -1,7 +1,7 @@
 //! What one cluster's task owns: its journal, its state, its connections. And what all tasks share.
 
 use crate::{
-    api::Defaults,
+    api::{Defaults, v1alpha1::ValkeyCluster},
     clock::Clock,
     health::Metrics,
     k8s::{
@@ -16,6 +16,7 @@ use crate::{
     owned::OwnedObjects,
     publish::{self, Press},
 };
+use kube::ResourceExt;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 use valkeeper_core::{
@@ -29,6 +30,10 @@ use valkeeper_journal::{Backend, Journal};
 /// Longest pause between two turns: the net under lost wake-ups. One INFO per member and second costs a server about
 /// 0.1 % of a core, and a silent server is noticed by it.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
+
+/// Records after which the journal is tended in the next quiet moment: enough that there is something to merge, few enough
+/// that a stream never consists of many small pieces.
+const TENDED_EVERY: usize = 64;
 
 /// Shortest pause between two turns of which the first changed nothing: a rule that asks to be woken in the past must not spin.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -55,6 +60,14 @@ pub struct Shell {
     pub writer: String,
     /// The clock.
     pub clock: Clock,
+}
+
+impl Shell {
+    /// The resource with this name and UID, if it is there.
+    pub fn resource(&self, id: &ClusterId) -> Option<Arc<ValkeyCluster>> {
+        let live = self.world.clusters.get(&id.owner.0, &id.owner.1)?;
+        (live.uid().as_deref() == Some(&id.uid)).then_some(live)
+    }
 }
 
 /// A user's resource: its UID is the journal's name, and a resource of the same name with another UID is another cluster.
@@ -97,6 +110,8 @@ pub struct Cluster {
     pub press: Press,
     /// Woken by the watches.
     pub wake: Arc<Notify>,
+    /// Records written since the journal was last tended.
+    pub untended: usize,
 }
 
 impl Cluster {
@@ -110,8 +125,20 @@ impl Cluster {
                 tracing::info!(j = record.seq.0, reason = decision.reason.code(), scope = %decision.scope, "decided");
             }
             self.state.apply(record);
+            self.untended += 1;
         }
         news
+    }
+
+    /// Tends the journal's store, if there is something to tend. For quiet moments only.
+    pub async fn tend_journal(&mut self) {
+        if self.untended < TENDED_EVERY {
+            return;
+        }
+        self.untended = 0;
+        if let Err(error) = self.journal.maintain().await {
+            tracing::warn!(%error, "the journal could not be tended; the next quiet moment tries again");
+        }
     }
 
     /// Waits for the next reason to look.

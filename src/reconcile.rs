@@ -35,7 +35,7 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
     let mut pace = Pace::Normal;
     loop {
         let woken_at = Instant::now();
-        let Some(seen) = observe::look(&mut cluster, pace).await? else { return Ok(Ended::Gone) };
+        let Some(seen) = observe::look(&mut cluster, pace).await? else { return close(&mut cluster).await };
         let decided_at = Instant::now();
         let turn = turn(&cluster.state, &seen, shell.clock.now());
         shell.metrics.turn();
@@ -49,10 +49,21 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
             shell.metrics.outage(OutagePart::Effects, appended_at.elapsed());
         }
         publish::turn(&mut cluster, news);
+        if records.is_empty() {
+            cluster.tend_journal().await;
+        }
         // Outcomes change what is to be done next: look again at once.
         pace = if executed.is_empty() { cluster.wait(turn.wake_at).await } else { Pace::Urgent };
         cluster.executed = executed;
     }
+}
+
+/// The last record of a cluster that is gone: what became of its last decision.
+async fn close(cluster: &mut Cluster) -> Result<Ended, Error> {
+    let owed = cluster.executed.iter().cloned().map(Event::EffectsEnded).collect();
+    let now = cluster.shell.clock.now();
+    record(cluster, owed, now).await?;
+    Ok(Ended::Gone)
 }
 
 /// Makes the events durable. What was executed before is among them, and is no longer owed afterwards. While the journal gives no
