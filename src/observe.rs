@@ -119,7 +119,7 @@ fn members(
         let server = match pod {
             // A process does not outlive its pod.
             None => Observed::Absent,
-            Some(pod) if address(pod).is_none() => Observed::Unknown(Why::NotLooked),
+            Some(pod) if address(pod).is_none() => without_address(pod),
             Some(_) => match looks.remove(id) {
                 Some(look) => {
                     let (server, reading) = server(cluster, look, &by_address);
@@ -134,6 +134,14 @@ fn members(
         facts.insert(*id, MemberFacts { pod, server });
     }
     (facts, evidence)
+}
+
+/// The server of a pod without an address: a pod that is still pending has never run one.
+fn without_address<T>(pod: &Pod) -> Observed<T> {
+    match pod.status.as_ref().and_then(|s| s.phase.as_deref()) {
+        None | Some("Pending") => Observed::Absent,
+        Some(_) => Observed::Unknown(Why::Silent),
+    }
 }
 
 fn server(
@@ -229,6 +237,6 @@ mod tests {
     #[test]
     fn a_label_that_is_no_role_is_none() {
         assert_eq!(role("primary"), Some(RoleLabel::Primary));
-        assert_eq!(role("master"), None);
+        assert_eq!(role("leader"), None);
     }
 }

@@ -17,6 +17,7 @@ pub(crate) const CODEC_JSON: u8 = 1;
 
 /// Length, CRC32C of the length, CRC32C of the body: four bytes each, little endian.
 const HEADER_BYTES: usize = 12;
+/// Length of a SHA-256.
 const HASH_BYTES: usize = 32;
 
 /// Bytes of a frame beyond what the hash covers.

@@ -1,7 +1,7 @@
 //! Wants: a first primary, everyone following the rightful one, and planned promotions fulfilled.
 //! Proof: every wanted member's role and source, as it says itself.
 //! Refuses: to begin before all wanted members have answered; to choose between two primaries without grants.
-//! Story: create, replica_pod_deleted, switchover, scale_in.
+//! Story: create, replica_pod_deleted, switchover, scale.
 
 use crate::{
     decide::{StepOutcome, View},
