@@ -210,11 +210,7 @@ async fn delete_pod(
 }
 
 async fn release(cluster: &Cluster) -> Result<Outcome, k8s::Error> {
-    let (namespace, name) = &cluster.id.owner;
-    let live = cluster.shell.world.clusters.get(namespace, name);
-    let Some(live) = live.filter(|l| l.uid().as_deref() == Some(&cluster.id.uid)) else {
-        return Ok(Outcome::Verified);
-    };
+    let Some(live) = cluster.shell.resource(&cluster.id) else { return Ok(Outcome::Verified) };
     if claim::held(&live) {
         let others = live.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
         match apply::set_finalizers(&cluster.shell.clients.requests, &*live, others).await {

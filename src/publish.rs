@@ -15,7 +15,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
     jiff,
 };
-use kube::{Resource, ResourceExt};
+use kube::Resource;
 use std::{
     sync::Arc,
     time::{Duration, Instant},
@@ -80,7 +80,7 @@ impl Press {
 
 /// After a turn: its news, and the status if it changed.
 pub fn turn(cluster: &mut Cluster, news: Vec<News>) {
-    let Some(live) = resource(&cluster.shell, &cluster.id) else { return };
+    let Some(live) = cluster.shell.resource(&cluster.id) else { return };
     let status = status(&cluster.state, &live, None);
     cluster.press.hand_over(status, &live, news);
 }
@@ -88,14 +88,14 @@ pub fn turn(cluster: &mut Cluster, news: Vec<News>) {
 /// While the journal gives no certain answer.
 pub fn journal_in_doubt(cluster: &mut Cluster, error: &Error) {
     tracing::warn!(error = k8s::chain(error), "no effects until the journal has answered");
-    let Some(live) = resource(&cluster.shell, &cluster.id) else { return };
+    let Some(live) = cluster.shell.resource(&cluster.id) else { return };
     let status = status(&cluster.state, &live, Some(error));
     cluster.press.hand_over(status, &live, Vec::new());
 }
 
-/// After a task has ended with an error: says so in the conditions, leaving everything else as it was.
+/// After a task has ended with an error: says so in the conditions, leaving the other fields as they were.
 pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
-    let Some(live) = resource(shell, id) else { return };
+    let Some(live) = shell.resource(id) else { return };
     let mut status = live.status.clone().unwrap_or_default();
     let intact = status.conditions.iter().find(|c| c.type_ == JOURNAL_INTACT).cloned();
     let generation = live.metadata.generation;
@@ -103,8 +103,10 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
     if !error.concerns_journal() {
         conditions.extend(intact);
     }
-    let available = status.conditions.iter().find(|c| c.type_ == "PrimaryAvailable").cloned();
-    conditions.extend(available);
+    // Nobody looks while the task is stopped: what was said of the primary is no longer known.
+    let mut available = condition(PRIMARY_AVAILABLE, false, error.reason(), "not looked at", generation);
+    "Unknown".clone_into(&mut available.status);
+    conditions.push(available);
     status.conditions = dated(conditions, &status.conditions);
     status.message = k8s::chain(error);
     status.observed_generation = generation;
@@ -114,6 +116,7 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
 }
 
 const JOURNAL_INTACT: &str = "JournalIntact";
+const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
 
 /// The status that a state amounts to.
 fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
@@ -217,15 +220,10 @@ fn same(a: &ValkeyClusterStatus, b: &ValkeyClusterStatus) -> bool {
     undated(a) == undated(b)
 }
 
-fn resource(shell: &Shell, id: &ClusterId) -> Option<Arc<ValkeyCluster>> {
-    let live = shell.world.clusters.get(&id.owner.0, &id.owner.1)?;
-    (live.uid().as_deref() == Some(&id.uid)).then_some(live)
-}
-
 async fn print(shell: Arc<Shell>, id: ClusterId, mut editions: mpsc::Receiver<Edition>) {
     let mut batch = Vec::new();
     while editions.recv_many(&mut batch, EDITIONS_MAX).await > 0 {
-        let Some(live) = resource(&shell, &id) else { return };
+        let Some(live) = shell.resource(&id) else { return };
         let mut newest = None;
         for Edition { status, news } in batch.drain(..) {
             for item in news {

@@ -138,18 +138,18 @@ impl Tasks {
         }
     }
 
+    /// A task whose resource is gone ends by itself, when it has recorded what it did last.
     fn match_resources(&mut self, shell: &Arc<Shell>, resources: &[Arc<ValkeyCluster>]) {
-        let wanted: HashMap<String, ClusterId> = resources.iter().filter_map(id_of).collect();
-        self.by_uid.retain(|uid, (id, task)| {
-            let keep = wanted.contains_key(uid);
-            if !keep {
-                tracing::info!(namespace = id.owner.0, name = id.owner.1, uid, "the resource is gone");
-                task.abort();
+        let (ended, running): (Vec<_>, Vec<_>) =
+            self.by_uid.drain().partition(|(_, (_, task))| task.is_finished());
+        self.by_uid.extend(running);
+        for (_, (id, _)) in ended {
+            // A new resource of the same name may have taken its place, and its waker with it.
+            if !self.by_uid.values().any(|(other, _)| other.owner == id.owner) {
                 shell.wakers.forget(&id.owner);
             }
-            keep
-        });
-        for (uid, id) in wanted {
+        }
+        for (uid, id) in resources.iter().filter_map(id_of) {
             self.by_uid.entry(uid).or_insert_with(|| {
                 let task = tend(Arc::clone(shell), id.clone()).instrument(span(&id));
                 let handle = self.running.spawn(task);
@@ -170,10 +170,10 @@ fn span(id: &ClusterId) -> tracing::Span {
     tracing::info_span!("cluster", namespace, name)
 }
 
-/// One cluster's task: runs it again after each end, with a pause, until it is gone.
+/// One cluster's task: runs it again after each end, with a pause, until its resource is gone.
 async fn tend(shell: Arc<Shell>, id: ClusterId) {
     let mut failures = 0_u32;
-    loop {
+    while shell.resource(&id).is_some() {
         let began = tokio::time::Instant::now();
         let ended = AssertUnwindSafe(reconcile::run(&shell, &id)).catch_unwind().await;
         let class = match ended {

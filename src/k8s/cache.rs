@@ -27,7 +27,8 @@ struct Entry<K> {
 struct Inner<K> {
     objects: HashMap<Key, Entry<K>>,
     by_owner: HashMap<Owner, BTreeSet<String>>,
-    tombstones: VecDeque<String>,
+    /// UID and resourceVersion of what the watch has shown to go.
+    tombstones: VecDeque<(String, Option<u64>)>,
     relist: Option<(Instant, HashMap<Key, Arc<K>>)>,
 }
 
@@ -85,7 +86,9 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     /// Takes in the answer of a write of this process.
     pub fn written(&self, object: &K) {
         let mut inner = self.lock();
-        if object.uid().is_some_and(|uid| inner.tombstones.contains(&uid)) {
+        // An object can come back under its UID, if only its label had gone: then it is later than its end.
+        let (uid, at) = (object.uid(), version_of(object));
+        if inner.tombstones.iter().any(|(gone, ended_at)| uid.as_ref() == Some(gone) && at <= *ended_at) {
             return;
         }
         let stale = inner.objects.get(&key_of(object)).is_some_and(|known| newer(&*known.object, object));
@@ -131,7 +134,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Inner<K> {
 
     fn delete(&mut self, object: &K) -> bool {
         if let Some(uid) = object.uid() {
-            self.tombstones.push_back(uid);
+            self.tombstones.push_back((uid, version_of(object)));
             if self.tombstones.len() > TOMBSTONES_MAX {
                 self.tombstones.pop_front();
             }
@@ -201,14 +204,18 @@ pub fn owner_of<K: Resource<DynamicType = ()>>(object: &K) -> Option<Owner> {
     Some((object.namespace()?, cluster.clone()))
 }
 
-/// True if `known` is a later version of the same object than `other`. Versions of one object are comparable as numbers;
-/// a version that is no number is never held to be newer, so that the watch prevails.
+/// True if `known` is a later version of the same object than `other`. A version that is no number is never held to be
+/// newer, so that the watch prevails.
 fn newer<K: Resource<DynamicType = ()>>(known: &K, other: &K) -> bool {
-    let version = |o: &K| o.resource_version().and_then(|v| v.parse::<u64>().ok());
-    match (version(known), version(other)) {
+    match (version_of(known), version_of(other)) {
         (Some(known_version), Some(other_version)) => known_version > other_version,
         (Some(_) | None, _) => false,
     }
+}
+
+/// resourceVersions of one kind are comparable as numbers.
+fn version_of<K: Resource<DynamicType = ()>>(object: &K) -> Option<u64> {
+    object.resource_version()?.parse().ok()
 }
 
 #[cfg(test)]
@@ -226,7 +233,7 @@ mod tests {
         pod
     }
 
-    fn version_of(cache: &Cache<Pod>, name: &str) -> Option<String> {
+    fn shown(cache: &Cache<Pod>, name: &str) -> Option<String> {
         cache.get("shop", name).and_then(|p| p.resource_version())
     }
 
@@ -235,9 +242,9 @@ mod tests {
         let cache = Cache::default();
         cache.written(&pod("a", "u1", 7));
         assert!(!cache.take_in(&Event::Apply(pod("a", "u1", 5))));
-        assert_eq!(version_of(&cache, "a").as_deref(), Some("7"));
+        assert_eq!(shown(&cache, "a").as_deref(), Some("7"));
         assert!(cache.take_in(&Event::Apply(pod("a", "u1", 8))));
-        assert_eq!(version_of(&cache, "a").as_deref(), Some("8"));
+        assert_eq!(shown(&cache, "a").as_deref(), Some("8"));
     }
 
     #[test]
@@ -246,7 +253,16 @@ mod tests {
         cache.take_in(&Event::Apply(pod("a", "u1", 5)));
         cache.take_in(&Event::Delete(pod("a", "u1", 9)));
         cache.written(&pod("a", "u1", 7));
-        assert_eq!(version_of(&cache, "a"), None);
+        assert_eq!(shown(&cache, "a"), None);
+    }
+
+    #[test]
+    fn an_object_that_had_only_lost_its_label_comes_back_with_our_write() {
+        let cache = Cache::default();
+        cache.take_in(&Event::Apply(pod("a", "u1", 5)));
+        cache.take_in(&Event::Delete(pod("a", "u1", 9)));
+        cache.written(&pod("a", "u1", 10));
+        assert_eq!(shown(&cache, "a").as_deref(), Some("10"));
     }
 
     #[test]
@@ -255,7 +271,7 @@ mod tests {
         cache.take_in(&Event::Apply(pod("a", "u1", 5)));
         cache.written(&pod("a", "u2", 11));
         assert!(!cache.take_in(&Event::Delete(pod("a", "u1", 9))));
-        assert_eq!(version_of(&cache, "a").as_deref(), Some("11"));
+        assert_eq!(shown(&cache, "a").as_deref(), Some("11"));
     }
 
     #[test]

@@ -128,9 +128,9 @@ pub async fn run(clients: &Clients, namespace: Option<&str>, world: &World, wake
         follow(stream(clients, namespace, watch_config(Some(&ours))), &world.budgets, wakers, |o| by_label(
             owner_of(o)
         )),
-        follow(stream(clients, namespace, watch_config(Some(&our_slices))), &world.slices, wakers, |o| by_label(
-            owner_of(o)
-        )),
+        follow(stream(clients, namespace, watch_config(Some(&our_slices))), &world.slices, wakers, |o| {
+            by_label(owner_of(o))
+        }),
         follow_nodes(clients, nodes, world, wakers),
     );
 }
