@@ -22,7 +22,7 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use serde_json::Value;
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, sync::Arc};
 use valkeeper_core::{
     effect::Outcome,
     ids::Digest,
@@ -49,7 +49,7 @@ struct Digested {
 #[derive(Default)]
 pub struct OwnedObjects {
     basis: Option<Basis>,
-    rendered: Vec<Rendered>,
+    rendered: Arc<Vec<Rendered>>,
     /// The passwords, and the version of the Secret they came from (`None`: made here, not seen in a Secret yet).
     credentials: Option<(Option<String>, Credentials)>,
     digested: BTreeMap<ObjectRef, Digested>,
@@ -94,8 +94,7 @@ pub async fn render(
         let families = s.spec.as_ref().and_then(|spec| spec.ip_families.as_ref());
         families.and_then(|f| f.first()).is_some_and(|family| family == "IPv6")
     };
-    let address_type =
-        if services.iter().any(|s| is_v6(s)) { AddressType::IPv6 } else { AddressType::IPv4 };
+    let address_type = if services.iter().any(|s| is_v6(s)) { AddressType::IPv6 } else { AddressType::IPv4 };
     let basis = Basis {
         resource_version: resource.resource_version(),
         credentials: credentials.clone(),
@@ -108,7 +107,7 @@ pub async fn render(
             service_uids: basis.service_uids.clone(),
             address_type: basis.address_type,
         };
-        cluster.owned.rendered = objects::render_all(resource, parsed, &context);
+        cluster.owned.rendered = Arc::new(objects::render_all(resource, parsed, &context));
         cluster.owned.basis = Some(basis);
     }
     Ok(())
@@ -140,8 +139,8 @@ async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<
 /// Wanted and live state of every object that is rendered, or known from before.
 pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
     let mut facts = BTreeMap::new();
-    for rendered in cluster.owned.rendered.clone() {
-        let live = live(cluster, &rendered).await;
+    for rendered in Arc::clone(&cluster.owned.rendered).iter() {
+        let live = live(cluster, rendered).await;
         facts.insert(rendered.object.clone(), rendered.facts(live));
     }
     // A write route is not rendered while its Service is missing, so nobody can say whether it is as wanted. That it is there
@@ -233,7 +232,7 @@ async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject
             Err(_) => Observed::Unknown(Why::ApiError),
         };
     }
-    let shell = std::sync::Arc::clone(&cluster.shell);
+    let shell = Arc::clone(&cluster.shell);
     let world = &shell.world;
     let owned = &mut cluster.owned;
     let found = match object.kind {

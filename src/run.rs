@@ -38,6 +38,9 @@ pub enum Error {
     /// The journal's directory.
     #[error("the journal's directory cannot be used")]
     Sled(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// A watch panicked: without it the process is blind, and better begun anew.
+    #[error("a watch came to an end")]
+    WatchesEnded,
     /// Probes and metrics.
     #[error("cannot listen on {0}")]
     Listen(std::net::SocketAddr, #[source] std::io::Error),
@@ -66,15 +69,23 @@ pub async fn run(args: RunArgs, instance: String, stop: impl Future<Output = ()>
         leadership,
         clients,
     });
+    // Tasks of their own: a long list to take in must not delay a renewal of the Lease.
+    let mut watches = JoinSet::new();
+    let watched = Arc::clone(&shell);
+    watches.spawn(async move {
+        watch::run(&watched.clients, watch_namespace.as_deref(), &watched.world, &watched.wakers).await;
+    });
     let probes = health::serve(listen, Arc::clone(&shell.metrics));
+    let mut tasks = Tasks::default();
     tokio::select! {
         served = probes => served.map_err(|e| Error::Listen(listen, e))?,
-        () = watch::run(&shell.clients, watch_namespace.as_deref(), &shell.world, &shell.wakers) => {}
         () = campaign.run() => {}
-        () = supervise(&shell) => {}
+        () = supervise(&shell, &mut tasks) => {}
+        _ended = watches.join_next() => return Err(Error::WatchesEnded),
         () = stop => tracing::info!("stopping"),
     }
-    // Every task has been dropped with `supervise`: whoever comes next need not wait.
+    // Only when every task has stopped need whoever comes next not wait.
+    tasks.running.shutdown().await;
     campaign.release().await;
     Ok(())
 }
@@ -101,19 +112,19 @@ async fn backend(
 }
 
 /// Leads whenever it may: tasks run between gaining and losing leadership, and at no other time.
-async fn supervise(shell: &Arc<Shell>) {
+async fn supervise(shell: &Arc<Shell>, tasks: &mut Tasks) {
     shell.world.wait_until_ready().await;
     shell.metrics.ready();
     let mut leadership = shell.leadership.clone();
     loop {
         leadership.gained().await;
         shell.metrics.leads();
-        let mut tasks = Tasks::default();
         tokio::select! {
             () = leadership.lost() => tracing::warn!("leadership ended: all tasks stop"),
             () = tasks.keep(shell) => {}
         }
         tasks.running.shutdown().await;
+        tasks.by_uid.clear();
         shell.metrics.stands_by();
     }
 }
