@@ -4,11 +4,13 @@ use super::{World, gone, spec};
 use crate::support::{
     journal::Journal,
     resp::{Reply, Role},
+    subject::PATIENCE,
     wait::until,
 };
 use anyhow::{Context, bail};
 use kube::ResourceExt;
 use std::time::{Duration, Instant};
+use valkeeper::api::v1alpha1::ANNOTATION_SWITCHOVER;
 
 /// Key that must outlive the resource.
 const KEY: &str = "tests:kept";
@@ -86,18 +88,28 @@ pub async fn delete(world: &World) -> anyhow::Result<String> {
     Ok(format!("gone after {:.1} s, {} claims and the journal kept", took.as_secs_f64(), left.len()))
 }
 
-/// A ValkeyCluster of the same name takes the volumes that stayed, with all they hold.
+/// A ValkeyCluster of the same name finds the volumes that stayed. No journal of it says who was primary, and the
+/// append-only file does not say how far a history got: nothing is guessed, a person names the member to resume from.
 pub async fn create_again(world: &World) -> anyhow::Result<String> {
     let subject = &world.subject;
     if subject.claims().await?.is_empty() {
         bail!("no claims are left: run this after `delete`");
     }
     subject.apply(&spec()).await?;
+    let (stalled, held) = subject.condition("Stalled", "True", PATIENCE).await?;
+    if stalled.reason != "HistoriesDiverge" || !stalled.message.contains(ANNOTATION_SWITCHOVER) {
+        bail!("{}: {}", stalled.reason, stalled.message);
+    }
+    subject.annotate(ANNOTATION_SWITCHOVER, "0").await?;
     let took = subject.ready().await?;
     let primary = subject.primary().await?;
     let kept = subject.call(&primary, &["GET", KEY]).await?;
     if kept != Reply::Text("yes".to_owned()) {
         bail!("what was written before the deletion is {kept:?}");
     }
-    Ok(format!("Ready after {:.1} s with the data of before", took.as_secs_f64()))
+    let seconds = (held.as_secs_f64(), took.as_secs_f64());
+    Ok(format!(
+        "held after {:.1} s, Ready {:.1} s after a member was named, with the data of before",
+        seconds.0, seconds.1
+    ))
 }

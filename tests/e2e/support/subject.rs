@@ -78,6 +78,13 @@ impl Subject {
         Ok(())
     }
 
+    /// Sets an annotation of the resource.
+    pub async fn annotate(&self, key: &str, value: &str) -> anyhow::Result<()> {
+        let body = json!({ "metadata": { "annotations": { key: value } } });
+        self.api().patch(&self.name, &PatchParams::default(), &Patch::Merge(&body)).await?;
+        Ok(())
+    }
+
     /// The resource.
     pub async fn get(&self) -> anyhow::Result<ValkeyCluster> {
         Ok(self.api().get(&self.name).await?)

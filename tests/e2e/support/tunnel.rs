@@ -16,8 +16,8 @@ const PATIENCE: Duration = Duration::from_secs(120);
 /// A pod to connect from, on a cluster whose network is out of reach.
 pub async fn open(client: &Client, namespace: &str) -> anyhow::Result<Reach> {
     let name = "valkeeper-tunnel";
-    let image =
-        std::env::var("VALKEEPER_VALKEY_IMAGE").unwrap_or_else(|_| valkeeper::api::parse::IMAGE_DEFAULT.to_owned());
+    let image = std::env::var("VALKEEPER_VALKEY_IMAGE")
+        .unwrap_or_else(|_| valkeeper::api::parse::IMAGE_DEFAULT.to_owned());
     let secure = json!({
         "allowPrivilegeEscalation": false,
         "capabilities": { "drop": ["ALL"] },
