@@ -13,9 +13,9 @@ use rand::Rng;
 use std::time::{Duration, Instant};
 
 /// Moments of a failover at which the operator is killed.
-const ROUNDS: usize = 3;
-/// A failover takes about 20 ms: the moments are chosen from a little more.
-const MOMENT_MAX_MS: u64 = 40;
+const ROUNDS: usize = 4;
+/// A failover takes about 15 ms until clients write again, and some more until it is closed.
+const MOMENT_MAX_MS: u64 = 20;
 /// Until the next process leads: the Lease of one that was killed runs out first.
 const LEASE_PATIENCE: Duration = Duration::from_secs(120);
 

@@ -28,8 +28,8 @@ pub fn pid_in_pod(pod_uid: &str, name: &str) -> anyhow::Result<u32> {
 /// Sends a signal by its name; the time just before.
 pub fn signal(pid: u32, name: &str) -> anyhow::Result<Instant> {
     let at = Instant::now();
-    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().context("kill")?;
-    if sent.success() { Ok(at) } else { bail!("kill -{name} {pid} failed") }
+    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).output().context("kill")?;
+    if sent.status.success() { Ok(at) } else { bail!("{}", String::from_utf8_lossy(&sent.stderr).trim()) }
 }
 
 /// Ends a member's server at once, without a word to anyone; the time just before.
