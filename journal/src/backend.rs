@@ -15,7 +15,7 @@ pub trait Backend: Send + Sync {
     /// [`crate::verify_chain`] does that for all backends alike. Never leaves a record out.
     async fn read(&self, stream: &StreamId) -> Result<Vec<Stored>, BackendError>;
 
-    /// The head as it is now. Never older than the last acknowledged append of anyone.
+    /// The head as it is now. An error if the store sees that what leads to it was changed. Never older than the last acknowledged append of anyone.
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError>;
 
     /// Adds `records` after `expected` (`None`: the stream is new), all or none, if the head is still that. When it
@@ -62,6 +62,9 @@ pub enum AppendError {
     /// A write or fsync failed in a way after which nothing on this handle can be believed.
     #[error("the store is poisoned until it is reopened and verified: {0}")]
     Poisoned(String),
+    /// Nothing was written by this attempt: what is there is not the stream that was written.
+    #[error("the store is damaged: {0}")]
+    Corrupt(String),
     /// Nothing was written, for certain; the same or another batch may be tried later.
     #[error("nothing was written: {0}")]
     Io(String),

@@ -216,6 +216,7 @@ impl Error {
 enum Stop {
     Fenced { by: WriterEpoch },
     Moved { expected: String, actual: String },
+    Corrupt(String),
     Poisoned(String),
 }
 
@@ -224,6 +225,7 @@ impl From<&Stop> for Error {
         match stop.clone() {
             Stop::Fenced { by } => Error::Fenced { by },
             Stop::Moved { expected, actual } => Error::HeadMoved { expected, actual },
+            Stop::Corrupt(why) => Error::Backend(BackendError::Corrupt(why)),
             Stop::Poisoned(why) => Error::Poisoned(why),
         }
     }
@@ -326,8 +328,7 @@ impl Journal {
     /// nothing is in doubt; then nothing is asked.
     ///
     /// # Errors
-    /// [`Error::Unresolved`]: still in doubt. [`Error::Fenced`], [`Error::HeadMoved`], [`Error::Poisoned`]: this journal
-    /// is over.
+    /// [`Error::Unresolved`]: still in doubt. [`Error::Fenced`] or one that [`Error::is_broken`]: this journal is over.
     pub async fn resolve(&mut self) -> Result<Option<Appended>, Error> {
         if let Some(stop) = &self.stop {
             return Err(stop.into());
@@ -398,6 +399,7 @@ impl Journal {
                 }
                 Err(AppendError::Fenced { by }) => return Err(self.stop(Stop::Fenced { by })),
                 Err(AppendError::Poisoned(why)) => return Err(self.stop(Stop::Poisoned(why))),
+                Err(AppendError::Corrupt(why)) => return Err(self.stop(Stop::Corrupt(why))),
                 Err(AppendError::Ambiguous(why)) => {
                     doubt = Some(why);
                     None
@@ -421,6 +423,8 @@ impl Journal {
         match self.backend.head(&self.stream).await {
             Ok(actual) => self.judge(actual),
             Err(BackendError::Poisoned(why)) => Err(self.stop(Stop::Poisoned(why))),
+            Err(BackendError::Corrupt(why)) => Err(self.stop(Stop::Corrupt(why))),
+            Err(e) if e.is_broken() => Err(self.stop(Stop::Corrupt(e.to_string()))),
             Err(e) => Err(Error::Unresolved(e.to_string())),
         }
     }

@@ -155,12 +155,14 @@ pub fn verify_lines(reader: impl BufRead) -> Report {
 pub fn verify_chain(records: &[Stored]) -> Result<Option<Head>, Problem> {
     let mut before = None;
     for (index, stored) in records.iter().enumerate() {
-        if let Some(problem) = problems(before.as_ref(), index, stored).into_iter().next() {
-            return Err(problem);
-        }
-        before = Some(stored.head());
+        before = Some(verify_next(before.as_ref(), index, stored)?);
     }
     Ok(before)
+}
+
+/// The head after one more record, the `index`th of its stream (from 0), if it continues an intact one.
+pub(crate) fn verify_next(before: Option<&Head>, index: usize, stored: &Stored) -> Result<Head, Problem> {
+    problems(before, index, stored).into_iter().next().map_or_else(|| Ok(stored.head()), Err)
 }
 
 fn problems(before: Option<&Head>, index: usize, stored: &Stored) -> Vec<Problem> {

@@ -33,6 +33,7 @@ fn every_test_that_the_document_names_exists() {
         "tests/contract.rs",
         "tests/faults.rs",
         "tests/records.rs",
+        "tests/segments.rs",
         "tests/sled.rs",
         "tests/storms.rs",
         "src/sled.rs",

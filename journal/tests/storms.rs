@@ -18,7 +18,7 @@ use valkeeper_journal::{
     verify,
 };
 
-/// A few seconds; 250 were run once.
+/// A few seconds; 2000 were run once.
 const SEEDS: u64 = 60;
 const STEPS: usize = 120;
 
@@ -121,9 +121,10 @@ impl Seen {
     }
 }
 
-async fn writer(backend: Arc<dyn Backend>) -> Option<Journal> {
+/// Each has a name of its own, as pods do: two claims of one name at one time are the same bytes, and both would hold.
+async fn writer(backend: Arc<dyn Backend>, number: usize) -> Option<Journal> {
     let (mut journal, _) = Journal::open(backend, stream()).await.ok()?;
-    match journal.claim(Some(baseline(&stream())), "w", "v", at(1)).await {
+    match journal.claim(Some(baseline(&stream())), &format!("w-{number}"), "v", at(1)).await {
         // In doubt it may go on: the next call settles it.
         Ok(_) | Err(Error::Unresolved(_)) => Some(journal),
         Err(_) => None,
@@ -157,12 +158,12 @@ async fn storm(seed: u64, world: &dyn World) {
     let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
     let mut seen = Seen::default();
     let mut writers: Vec<Journal> = Vec::new();
-    for _ in 0..STEPS {
+    for step in 0..STEPS {
         match dice.roll(10) {
             // In bursts: most of what can go wrong takes several faults in a row.
             0 | 1 => (0..=dice.roll(4)).for_each(|_| world.inject(&mut dice)),
             2 => world.deliver_late(),
-            3 if writers.len() < 3 => writers.extend(writer(world.backend()).await),
+            3 if writers.len() < 3 => writers.extend(writer(world.backend(), step).await),
             // A crash: what the writer knew is gone.
             4 if dice.roll(4) == 0 && !writers.is_empty() => {
                 writers.remove(0);

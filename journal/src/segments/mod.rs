@@ -14,8 +14,9 @@ pub use objects::{Object, Objects, ObjectsError};
 
 use crate::{
     backend::{AppendError, Backend, BackendError},
-    lines::{export_line, import_lines},
+    lines::{export_line, import_line, import_lines},
     record::{Head, RecordError, Stored, StreamId},
+    verify::verify_chain,
 };
 use async_trait::async_trait;
 use head::{HeadDoc, Segment};
@@ -59,7 +60,8 @@ struct Seen {
 pub struct Segments {
     objects: Arc<dyn Objects>,
     stream_bytes_max: usize,
-    /// Heads as this process left them: saves one read per append. A wrong entry costs a conflict, never a record.
+    /// Heads as this process left them or checked them: saves one read per append, and shows an edit of the tail. An old
+    /// entry costs a conflict, never a record.
     seen: Mutex<BTreeMap<StreamId, Seen>>,
 }
 
@@ -79,15 +81,49 @@ impl Segments {
         self.seen.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    async fn look(&self, stream: &StreamId) -> Result<Option<Seen>, BackendError> {
+    async fn fetch(&self, stream: &StreamId) -> Result<Option<Seen>, BackendError> {
         let found = self.objects.get(&head_name(stream)).await.map_err(unreachable_store)?;
         let Some(Object { bytes, version }) = found else {
             self.cache().remove(stream);
             return Ok(None);
         };
-        let seen = Seen { version, doc: HeadDoc::parse(stream, &bytes)? };
-        self.cache().insert(stream.clone(), seen.clone());
-        Ok(Some(seen))
+        Ok(Some(Seen { version, doc: HeadDoc::parse(stream, &bytes)? }))
+    }
+
+    /// The head as it is now, believed only after a check: whoever touched the object may have edited the records in it,
+    /// and what is remembered here is what the next append keeps.
+    async fn look(&self, stream: &StreamId) -> Result<Option<Seen>, BackendError> {
+        for _ in 0..READ_ATTEMPTS_MAX {
+            let known = self.cache().get(stream).cloned();
+            let Some(seen) = self.fetch(stream).await? else { return Ok(None) };
+            match known {
+                Some(known) if known.doc.head == seen.doc.head => known.doc.check_same(&seen.doc)?,
+                Some(_) | None => {
+                    let Some(sealed) = self.last_sealed(stream, &seen.doc).await? else { continue };
+                    seen.doc.check_tail(sealed.as_ref())?;
+                }
+            }
+            self.cache().insert(stream.clone(), seen.clone());
+            return Ok(Some(seen));
+        }
+        Err(segments_missing(stream))
+    }
+
+    /// The last record of the last segment, `Some(None)` if there are no segments, `None` if that one is gone.
+    async fn last_sealed(
+        &self,
+        stream: &StreamId,
+        doc: &HeadDoc,
+    ) -> Result<Option<Option<Stored>>, BackendError> {
+        let Some(segment) = doc.segments.last() else { return Ok(Some(None)) };
+        let name = segment_name(stream, segment);
+        let Some(object) = self.objects.get(&name).await.map_err(unreachable_store)? else {
+            return Ok(None);
+        };
+        let last = import_line(object.bytes.lines().next_back().unwrap_or_default());
+        let last = last
+            .map_err(|e| BackendError::Corrupt(format!("record {} in object {name}: {e}", segment.last)))?;
+        Ok(Some(Some(last)))
     }
 
     /// Segment names that exist although there is no head.
@@ -186,7 +222,7 @@ impl Segments {
 
     /// The head is not the expected one: says which it is. Our own hash means that an earlier answer was lost.
     async fn conflict(&self, stream: &StreamId, records: &[Stored]) -> Result<(), AppendError> {
-        let actual = self.look(stream).await.map_err(|e| AppendError::Ambiguous(e.to_string()))?;
+        let actual = self.look(stream).await.map_err(|e| not_seen(e, AppendError::Ambiguous))?;
         let actual = actual.map(|seen| seen.doc.head);
         if actual.is_some() && actual == records.last().map(Stored::head) {
             return Ok(());
@@ -204,7 +240,7 @@ impl Segments {
         // Nothing was sent yet: a failed look is certain.
         let mut seen = match cached {
             Some(seen) if seen.doc.head == *expected => seen,
-            Some(_) | None => match self.look(stream).await.map_err(|e| AppendError::Io(e.to_string()))? {
+            Some(_) | None => match self.look(stream).await.map_err(|e| not_seen(e, AppendError::Io))? {
                 Some(seen) => seen,
                 None => return Err(AppendError::Conflict { actual: None }),
             },
@@ -221,15 +257,12 @@ impl Segments {
                 }
                 Err(ObjectsError::Conflict) => {
                     // Refused, so this attempt wrote nothing; but an earlier one of the same records may have.
-                    let looked =
-                        self.look(stream).await.map_err(|e| AppendError::Ambiguous(e.to_string()))?;
+                    let looked = self.look(stream).await.map_err(|e| not_seen(e, AppendError::Ambiguous))?;
                     seen = looked.ok_or(AppendError::Conflict { actual: None })?;
                 }
                 Err(ObjectsError::NotFound) => return Err(AppendError::Conflict { actual: None }),
-                Err(e) => {
-                    self.cache().remove(stream);
-                    return Err(write_error(e));
-                }
+                // What is remembered stays: the next look is compared with it.
+                Err(e) => return Err(write_error(e)),
             }
         }
         Err(AppendError::Conflict { actual: Some(seen.doc.head) })
@@ -265,7 +298,7 @@ impl Backend for Segments {
 
     async fn read(&self, stream: &StreamId) -> Result<Vec<Stored>, BackendError> {
         for _ in 0..READ_ATTEMPTS_MAX {
-            let Some(Seen { version: _, doc }) = self.look(stream).await? else {
+            let Some(seen) = self.fetch(stream).await? else {
                 let orphans = self.orphans(stream).await?;
                 return match orphans.first() {
                     None => Ok(Vec::new()),
@@ -275,7 +308,8 @@ impl Backend for Segments {
                     ))),
                 };
             };
-            let Some(mut records) = self.read_segments(stream, &doc).await? else {
+            let doc = &seen.doc;
+            let Some(mut records) = self.read_segments(stream, doc).await? else {
                 continue;
             };
             parse_lines(stream, &doc.tail, &mut records)?;
@@ -286,9 +320,14 @@ impl Backend for Segments {
                     doc.head
                 )));
             }
+            // The caller gets what is there and judges it; a writer in this process must not take it for its own.
+            let sealed = doc.segments.last().and_then(|s| records.iter().rfind(|r| r.record.seq == s.last));
+            if verify_chain(&records).is_ok() && doc.check_tail(sealed).is_ok() {
+                self.cache().insert(stream.clone(), seen);
+            }
             return Ok(records);
         }
-        Err(BackendError::Corrupt(format!("segments named by {} are missing", head_name(stream))))
+        Err(segments_missing(stream))
     }
 
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
@@ -333,10 +372,10 @@ impl Backend for Segments {
         let created = self.create_segment(&segment_name(stream, &merged), &text).await;
         created.map_err(|e| BackendError::Unavailable(e.to_string()))?;
         next.segments.insert(range.start, merged);
-        let swapped = self.objects.replace(&head_name(stream), &version, &next.text()).await;
-        self.cache().remove(stream);
         // Not swapped, or nobody knows: the old ones stay, and the next quiet moment tries again.
-        swapped.map_err(unreachable_store)?;
+        let swapped = self.objects.replace(&head_name(stream), &version, &next.text()).await;
+        let version = swapped.map_err(unreachable_store)?;
+        self.cache().insert(stream.clone(), Seen { version, doc: next });
         for segment in &old {
             match self.objects.delete(&segment_name(stream, segment)).await {
                 // What could not be deleted is named by nobody: it costs space, not truth.
@@ -362,6 +401,15 @@ fn segment_name(stream: &StreamId, segment: &Segment) -> String {
 
 fn unreachable_store(e: ObjectsError) -> BackendError {
     BackendError::Unavailable(e.to_string())
+}
+
+fn segments_missing(stream: &StreamId) -> BackendError {
+    BackendError::Corrupt(format!("segments named by {} are missing", head_name(stream)))
+}
+
+/// Why the head could not be seen: damage stays damage, everything else is what the moment makes of it.
+fn not_seen(e: BackendError, otherwise: fn(String) -> AppendError) -> AppendError {
+    if let BackendError::Corrupt(why) = e { AppendError::Corrupt(why) } else { otherwise(e.to_string()) }
 }
 
 fn write_error(e: ObjectsError) -> AppendError {
