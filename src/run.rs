@@ -56,7 +56,7 @@ pub async fn run(args: RunArgs, instance: String, stop: impl Future<Output = ()>
     let namespace = namespace.unwrap_or_else(|| clients.default_namespace.clone());
     let holder = format!("{instance}_{}", uuid::Uuid::from_bytes(rand::random()));
     let store = LeaseStore::new(clients.requests.clone(), &namespace, LEASE);
-    let (mut campaign, leadership) = Campaign::new(store, &namespace, holder);
+    let (mut campaign, leadership) = Campaign::new(store, &namespace, holder.clone());
     let shell = Arc::new(Shell {
         backend: backend(&journal, &clients, &namespace, &leadership).await?,
         publisher: Publisher::new(clients.requests.clone(), instance.clone()),
@@ -64,7 +64,8 @@ pub async fn run(args: RunArgs, instance: String, stop: impl Future<Output = ()>
         wakers: Wakers::default(),
         metrics: Arc::new(Metrics::default()),
         defaults: Defaults { image: default_image },
-        writer: instance,
+        // Its own name in every life: two claims must never be the same bytes.
+        writer: holder,
         clock: Clock::start(),
         leadership,
         clients,
