@@ -100,6 +100,7 @@ async fn valkeeper(place: Place) -> anyhow::Result<Figures> {
     subject.protected(PATIENCE).await?;
     let figures = Figures::of(&subject, &load.finish()?, &faults).await?;
     subject.delete().await?;
+    support::delete_namespace(&subject.client, NAMESPACE).await?;
     Ok(figures)
 }
 

@@ -5,6 +5,7 @@
 mod support;
 
 use anyhow::{Context, bail};
+use kube::ResourceExt;
 use serde_json::Value;
 use std::{
     process::ExitCode,
@@ -26,8 +27,9 @@ use valkeeper::api::v1alpha1::ValkeyCluster;
 
 /// The resource that is applied.
 const SAMPLE: &str = include_str!("orders.yaml");
-/// Writes of each client before and after something is done to the cluster.
-const LOAD_WRITES_MIN: usize = 500;
+/// Writes of each client before and after something is done to the cluster: two seconds at least, since kube-proxy makes a
+/// change wait that comes within a second after another, and the start of the members is one.
+const LOAD_WRITES_MIN: usize = 2_000;
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -75,7 +77,7 @@ impl Demo {
         if std::env::var("DEMO_KEEP").as_deref() == Ok("0") {
             self.clean_up(&subject).await
         } else {
-            self.go_on(&subject)
+            self.go_on(&subject).await
         }
     }
 
@@ -168,7 +170,8 @@ impl Demo {
         Ok(())
     }
 
-    fn go_on(&self, subject: &Subject) -> anyhow::Result<()> {
+    async fn go_on(&self, subject: &Subject) -> anyhow::Result<()> {
+        let uid = subject.get().await?.uid().context("a resource without UID")?;
         let Subject { client: _, namespace, name, reach: _, place } = subject;
         let (kubectl, down) = match place {
             Place::Local => {
@@ -178,14 +181,15 @@ impl Demo {
         };
         self.say("done; the cluster stays as it is");
         let kubeconfig = std::env::var("KUBECONFIG").unwrap_or_default();
-        let journals = format!("{kubectl} get cm -n {} -l valkeeper.io/journal -o json", operator::NAMESPACE);
+        let journals =
+            format!("{kubectl} get cm -n {} -l valkeeper.io/journal={uid} -o json", operator::NAMESPACE);
         let replay = "target/release/valkeeper-replay";
         println!(
             "\nKUBECONFIG is {kubeconfig}\nTo go on:\n  {kubectl} get valkeyclusters -A\n  \
              {kubectl} describe valkeycluster -n {namespace} {name}\n  \
              {kubectl} delete pod -n {namespace} -l valkeeper.io/role=primary\n  \
-             {journals} | {replay} --cluster {namespace}/{name} log -n 30\n  \
-             {journals} | {replay} --cluster {namespace}/{name} audit failover{down}"
+             {journals} | {replay} log -n 30\n  \
+             {journals} | {replay} audit failover{down}"
         );
         Ok(())
     }
