@@ -63,4 +63,4 @@ cluster-down: ## Remove the local cluster
 
 .PHONY: bench
 bench: cluster-up ## Write outage of ten kills next to Valkey Sentinel (removes nothing: see cluster-down)
-	@tests/e2e/inside bench -q --locked -p valkeeper --bench failover
+	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench failover
