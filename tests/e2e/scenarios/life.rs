@@ -60,11 +60,6 @@ async fn pods_ready_after(world: &World) -> anyhow::Result<f64> {
 /// A deleted ValkeyCluster takes its workloads with it and leaves volumes and journal.
 pub async fn delete(world: &World) -> anyhow::Result<String> {
     let subject = &world.subject;
-    let primary = subject.primary().await?;
-    let kept = subject.call(&primary, &["SET", KEY, "yes"]).await?;
-    if kept != Reply::Text("OK".to_owned()) {
-        bail!("SET: {kept:?}");
-    }
     let uid = subject.get().await?.uid().context("no UID")?;
     let claims = subject.claims().await?;
     let begun = Instant::now();
@@ -90,11 +85,13 @@ pub async fn delete(world: &World) -> anyhow::Result<String> {
 
 /// A ValkeyCluster of the same name finds the volumes that stayed. No journal of it says who was primary, and the
 /// append-only file does not say how far a history got: nothing is guessed, a person names the member to resume from.
-pub async fn create_again(world: &World) -> anyhow::Result<String> {
+pub async fn kept_volumes(world: &World) -> anyhow::Result<String> {
     let subject = &world.subject;
-    if subject.claims().await?.is_empty() {
-        bail!("no claims are left: run this after `delete`");
+    let written = subject.call(&subject.primary().await?, &["SET", KEY, "yes"]).await?;
+    if written != Reply::Text("OK".to_owned()) {
+        bail!("SET: {written:?}");
     }
+    world.remove().await?;
     subject.apply(&spec()).await?;
     let (stalled, held) = subject.condition("Stalled", "True", PATIENCE).await?;
     if stalled.reason != "HistoriesDiverge" || !stalled.message.contains(ANNOTATION_SWITCHOVER) {

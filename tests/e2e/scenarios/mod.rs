@@ -66,8 +66,8 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("scale-2-4-1", WithAReadyCluster, false, spec_change::scale),
     scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),
     scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
+    scenario!("kept-volumes", WithAReadyCluster, false, life::kept_volumes),
     scenario!("delete", WithAReadyCluster, false, life::delete),
-    scenario!("create-again", WithNothing, false, life::create_again),
 ];
 
 /// Everything a scenario works with.
