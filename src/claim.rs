@@ -7,6 +7,7 @@ use crate::{
     k8s::{self, apply, secrets::SecretCache, slice},
     links::Links,
     owned::OwnedObjects,
+    pods::Vanished,
     publish,
     reconcile::Error,
 };
@@ -36,6 +37,7 @@ pub async fn claim(shell: &Arc<Shell>, id: &ClusterId) -> Result<Cluster, Error>
     let mut cluster = Cluster {
         shell: Arc::clone(shell),
         id: id.clone(),
+        clock: shell.clock,
         secrets: SecretCache::new(shell.clients.requests.clone(), &id.owner.0),
         press: publish::Press::start(shell, id),
         wake: shell.wakers.of(&id.owner),
@@ -43,10 +45,12 @@ pub async fn claim(shell: &Arc<Shell>, id: &ClusterId) -> Result<Cluster, Error>
         state,
         links: Links::default(),
         owned: OwnedObjects::default(),
+        vanished: Vanished::default(),
         executed: Vec::new(),
         untended: 0,
     };
     cluster.fold(&claimed.records);
+    cluster.clock = shell.clock.not_before(cluster.state.head_time);
     let epoch = cluster.state.epoch;
     tracing::info!(j = cluster.state.head.0, epoch = epoch.0, "claimed the journal");
     touch_routes(&cluster, epoch).await?;
@@ -110,7 +114,23 @@ async fn hold(cluster: &Cluster) -> Result<(), Error> {
     Ok(())
 }
 
+/// Takes the finalizer off the resource, if it is there and has it.
+///
+/// # Errors
+/// The API server's.
+pub async fn release(shell: &Shell, id: &ClusterId) -> Result<(), k8s::Error> {
+    let Some(live) = shell.resource(id).filter(|live| held(live)) else { return Ok(()) };
+    let others = live.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
+    match apply::set_finalizers(&shell.clients.requests, &*live, others).await {
+        Ok(released) => shell.world.clusters.written(&released),
+        // Released by an attempt whose answer was lost.
+        Err(error) if error.is_not_found() => {}
+        Err(error) => return Err(error),
+    }
+    Ok(())
+}
+
 /// True if the finalizer is on the resource.
-pub fn held(resource: &ValkeyCluster) -> bool {
+fn held(resource: &ValkeyCluster) -> bool {
     resource.finalizers().iter().any(|f| f == FINALIZER)
 }

@@ -20,6 +20,14 @@ impl Clock {
         Clock { wall_at_start, start: Instant::now() }
     }
 
+    /// This clock, set forward if it is behind `time`. An earlier writer's wall clock may have been ahead of ours: times of
+    /// what is looked at now must not lie before what it has recorded.
+    #[must_use]
+    pub fn not_before(self, time: Timestamp) -> Self {
+        let behind = time.0.saturating_sub(self.now().0).max(0);
+        Clock { wall_at_start: Timestamp(self.wall_at_start.0.saturating_add(behind)), ..self }
+    }
+
     /// Now.
     pub fn now(&self) -> Timestamp {
         self.at(Instant::now())
@@ -47,6 +55,16 @@ mod tests {
         let clock = Clock::start();
         let later = clock.now().plus_millis(1_500);
         assert_eq!(clock.at(clock.moment(later)), later);
+    }
+
+    #[test]
+    fn a_clock_behind_an_earlier_writers_is_set_forward_and_one_ahead_stays() {
+        let clock = Clock::start();
+        let ahead = clock.now().plus_millis(60_000);
+        let set = clock.not_before(ahead);
+        assert!(set.now() >= ahead && set.now() < ahead.plus_millis(30_000));
+        assert_eq!(set.moment(set.at(set.start)), set.start);
+        assert_eq!(clock.not_before(Timestamp(0)).wall_at_start, clock.wall_at_start);
     }
 
     #[test]

@@ -14,6 +14,7 @@ use crate::{
     lease::Leadership,
     links::Links,
     owned::OwnedObjects,
+    pods::Vanished,
     publish::{self, Press},
 };
 use kube::ResourceExt;
@@ -94,6 +95,8 @@ pub struct Cluster {
     pub shell: Arc<Shell>,
     /// Whose task this is.
     pub id: ClusterId,
+    /// The clock of its records: never behind what an earlier writer has recorded.
+    pub clock: Clock,
     /// The writer of its journal, which has claimed the head.
     pub journal: Journal,
     /// The fold over everything recorded.
@@ -102,6 +105,8 @@ pub struct Cluster {
     pub links: Links,
     /// What its spec renders to.
     pub owned: OwnedObjects,
+    /// What the API server said of pods that the watch shows no more.
+    pub vanished: Vanished,
     /// Its Secrets.
     pub secrets: SecretCache,
     /// Outcomes that are not recorded yet.
@@ -144,7 +149,7 @@ impl Cluster {
     /// Waits for the next reason to look.
     pub async fn wait(&self, wake_at: Option<Timestamp>) -> Pace {
         let now = Instant::now();
-        let due = wake_at.map_or(now + PROBE_PERIOD, |at| self.shell.clock.moment(at));
+        let due = wake_at.map_or(now + PROBE_PERIOD, |at| self.clock.moment(at));
         let until = due.clamp(now + PAUSE_MIN, now + PROBE_PERIOD);
         tokio::select! {
             biased;

@@ -2,7 +2,6 @@
 //! first that is not verified ends its decision.
 
 use crate::{
-    api::v1alpha1::FINALIZER,
     claim,
     cluster::Cluster,
     k8s::{self, apply, slice},
@@ -27,6 +26,10 @@ use valkeeper_journal::Recorded;
 /// append and effects take together.
 pub const DECISION_AGE_MAX: Duration = Duration::from_millis(500);
 
+/// A pod is deleted for what was seen of it, and while an append hangs a silent primary may have come back. Longer than any
+/// append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
+const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
+
 /// Bound on one effect. Every kind has tighter bounds of its own, except a handover, whose own limit comes on top of this.
 const EFFECT_MAX: Duration = Duration::from_secs(8);
 
@@ -49,7 +52,7 @@ async fn one(cluster: &Cluster, decision: &Recorded<Decision>, decided_at: Insta
             if stopped { Outcome::Skipped } else { perform(cluster, decision, effect, decided_at).await };
         cluster.shell.metrics.ended(effect.verb(), &outcome);
         tracing::info!(%effect, %outcome, "ended");
-        outcomes.push((cluster.shell.clock.now(), outcome));
+        outcomes.push((cluster.clock.now(), outcome));
     }
     Executed { decision: decision.seq(), outcomes }
 }
@@ -70,14 +73,26 @@ async fn perform(
             cluster.state.epoch
         ));
     }
-    // Only the effect that takes the role away waits for no one; what follows it in the same decision must go on.
-    let promotes = matches!(effect, Effect::Promote { .. } | Effect::Handover { .. });
-    if promotes && decided_at.elapsed() > DECISION_AGE_MAX {
+    if age_max(effect).is_some_and(|age_max| decided_at.elapsed() > age_max) {
         return Outcome::Superseded(format!("decided {} ms ago", decided_at.elapsed().as_millis()));
     }
     tokio::time::timeout(bound(effect), run(cluster, effect))
         .await
         .unwrap_or_else(|_| Outcome::Failed("not ended in time".to_owned()))
+}
+
+/// How long after its decision an effect may still begin. What only follows in the same decision must go on.
+fn age_max(effect: &Effect) -> Option<Duration> {
+    match effect {
+        Effect::Promote { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
+        Effect::DeletePod { .. } => Some(DELETION_AGE_MAX),
+        Effect::Attach { .. }
+        | Effect::Route { .. }
+        | Effect::Label { .. }
+        | Effect::Disconnect { .. }
+        | Effect::Apply { .. }
+        | Effect::ReleaseFinalizer => None,
+    }
 }
 
 fn bound(effect: &Effect) -> Duration {
@@ -210,16 +225,7 @@ async fn delete_pod(
 }
 
 async fn release(cluster: &Cluster) -> Result<Outcome, k8s::Error> {
-    let Some(live) = cluster.shell.resource(&cluster.id) else { return Ok(Outcome::Verified) };
-    if claim::held(&live) {
-        let others = live.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
-        match apply::set_finalizers(&cluster.shell.clients.requests, &*live, others).await {
-            Ok(released) => cluster.shell.world.clusters.written(&released),
-            // Released by an attempt whose answer was lost.
-            Err(error) if error.is_not_found() => {}
-            Err(error) => return Err(error),
-        }
-    }
+    claim::release(&cluster.shell, &cluster.id).await?;
     Ok(Outcome::Verified)
 }
 

@@ -1,7 +1,7 @@
 //! The imperative shell of Valkeeper: it observes, records, executes and publishes what the pure core decides.
 //!
 //! - the driver: [`reconcile`], with [`claim`], [`observe`], [`execute`], [`publish`]; one task's things in [`cluster`]
-//! - its tools: [`links`] and [`owned`] over [`valkey`] and [`k8s`] (the only homes of `redis` and of raw `Api<>`),
+//! - its tools: [`links`], [`pods`] and [`owned`] over [`valkey`] and [`k8s`] (the only homes of `redis` and of raw `Api<>`),
 //!   [`objects`] and [`api`] (pure)
 //! - the process: [`run`], [`args`], [`lease`], [`health`], [`clock`]
 
@@ -18,6 +18,7 @@ pub mod links;
 pub mod objects;
 pub mod observe;
 pub mod owned;
+pub mod pods;
 pub mod publish;
 pub mod reconcile;
 pub mod run;

@@ -7,8 +7,9 @@ use crate::{
     k8s::{self, slice, watch::node_ready},
     objects,
     owned::{self, NotRendered},
+    pods::{self, Pods},
     reconcile::Error,
-    valkey::Look,
+    valkey::{self, Look, MemberLink},
 };
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
@@ -23,6 +24,7 @@ use valkeeper_core::{
         ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, ObjectRef, Observed, PodFacts,
         Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
     },
+    spec::DesiredCluster,
 };
 
 /// Looks at everything; `None` if the resource is gone.
@@ -36,9 +38,10 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
         return Ok(None);
     };
     let (spec, objects) = spec_and_objects(cluster, &resource).await;
-    let pods = pods(cluster, &spec);
-    let looks = servers(cluster, &pods, pace).await?;
-    let (members, evidence) = members(cluster, pods, looks);
+    let pods = pods::look(cluster, wanted_or_known(cluster, &spec)).await;
+    let addresses = addresses(cluster, &pods);
+    let looks = servers(cluster, &addresses, pace).await?;
+    let (members, evidence) = members(cluster, pods, looks, &addresses);
     let routes = routes(cluster, &spec);
     let executed = cluster.executed.clone();
     Ok(Some(Seen { spec: Some(spec), members, routes, objects, evidence, executed }))
@@ -49,6 +52,9 @@ async fn spec_and_objects(
     cluster: &mut Cluster,
     resource: &ValkeyCluster,
 ) -> (SpecFact, BTreeMap<ObjectRef, ObjectFacts>) {
+    if resource.metadata.deletion_timestamp.is_some() {
+        return (SpecFact::Deleting, BTreeMap::new());
+    }
     let parsed: Parsed = match parse_all(resource, &cluster.shell.defaults) {
         Ok(parsed) => parsed,
         Err(invalid) => return (SpecFact::Invalid(invalid.to_string()), BTreeMap::new()),
@@ -68,72 +74,110 @@ async fn spec_and_objects(
     }
 }
 
-/// Members to look at: who shall exist, who exists, and who is known from before. With their pods.
-fn pods(cluster: &Cluster, spec: &SpecFact) -> BTreeMap<MemberId, Option<Arc<Pod>>> {
-    let (namespace, name) = &cluster.id.owner;
-    let world = &cluster.shell.world;
-    let desired = match spec {
+/// The spec to go by: what is refused or about to go leaves the last valid one in force.
+fn in_force<'a>(cluster: &'a Cluster, spec: &'a SpecFact) -> Option<&'a DesiredCluster> {
+    match spec {
         SpecFact::Valid(spec) => Some(spec),
-        SpecFact::Invalid(_) => cluster.state.spec.as_ref(),
-    };
-    let mut ids: BTreeSet<MemberId> = desired.into_iter().flat_map(|d| d.members()).collect();
-    let existing = world.pods.of(&cluster.id.owner);
+        SpecFact::Invalid(_) | SpecFact::Deleting => cluster.state.spec.as_ref(),
+    }
+}
+
+/// Members to look at: who shall exist, who exists, and who is known from before.
+fn wanted_or_known(cluster: &Cluster, spec: &SpecFact) -> BTreeSet<MemberId> {
+    let (_, name) = &cluster.id.owner;
+    let mut ids: BTreeSet<MemberId> = in_force(cluster, spec).into_iter().flat_map(|d| d.members()).collect();
+    let existing = cluster.shell.world.pods.of(&cluster.id.owner);
     ids.extend(existing.iter().filter_map(|p| objects::names::member_of_pod(name, &p.name_any())));
     ids.extend(cluster.state.members.keys());
-    ids.into_iter().map(|id| (id, world.pods.get(namespace, &objects::names::pod(name, id)))).collect()
+    ids
+}
+
+/// Where the members are. Of whose pod nothing can be learned, it is where it was: its server may still say how it is.
+fn addresses(cluster: &Cluster, pods: &Pods) -> BTreeMap<MemberId, IpAddr> {
+    let of = |(id, pod): (&MemberId, &Observed<Arc<Pod>>)| {
+        let address = match pod {
+            Observed::Present(pod) => address(pod)?.parse().ok()?,
+            Observed::Unknown(_) => cluster.links.get(*id)?.target().address,
+            Observed::Absent => return None,
+        };
+        Some((*id, address))
+    };
+    pods.iter().filter_map(of).collect()
 }
 
 /// What the servers answered, by member. Only who has an address is asked.
 async fn servers(
     cluster: &mut Cluster,
-    pods: &BTreeMap<MemberId, Option<Arc<Pod>>>,
+    addresses: &BTreeMap<MemberId, IpAddr>,
     pace: Pace,
 ) -> Result<BTreeMap<MemberId, Observed<Look>>, Error> {
-    let addresses: BTreeMap<MemberId, IpAddr> =
-        pods.iter().filter_map(|(id, pod)| Some((*id, address(pod.as_deref()?)?.parse().ok()?))).collect();
     if let Some(password) = cluster.owned.operator_password() {
         cluster.links.log_in_as(objects::USER_OPERATOR, password.expose(), cluster.state.epoch);
     }
-    cluster.links.follow(&addresses);
+    cluster.links.follow(addresses);
     let looks = cluster.links.look(pace).await;
     if let Some(fenced) = cluster.links.deposed() {
         return Err(Error::Deposed(fenced.to_string()));
     }
     if looks.values().any(|look| *look == Observed::Unknown(Why::Unauthorized)) {
         // Someone may have changed the password: read it again.
-        cluster.secrets.forget().await;
+        cluster.secrets.doubt();
     }
     Ok(looks)
 }
 
 fn members(
     cluster: &Cluster,
-    pods: BTreeMap<MemberId, Option<Arc<Pod>>>,
+    pods: Pods,
     mut looks: BTreeMap<MemberId, Observed<Look>>,
+    addresses: &BTreeMap<MemberId, IpAddr>,
 ) -> (BTreeMap<MemberId, MemberFacts>, Evidence) {
     let by_address: BTreeMap<String, MemberId> =
-        pods.iter().filter_map(|(id, pod)| Some((address(pod.as_deref()?)?.to_owned(), *id))).collect();
+        addresses.iter().map(|(id, a)| (a.to_string(), *id)).collect();
     let mut facts = BTreeMap::new();
     let mut evidence = Evidence::default();
-    for (id, pod) in &pods {
-        let server = match pod {
+    for (id, pod) in pods {
+        let server = match &pod {
             // A process does not outlive its pod.
-            None => Observed::Absent,
-            Some(pod) if address(pod).is_none() => without_address(pod),
-            Some(_) => match looks.remove(id) {
+            Observed::Absent => Observed::Absent,
+            Observed::Present(pod) if address(pod).is_none() => without_address(pod),
+            Observed::Present(_) | Observed::Unknown(_) => match looks.remove(&id) {
                 Some(look) => {
+                    let trouble = cluster.links.get(id).and_then(MemberLink::trouble);
+                    let look = with_container(look, trouble, pod.present().map(|p| container_of(p)));
                     let (server, reading) = server(cluster, look, &by_address);
-                    evidence.readings.extend(reading.map(|r| (*id, r)));
+                    evidence.readings.extend(reading.map(|r| (id, r)));
                     server
                 }
                 // Not answered while there was something to act on: not looked at, so what is known of it stays.
-                None => continue,
+                None if pod.present().is_some() => continue,
+                // No address is known either.
+                None => Observed::Unknown(Why::ApiError),
             },
         };
-        let pod = pod.as_deref().map_or(Observed::Absent, |p| Observed::Present(pod_facts(cluster, p)));
-        facts.insert(*id, MemberFacts { pod, server });
+        let pod = match pod {
+            Observed::Present(pod) => Observed::Present(pod_facts(cluster, &pod)),
+            Observed::Absent => Observed::Absent,
+            Observed::Unknown(why) => Observed::Unknown(why),
+        };
+        facts.insert(id, MemberFacts { pod, server });
     }
     (facts, evidence)
+}
+
+/// A refusal where no connection was ever held may be a firewall's. It is death if the kubelet says, too, that the server does
+/// not run: so does a writer that has just begun find a primary that was dead before.
+fn with_container(
+    look: Observed<Look>,
+    trouble: Option<valkey::Error>,
+    container: Option<ContainerPhase>,
+) -> Observed<Look> {
+    let runs = match container {
+        Some(ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_)) => false,
+        Some(ContainerPhase::Running) | None => true,
+    };
+    let refused = look == Observed::Unknown(Why::Silent) && trouble == Some(valkey::Error::Refused);
+    if refused && !runs { Observed::Absent } else { look }
 }
 
 /// The server of a pod without an address: a pod that is still pending has never run one.
@@ -151,7 +195,7 @@ fn server(
 ) -> (Observed<ServerFacts>, Option<Reading>) {
     match look {
         Observed::Present(look) => {
-            let taken_at = cluster.shell.clock.at(look.answered_at);
+            let taken_at = cluster.clock.at(look.answered_at);
             let (facts, reading) = look.resolved(by_address, taken_at);
             (Observed::Present(facts), Some(reading))
         }
@@ -169,7 +213,6 @@ fn pod_facts(cluster: &Cluster, pod: &Pod) -> PodFacts {
     let known = cluster.shell.world.nodes.get("", &node);
     let is_ready = node.is_empty() || known.is_some_and(|n| node_ready(&n));
     let annotation = pod.annotations().get(objects::ANNOTATION_REVISION);
-    let statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
     PodFacts {
         uid: pod.uid().unwrap_or_default(),
         address: address(pod).map(str::to_owned),
@@ -177,13 +220,18 @@ fn pod_facts(cluster: &Cluster, pod: &Pod) -> PodFacts {
         node,
         deleting: pod.metadata.deletion_timestamp.is_some(),
         revision: Digest(annotation.cloned().unwrap_or_default()),
-        container: container(statuses.into_iter().find(|s| s.name == objects::names::CONTAINER)),
+        container: container_of(pod),
         role_label: pod.labels().get(objects::names::ROLE_LABEL).and_then(|text| role(text)),
     }
 }
 
 fn role(text: &str) -> Option<RoleLabel> {
     [RoleLabel::Primary, RoleLabel::Replica].into_iter().find(|role| role.as_str() == text)
+}
+
+fn container_of(pod: &Pod) -> ContainerPhase {
+    let mut statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+    container(statuses.find(|s| s.name == objects::names::CONTAINER))
 }
 
 fn container(status: Option<&ContainerStatus>) -> ContainerPhase {
@@ -200,12 +248,8 @@ fn container(status: Option<&ContainerStatus>) -> ContainerPhase {
 
 fn routes(cluster: &Cluster, spec: &SpecFact) -> BTreeMap<ShardId, Observed<RouteFacts>> {
     let (namespace, name) = &cluster.id.owner;
-    let desired = match spec {
-        SpecFact::Valid(spec) => Some(spec),
-        SpecFact::Invalid(_) => cluster.state.spec.as_ref(),
-    };
     let slices = &cluster.shell.world.slices;
-    let shards = desired.into_iter().flat_map(|d| d.shard_ids());
+    let shards = in_force(cluster, spec).into_iter().flat_map(|d| d.shard_ids());
     shards
         .map(|shard| {
             let live = slices.get(namespace, &objects::names::route(name, shard));
@@ -232,6 +276,18 @@ mod tests {
         let state = ContainerState { terminated: Some(ended), ..ContainerState::default() };
         assert_eq!(container(Some(&status(state))), ContainerPhase::Terminated(137));
         assert_eq!(container(None), ContainerPhase::Waiting(String::new()));
+    }
+
+    #[test]
+    fn a_refusal_alone_is_death_only_where_no_container_runs() {
+        let silent = Observed::Unknown(Why::Silent);
+        let of = |trouble, container| with_container(silent.clone(), Some(trouble), container);
+        let back_off = || Some(ContainerPhase::Waiting("CrashLoopBackOff".into()));
+        assert_eq!(of(valkey::Error::Refused, back_off()), Observed::Absent);
+        assert_eq!(of(valkey::Error::Refused, Some(ContainerPhase::Terminated(137))), Observed::Absent);
+        assert_eq!(of(valkey::Error::Refused, Some(ContainerPhase::Running)), silent);
+        assert_eq!(of(valkey::Error::Refused, None), silent);
+        assert_eq!(of(valkey::Error::Silent, back_off()), silent);
     }
 
     #[test]

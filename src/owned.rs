@@ -174,26 +174,37 @@ pub async fn apply(cluster: &Cluster, object: &ObjectRef, digest: &Digest) -> Re
         return Ok(Outcome::Superseded("another content is wanted now".to_owned()));
     }
     let world = &cluster.shell.world;
-    match object.kind {
+    Ok(match object.kind {
         ObjectKind::Secret => {
             let provenance =
                 provenance(cluster.secrets.get(&object.name).await?.is_some_and(|s| {
                     s.labels().get(k8s::MANAGED_BY).map(String::as_str) == Some(FIELD_MANAGER)
                 }));
             let secret: Secret = apply_one(cluster, rendered, provenance).await?;
-            cluster.secrets.written(&object.name, secret).await;
+            let outcome = of_answer(rendered, &secret);
+            cluster.secrets.written(&object.name, secret);
+            outcome
         }
         ObjectKind::ConfigMap => apply_watched::<ConfigMap>(cluster, rendered, &world.config_maps).await?,
         ObjectKind::Service => apply_watched::<Service>(cluster, rendered, &world.services).await?,
         ObjectKind::EndpointSlice => apply_watched::<EndpointSlice>(cluster, rendered, &world.slices).await?,
         ObjectKind::PodDisruptionBudget => {
-            apply_watched::<PodDisruptionBudget>(cluster, rendered, &world.budgets).await?;
+            apply_watched::<PodDisruptionBudget>(cluster, rendered, &world.budgets).await?
         }
         ObjectKind::StatefulSet => {
             apply_watched::<StatefulSet>(cluster, rendered, &world.stateful_sets).await?
         }
+    })
+}
+
+/// What the answer says of the object: if it is not as it was sent, it never will be, and only a failure makes the next
+/// attempts come more and more slowly.
+fn of_answer<K: Owned>(rendered: &Rendered, answer: &K) -> Outcome {
+    let value = serde_json::to_value(answer).unwrap_or_default();
+    if rendered.live_digest(&value) == rendered.digest {
+        return Outcome::Verified;
     }
-    Ok(Outcome::Verified)
+    Outcome::Failed("the API server changes what it is sent: probably an admission webhook".to_owned())
 }
 
 fn provenance(ours: bool) -> Provenance {
@@ -204,11 +215,11 @@ async fn apply_watched<K: Owned>(
     cluster: &Cluster,
     rendered: &Rendered,
     cache: &Cache<K>,
-) -> Result<(), k8s::Error> {
+) -> Result<Outcome, k8s::Error> {
     let seen = cache.get(&cluster.id.owner.0, &rendered.object.name).is_some();
     let applied: K = apply_one(cluster, rendered, provenance(seen)).await?;
     cache.written(&applied);
-    Ok(())
+    Ok(of_answer(rendered, &applied))
 }
 
 async fn apply_one<K: Owned>(

@@ -37,7 +37,7 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
         let woken_at = Instant::now();
         let Some(seen) = observe::look(&mut cluster, pace).await? else { return close(&mut cluster).await };
         let decided_at = Instant::now();
-        let turn = turn(&cluster.state, &seen, shell.clock.now());
+        let turn = turn(&cluster.state, &seen, cluster.clock.now());
         shell.metrics.turn();
         let Appended { records, decisions } = record(&mut cluster, turn.events, turn.now).await?;
         let appended_at = Instant::now();
@@ -61,7 +61,7 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
 /// The last record of a cluster that is gone: what became of its last decision.
 async fn close(cluster: &mut Cluster) -> Result<Ended, Error> {
     let owed = cluster.executed.iter().cloned().map(Event::EffectsEnded).collect();
-    let now = cluster.shell.clock.now();
+    let now = cluster.clock.now();
     record(cluster, owed, now).await?;
     Ok(Ended::Gone)
 }

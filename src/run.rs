@@ -4,6 +4,7 @@
 use crate::{
     api::{Defaults, v1alpha1::ValkeyCluster},
     args::{JournalStore, RunArgs},
+    claim,
     clock::Clock,
     cluster::{ClusterId, Shell},
     health::{self, Metrics},
@@ -199,6 +200,9 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 if error.class() != Class::Fenced {
                     publish::trouble(&shell, &id, &error).await;
                 }
+                if error.concerns_journal() && error.class() == Class::Permanent {
+                    let_go(&shell, &id).await;
+                }
                 error.class()
             }
             Err(_panic) => {
@@ -211,5 +215,20 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
         let pause_max = class.requeue(u32::MAX);
         failures = if began.elapsed() > pause_max { 1 } else { failures.saturating_add(1) };
         tokio::time::sleep(class.requeue(failures)).await;
+    }
+}
+
+/// Releases a resource that is being deleted and whose journal cannot be written until someone repairs it: a history that
+/// is broken anyway must not keep a resource, and with it a namespace, for ever.
+async fn let_go(shell: &Shell, id: &ClusterId) {
+    let deleting = shell.resource(id).is_some_and(|r| r.metadata.deletion_timestamp.is_some());
+    if !deleting || shell.leadership.check().is_err() {
+        return;
+    }
+    match claim::release(shell, id).await {
+        Ok(()) => {
+            tracing::warn!("the resource is released; its journal cannot be written and does not say so")
+        }
+        Err(error) => tracing::warn!(error = k8s::chain(&error), "the resource could not be released"),
     }
 }

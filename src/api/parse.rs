@@ -102,7 +102,6 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         switchover: annotation(cluster, api::ANNOTATION_SWITCHOVER).map(switchover).transpose()?,
         confirm_blank: annotation(cluster, api::ANNOTATION_CONFIRM_BLANK).map(str::to_owned),
         paused: spec.paused,
-        deleting: cluster.metadata.deletion_timestamp.is_some(),
     };
     name(cluster)?;
     reserved("spec.podLabels", &spec.pod_labels)?;

@@ -122,6 +122,15 @@ pub async fn label_pod(
     bounded(&format!("label Pod/{name}"), api.patch(name, &params, &Patch::Merge(patch))).await
 }
 
+/// The pod of this name, whatever its labels; `None` if there is none.
+///
+/// # Errors
+/// As [`bounded`].
+pub async fn get_pod(client: &Client, namespace: &str, name: &str) -> Result<Option<Pod>, Error> {
+    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
+    bounded(&format!("get Pod/{name}"), api.get_opt(name)).await
+}
+
 /// Asks for the deletion of a pod, if it is still the pod of this UID. `Ok(None)`: it is gone already.
 ///
 /// # Errors

@@ -1,5 +1,5 @@
 //! The operator's link to one member: a held connection whose end is the first witness of the process's death, and a
-//! new connection, refused, as the second. Silence is neither.
+//! new connection, refused, as the second. Silence is neither, and a refusal alone may be a firewall's.
 
 use super::{Error, connection::Connection, parse::Look, secret::Credentials};
 use std::{
@@ -56,6 +56,8 @@ pub struct MemberLink {
 #[derive(Default)]
 struct State {
     held: Option<Held>,
+    /// True once a connection has been held: only what has lived can be seen to have died.
+    has_held: bool,
     trouble: Option<Error>,
 }
 
@@ -95,15 +97,20 @@ impl MemberLink {
 
     /// Looks at the server, within [`LOOK_TIMEOUT`].
     ///
-    /// `Absent`: no connection is held (it ended, or there never was one) and a new one is refused, so nothing listens.
-    /// `Unknown(Silent)`: no answer in time. A frozen process is silent: its kernel goes on accepting connections.
+    /// `Absent`: the connection that was held has ended and a new one is refused, so nothing listens any more.
+    /// `Unknown(Silent)`: no answer in time, or refused without a connection ever held (then [`MemberLink::trouble`] is
+    /// [`Error::Refused`]). A frozen process is silent: its kernel goes on accepting connections.
     pub async fn look(&self) -> Observed<Look> {
         let _alone = self.looking.lock().await;
         let result = tokio::time::timeout(LOOK_TIMEOUT, self.find()).await.unwrap_or(Err(Error::Silent));
-        self.state().trouble = result.as_ref().err().cloned();
+        let has_held = {
+            let mut state = self.state();
+            state.trouble = result.as_ref().err().cloned();
+            state.has_held
+        };
         match result {
             Ok(look) => Observed::Present(look),
-            Err(Error::Refused) => Observed::Absent,
+            Err(Error::Refused) if has_held => Observed::Absent,
             Err(error) => Observed::Unknown(error.why()),
         }
     }
@@ -172,7 +179,9 @@ impl MemberLink {
             ended.await;
             wake.notify_one();
         });
-        self.state().held = Some(Held { connection, watcher });
+        let mut state = self.state();
+        state.held = Some(Held { connection, watcher });
+        state.has_held = true;
     }
 
     /// Never held across an await, and nothing that runs under it can panic.

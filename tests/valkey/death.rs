@@ -98,13 +98,14 @@ async fn a_restarted_process_is_another_process() {
 }
 
 #[tokio::test]
-async fn where_nothing_has_ever_listened_the_server_is_absent() {
+async fn a_refusal_where_no_connection_was_ever_held_is_no_death() {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
     let target = Target { member: MemberId::new(0, 0), address: Ipv4Addr::LOCALHOST.into(), port };
     let (link, _) = link_to(target, 1, MANAGER_PASSWORD);
-    assert_eq!(link.look().await, Observed::Absent);
+    assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
+    assert_eq!(link.trouble(), Some(Error::Refused));
 }
 
 #[tokio::test]
