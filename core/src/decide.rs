@@ -67,8 +67,6 @@ impl<'a> View<'a> {
 }
 
 enum Rule {
-    /// Ends the verdict unless satisfied.
-    Gate(fn(&View<'_>) -> StepOutcome),
     /// Runs once; holds only cluster-wide rules after it.
     Cluster(fn(&View<'_>) -> StepOutcome),
     /// Runs for each shard; holds only that shard.
@@ -77,9 +75,9 @@ enum Rule {
     Repair(fn(&View<'_>, ShardId) -> StepOutcome),
 }
 
-/// The rules, in the order of their precedence. The order is the policy.
+/// The rules, in the order of their precedence, after finalize and guard, which end the verdict unless they are satisfied. The
+/// order is the policy.
 const STEPS: &[(StepName, Rule)] = &[
-    (StepName::Finalize, Rule::Gate(steps::finalize::step)),
     (StepName::Failover, Rule::Shard(steps::failover::step)),
     (StepName::Routing, Rule::Shard(steps::routing::step)),
     (StepName::Objects, Rule::Cluster(steps::objects::step)),
@@ -91,6 +89,9 @@ const STEPS: &[(StepName, Rule)] = &[
 /// What is to be done, what is waited for and what is blocked, given everything known, this look's readings and the time.
 pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verdict {
     let mut verdict = Verdict::default();
+    if take(&mut verdict, StepName::Finalize, Scope::Cluster, steps::finalize::step(state, now)) {
+        return verdict;
+    }
     let spec = match steps::guard::step(state) {
         Ok(spec) => spec,
         Err(outcome) => {
@@ -102,11 +103,6 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
     let mut held: Vec<Scope> = Vec::new();
     for (name, rule) in STEPS {
         match rule {
-            Rule::Gate(step) => {
-                if take(&mut verdict, *name, Scope::Cluster, step(&view)) {
-                    return verdict;
-                }
-            }
             Rule::Cluster(step) => run(&mut verdict, &mut held, &view, *name, Scope::Cluster, || step(&view)),
             Rule::Shard(step) => {
                 for shard in shards(&view) {

@@ -163,6 +163,9 @@ reasons! {
         OtherHistory,
         /// It follows something that is no member of this shard.
         ForeignSource,
+        /// Its link had been down for a while when the primary was lost: the primary's own disk has more, and its owner wants
+        /// to keep it. The member can be named by the annotation valkeeper.io/switchover.
+        NotInSync,
         /// Its offset is not known or too old.
         NoReading,
         /// Another candidate is further ahead.

@@ -270,6 +270,8 @@ pub enum SpecFact {
     Valid(DesiredCluster),
     /// Refused; the text names field, value and what is allowed. The last valid spec stays in force.
     Invalid(String),
+    /// The resource is being deleted: whatever its spec says, it is to be let go of.
+    Deleting,
 }
 
 /// A member's readings at one moment. Numbers only; never folded into state.

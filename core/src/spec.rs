@@ -71,9 +71,6 @@ pub struct DesiredCluster {
     /// True while the user wants no planned change. Failover goes on.
     #[serde(default)]
     pub paused: bool,
-    /// True when the resource is being deleted.
-    #[serde(default)]
-    pub deleting: bool,
 }
 
 impl DesiredCluster {

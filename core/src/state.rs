@@ -6,13 +6,17 @@ use crate::{
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        Executed, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole, Source,
-        SpecFact, Why,
+        Executed, Link, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole,
+        Source, SpecFact, Why,
     },
     spec::DesiredCluster,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
+
+/// A replica whose link went down at most this long before the primary was seen lost still counts as in sync: the loss of
+/// the primary is what broke the link, and looks are a second apart. Milliseconds.
+const BROKEN_BY_LOSS_MS: i64 = 2_000;
 
 /// What is known of a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,6 +27,15 @@ pub struct MemberState {
     pub server_since: Timestamp,
     /// Since when the pod is what it is, within this epoch.
     pub pod_since: Timestamp,
+    /// When the server's facts last changed, within this epoch.
+    #[serde(default)]
+    pub server_changed_at: Timestamp,
+    /// Since when the source and link of the server are what they are, within this epoch.
+    #[serde(default)]
+    pub link_since: Timestamp,
+    /// Run id of a server that had no link to the serving primary for a while, as an earlier epoch saw it last.
+    #[serde(default)]
+    pub was_detached: Option<String>,
     /// Run id and replication id of the last process that started without data. A server that still has both has never
     /// finished a synchronisation: it is blank, whomever it follows by now.
     #[serde(default)]
@@ -57,8 +70,12 @@ impl MemberState {
 /// What is known of a shard beyond its members.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ShardState {
-    /// Grants given: sequence of the latest deciding record that made the member primary. The highest is in force.
+    /// Grants given: sequence of the latest deciding record that was to make the member primary.
     pub grants: BTreeMap<MemberId, Seq>,
+    /// The member whose grant is in force: its promotion was verified, or it was seen to be primary with the highest grant. A
+    /// grant that was recorded and came to nothing never is.
+    #[serde(default)]
+    pub in_force: Option<MemberId>,
     /// The history (replication id) of the last primary seen with the highest grant. Only ever used to refuse.
     pub history: Option<ReplId>,
     /// The history that `history` continued when that primary was promoted.
@@ -74,9 +91,9 @@ impl ShardState {
         self.history.is_some()
     }
 
-    /// The member with the highest grant and that grant.
+    /// The member whose grant is in force, and that grant.
     pub fn holder(&self) -> Option<(MemberId, Seq)> {
-        self.grants.iter().max_by_key(|(_, seq)| **seq).map(|(id, seq)| (*id, *seq))
+        self.in_force.map(|id| (id, self.grants.get(&id).copied().unwrap_or_default()))
     }
 }
 
@@ -131,6 +148,9 @@ pub struct ClusterState {
     pub failures: BTreeMap<String, (u32, Timestamp)>,
     /// What is waited for and what is blocked.
     pub standing: Standing,
+    /// True once the resource was seen to be deleted.
+    #[serde(default)]
+    pub deleting: bool,
     /// True once the finalizer was taken off: nothing is left to do for this resource.
     #[serde(default)]
     pub released: bool,
@@ -167,6 +187,10 @@ impl ClusterState {
                 self.spec_seen = true;
                 self.spec_error = Some(why.clone());
             }
+            Event::SpecChanged(SpecFact::Deleting) => {
+                self.spec_seen = true;
+                self.deleting = true;
+            }
             Event::PodChanged { member, pod } => {
                 let known = self.members.entry(*member).or_default();
                 if !same_case(&known.facts.pod, pod) {
@@ -197,9 +221,17 @@ impl ClusterState {
     fn forget_observations(&mut self, now: Timestamp) {
         self.epoch_since = now;
         self.spec_seen = false;
+        let detached: Vec<MemberId> =
+            self.members.keys().copied().filter(|id| self.is_detached(*id, now)).collect();
+        for id in detached {
+            if let Some(member) = self.members.get_mut(&id) {
+                member.was_detached = member.server().map(|s| s.run_id.clone());
+            }
+        }
         for member in self.members.values_mut() {
             member.facts = MemberFacts::default();
             (member.server_since, member.pod_since) = (now, now);
+            (member.server_changed_at, member.link_since) = (now, now);
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
@@ -227,24 +259,52 @@ impl ClusterState {
         {
             known.blank_start = Some((facts.run_id.clone(), facts.replid.clone()));
         }
+        known.server_changed_at = time;
+        if link_of(server).is_none_or(|(_, link)| link == Link::Up) && server.present().is_some() {
+            known.was_detached = None;
+        }
+        if link_of(&known.facts.server) != link_of(server) {
+            known.link_since = time;
+        }
         known.facts.server = server.clone();
         self.note_history(id.shard);
     }
 
-    /// The history of the member that holds the grant, while it is seen to be primary, is the shard's.
+    /// A member that is seen to be primary with a higher grant than the one in force takes over; and the history of the
+    /// member whose grant is in force, while it is seen to be primary, is the shard's.
     fn note_history(&mut self, id: ShardId) {
         let Some(shard) = self.shards.get_mut(&id) else { return };
-        let holder =
-            shard.holder().and_then(|(holder, _)| self.members.get(&holder)).filter(|m| m.is_primary());
+        let serves = |id: &MemberId| self.members.get(id).is_some_and(|m| m.is_primary());
+        let ruling = shard.in_force.and_then(|holder| shard.grants.get(&holder)).copied().unwrap_or_default();
+        let higher =
+            shard.grants.iter().filter(|(m, seq)| **seq > ruling && serves(m)).max_by_key(|(_, seq)| **seq);
+        shard.in_force = higher.map(|(member, _)| *member).or(shard.in_force);
+        let holder = shard.in_force.filter(serves).and_then(|holder| self.members.get(&holder));
         if let Some(facts) = holder.and_then(|m| m.server()) {
             shard.history = Some(facts.replid.clone());
             shard.parent_history.clone_from(&facts.replid2);
         }
     }
 
+    /// A promotion that was verified has been seen: the member is primary until another look says otherwise.
+    fn note_promotion(&mut self, id: MemberId, run_id: &str) {
+        self.shards.entry(id.shard).or_default().in_force = Some(id);
+        if let Some(MemberState { facts: MemberFacts { server: Observed::Present(facts), .. }, .. }) =
+            self.members.get_mut(&id)
+            && facts.run_id == run_id
+        {
+            facts.role = ServerRole::Primary;
+        }
+    }
+
     fn apply_decision(&mut self, record: &Record, decision: &Decision) {
         if let (Some(member), Scope::Shard(shard)) = (decision.grant, decision.scope) {
-            self.shards.entry(shard).or_default().grants.insert(member, record.seq);
+            let known = self.shards.entry(shard).or_default();
+            known.grants.insert(member, record.seq);
+            if decision.effects.is_empty() {
+                // Nothing is to be done for it: the member is primary already.
+                known.in_force = Some(member);
+            }
             self.note_history(shard);
         }
         match &decision.operation {
@@ -301,9 +361,7 @@ impl ClusterState {
                 Outcome::Verified => {
                     self.failures.remove(&key);
                     self.released |= matches!(effect, Effect::ReleaseFinalizer);
-                    if let Effect::DeletePod { member, pod_uid, grace_s: _ } = effect {
-                        self.condemned.insert(*member, pod_uid.clone());
-                    }
+                    self.note_verified(effect);
                 }
                 Outcome::Failed(_) | Outcome::Superseded(_) => {
                     let (count, last) = self.failures.entry(key).or_default();
@@ -312,6 +370,47 @@ impl ClusterState {
                 Outcome::Skipped => {}
             }
         }
+    }
+
+    fn note_verified(&mut self, effect: &Effect) {
+        match effect {
+            Effect::DeletePod { member, pod_uid, grace_s: _ } => {
+                self.condemned.insert(*member, pod_uid.clone());
+            }
+            Effect::Promote { server, replid: _, offset: _ } => {
+                self.note_promotion(server.member, &server.run_id);
+            }
+            Effect::Handover { from, to, timeout_ms: _ } => {
+                if let Some(MemberState {
+                    facts: MemberFacts { server: Observed::Present(facts), .. }, ..
+                }) = self.members.get_mut(&from.member)
+                {
+                    facts.role = ServerRole::Replica { source: Source::Member(to.member), link: Link::Down };
+                }
+                self.note_promotion(to.member, &to.run_id);
+            }
+            Effect::Attach { .. }
+            | Effect::Route { .. }
+            | Effect::Label { .. }
+            | Effect::Disconnect { .. }
+            | Effect::Apply { .. }
+            | Effect::ReleaseFinalizer => {}
+        }
+    }
+
+    /// True if the member runs as replica but had no link to the primary for a while, when that was lost or until now.
+    pub fn is_detached(&self, id: MemberId, now: Timestamp) -> bool {
+        let Some(member) = self.members.get(&id) else { return false };
+        let Some((Source::Member(_) | Source::Foreign(_), Link::Down | Link::Syncing)) =
+            link_of(&member.facts.server)
+        else {
+            return false;
+        };
+        let holder = self.shards.get(&id.shard).and_then(|s| s.in_force).and_then(|h| self.members.get(&h));
+        let lost_at = holder.filter(|h| !h.is_primary()).map_or(now, |h| h.server_changed_at);
+        let known_before = member.was_detached.is_some()
+            && member.was_detached.as_ref() == member.server().map(|s| &s.run_id);
+        known_before || lost_at.millis_since(member.link_since) > BROKEN_BY_LOSS_MS
     }
 
     /// True if the member's pod is being deleted.
@@ -350,6 +449,14 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
         | Effect::ReleaseFinalizer => format!("{scope}/{}", effect.verb()),
+    }
+}
+
+/// The source and link of a server that answers as replica.
+fn link_of(server: &Observed<ServerFacts>) -> Option<(&Source, Link)> {
+    match &server.present()?.role {
+        ServerRole::Primary => None,
+        ServerRole::Replica { source, link } => Some((source, *link)),
     }
 }
 

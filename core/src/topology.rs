@@ -26,7 +26,9 @@ pub enum Condition {
     /// It was restarted and holds at the boot gate.
     Holding,
     /// It follows a member.
-    Following(MemberId),
+    Following,
+    /// It follows an address at which no member is, without a link: someone who is gone.
+    Stranded,
     /// It follows a server outside the cluster.
     FollowingForeign,
 }
@@ -129,8 +131,11 @@ pub fn condition(view: &View<'_>, holder: MemberId) -> Condition {
         Observed::Present(facts) => match &facts.role {
             ServerRole::Primary => Condition::Serving,
             ServerRole::Replica { source: Source::Gate { .. }, link: _ } => Condition::Holding,
-            ServerRole::Replica { source: Source::Member(of), link: _ } => Condition::Following(*of),
-            ServerRole::Replica { source: Source::Foreign(_), link: _ } => Condition::FollowingForeign,
+            ServerRole::Replica { source: Source::Member(_), link: _ } => Condition::Following,
+            ServerRole::Replica { source: Source::Foreign(_), link: Link::Down } => Condition::Stranded,
+            ServerRole::Replica { source: Source::Foreign(_), link: Link::Up | Link::Syncing } => {
+                Condition::FollowingForeign
+            }
         },
     }
 }

@@ -91,6 +91,7 @@ fn spec_differs(state: &ClusterState, seen: &SpecFact) -> bool {
     match seen {
         SpecFact::Valid(spec) => state.spec_error.is_some() || state.spec.as_ref() != Some(spec),
         SpecFact::Invalid(why) => state.spec_error.as_ref() != Some(why),
+        SpecFact::Deleting => !state.deleting,
     }
 }
 

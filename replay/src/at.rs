@@ -206,7 +206,7 @@ mod tests {
     }
 
     #[test]
-    fn at_the_loss_the_operation_is_open_and_the_grant_is_given() {
+    fn at_the_loss_the_operation_is_open_and_the_new_grant_not_yet_in_force() {
         let text = told("13");
         assert!(
             text.starts_with(
@@ -214,9 +214,9 @@ mod tests {
             )
         );
         for expected in [
-            "0-0     gone                     -         -      0 ms    running  node-0  10.0.0.1  11\n",
-            "10.0.0.2  13 (in force)\n",
-            "0      0-1 (number 13)  -               0-0 (10.0.0.1)\n",
+            "0-0     gone                     -         -      0 ms    running  node-0  10.0.0.1  11 (in force)\n",
+            "10.0.0.2  13\n",
+            "0      0-0 (number 11)  -               0-0 (10.0.0.1)\n",
             "Failover 13  shard 0  PrimaryGone  Promoting  0-0     operator  0 ms      2026-11-21T03:01:00.000Z\n",
             "open decision 13: PrimaryGone 0-0",
         ] {

@@ -51,6 +51,7 @@ pub fn text(record: &Record) -> String {
         Event::EpochStarted { writer, version } => format!("epoch {} by {writer} ({version})", record.epoch),
         Event::SpecChanged(SpecFact::Valid(wanted)) => spec(wanted),
         Event::SpecChanged(SpecFact::Invalid(why)) => format!("refused: {why}"),
+        Event::SpecChanged(SpecFact::Deleting) => "the resource is being deleted".to_owned(),
         Event::PodChanged { member, pod: facts } => pod(*member, facts),
         Event::ServerChanged { member, server: facts } => server(*member, facts),
         Event::RouteChanged { shard, route: facts } => route(*shard, facts),
@@ -133,7 +134,6 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         switchover,
         confirm_blank,
         paused,
-        deleting,
     } = wanted;
     let mut parts = vec![
         format!("generation {generation}: {topology:?}"),
@@ -144,7 +144,6 @@ pub fn spec(wanted: &DesiredCluster) -> String {
     parts.extend(switchover.as_ref().map(|w| format!("switchover to {} ({})", w.to, w.token)));
     parts.extend(confirm_blank.as_ref().map(|token| format!("blank confirmed ({token})")));
     parts.extend(paused.then(|| "paused".to_owned()));
-    parts.extend(deleting.then(|| "deleting".to_owned()));
     parts.join(", ")
 }
 

@@ -17,6 +17,9 @@ impl World {
         if let Some(why) = &self.invalid {
             seen.spec = Some(SpecFact::Invalid(why.clone()));
         }
+        if self.deleting {
+            seen.spec = Some(SpecFact::Deleting);
+        }
         let ids: BTreeSet<MemberId> = self.spec.members().chain(self.places.keys().copied()).collect();
         for id in ids {
             let (facts, reading) = self.look_at(id);

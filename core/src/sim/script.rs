@@ -71,7 +71,6 @@ fn default_spec() -> DesiredCluster {
         switchover: None,
         confirm_blank: None,
         paused: false,
-        deleting: false,
     }
 }
 
@@ -100,6 +99,14 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
         ["delete-pod", ids @ ..] => each(ids, |id| sim.world.delete_pod(id)),
         ["wipe", ids @ ..] => each(ids, |id| {
             sim.world.wipe(id);
+            Ok(())
+        }),
+        ["cut", ids @ ..] => each(ids, |id| {
+            sim.world.set_cut(id, true);
+            Ok(())
+        }),
+        ["heal", ids @ ..] => each(ids, |id| {
+            sim.world.set_cut(id, false);
             Ok(())
         }),
         ["node-silent", ids @ ..] => each(ids, |id| {
@@ -165,7 +172,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
         }
         "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
         "paused" => spec.paused = value == "true",
-        "deleting" => spec.deleting = value == "true",
+        "deleting" => sim.world.deleting = value == "true",
         "revision" => sim.world.revision = Digest(value.to_owned()),
         "invalid" => sim.world.invalid = (value != "no").then(|| value.to_owned()),
         _ => return Err(format!("unknown setting {key}")),

@@ -43,6 +43,8 @@ pub struct World {
     pub(super) now: Timestamp,
     /// The user's wish.
     pub spec: DesiredCluster,
+    /// True once the user has deleted the resource.
+    pub deleting: bool,
     /// Why the resource is refused, if the story says so.
     pub invalid: Option<String>,
     /// Digest of the wanted pod template.
@@ -51,6 +53,7 @@ pub struct World {
     pub broken: BTreeSet<Digest>,
     pub(super) places: BTreeMap<MemberId, Place>,
     pub(super) silent_nodes: BTreeSet<MemberId>,
+    pub(super) cut: BTreeSet<MemberId>,
     pub(super) routes: BTreeMap<ShardId, RouteFacts>,
     pub(super) live: BTreeMap<ObjectRef, (LiveObject, u16)>,
     pub(super) acked: BTreeMap<ShardId, BTreeSet<u64>>,
@@ -64,11 +67,13 @@ impl World {
         World {
             now: Timestamp(1_767_225_600_000_000_000),
             spec,
+            deleting: false,
             invalid: None,
             revision: Digest("rev-1".into()),
             broken: BTreeSet::new(),
             places: BTreeMap::new(),
             silent_nodes: BTreeSet::new(),
+            cut: BTreeSet::new(),
             routes: BTreeMap::new(),
             live: BTreeMap::new(),
             acked: BTreeMap::new(),
@@ -183,12 +188,12 @@ impl World {
     pub(super) fn replicate(&mut self, lagging: &BTreeSet<MemberId>) {
         let sources: BTreeMap<MemberId, Process> =
             self.places.iter().filter_map(|(id, p)| Some((*id, p.pod.as_ref()?.process.clone()?))).collect();
-        let (now, silent) = (self.now, self.silent_nodes.clone());
+        let (now, silent, cut) = (self.now, self.silent_nodes.clone(), self.cut.clone());
         for (id, process) in self.processes().filter(|(id, p)| !p.frozen && !lagging.contains(id)) {
             let Some(Source::Member(of)) = process.source.clone() else {
                 continue;
             };
-            match sources.get(&of) {
+            match sources.get(&of).filter(|_| !cut.contains(&id)) {
                 Some(source) if source.frozen || silent.contains(&of) || silent.contains(&id) => {}
                 Some(source) if source.is_primary() => process.talk(source, now),
                 Some(_) | None => process.lose_link(),
@@ -277,6 +282,15 @@ impl World {
             self.silent_nodes.insert(id)
         } else {
             self.silent_nodes.remove(&id)
+        };
+    }
+
+    /// A replica's link to its source is cut, or healed.
+    pub fn set_cut(&mut self, id: MemberId, cut: bool) {
+        if cut {
+            self.cut.insert(id)
+        } else {
+            self.cut.remove(&id)
         };
     }
 

@@ -6,7 +6,8 @@
 use crate::{
     decide::{StepOutcome, View},
     decision::{
-        BlockReason, Decision, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
+        BlockReason, Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName,
+        WaitReason,
     },
     effect::Effect,
     ids::{MemberId, ShardId, Timestamp},
@@ -19,6 +20,8 @@ use crate::{
 /// How long to wait for a replica that has not answered while another could be promoted. A replica that is alive answers
 /// INFO in about a millisecond; this is two bounds of the driver's quick look. Milliseconds.
 const CANDIDATE_WAIT_MAX_MS: i64 = 300;
+/// How often to look again while a replica says that it hears from a primary whose process is said to be gone. Milliseconds.
+const LINK_DROP_MS: i64 = 5;
 /// How often to look again while the detection window runs or a fence is awaited. Milliseconds.
 const LOOK_AGAIN_MS: i64 = 200;
 /// How long a fence may take before it is called impossible: grace of 1 s, kubelet's sync and API latency, with room.
@@ -40,24 +43,39 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         // A first primary that was granted but never served: still a beginning, see membership.
         return StepOutcome::Satisfied;
     }
-    match condition {
-        Condition::Serving => finish(view, shard, holder),
-        Condition::NotLooked => StepOutcome::Waiting(WaitReason::NotObserved, Some(holder), None),
-        Condition::FollowingForeign => blocked(BlockReason::ForeignPrimary, holder),
-        Condition::Silent => silent(view, shard, holder),
-        Condition::Gone => {
-            let reason = lost_reason(view, shard);
-            follow_or(view, shard, holder, || replace(view, shard, holder, Some(holder), reason))
+    let reason = match condition {
+        Condition::Serving => return finish(view, shard, holder),
+        Condition::NotLooked => return StepOutcome::Waiting(WaitReason::NotObserved, Some(holder), None),
+        Condition::FollowingForeign => return blocked(BlockReason::ForeignPrimary, holder),
+        Condition::Silent => return silent(view, shard, holder),
+        Condition::Gone => lost_reason(view, shard, holder),
+        Condition::Holding => restart_reason(view, shard, holder),
+        Condition::Following | Condition::Stranded => unfinished_reason(view, shard),
+    };
+    let lost = (condition == Condition::Gone).then_some(holder);
+    follow_or(view, shard, holder, || match (suspect(view, shard, holder), hears(view, shard, holder)) {
+        (Some(other), _) => silent(view, shard, other),
+        (None, Some(witness)) if lost.is_some() => {
+            // A process that dies takes its links with it, within a millisecond or two.
+            let again = view.now.plus_millis(LINK_DROP_MS);
+            StepOutcome::Waiting(WaitReason::PrimaryAliveForReplicas, Some(witness), Some(again))
         }
-        Condition::Holding => {
-            let reason = restart_reason(view, shard, holder);
-            follow_or(view, shard, holder, || replace(view, shard, holder, None, reason))
-        }
-        Condition::Following(_) => {
-            let reason = unfinished_reason(view, shard);
-            follow_or(view, shard, holder, || replace(view, shard, holder, None, reason))
-        }
-    }
+        (None, _) => replace(view, shard, holder, lost, reason),
+    })
+}
+
+/// Another member that may be primary by now, and of which nobody can tell: someone follows it, or it was granted the shard.
+fn suspect(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> {
+    let grants = view.shard(shard).grants;
+    let followed = |id: MemberId| {
+        let follows = |other| {
+            topology::replica_link(view, other).is_some_and(|(source, _)| source == Source::Member(id))
+        };
+        view.state.members_of(shard).any(|(other, _)| follows(other))
+    };
+    let mut silent =
+        view.state.members_of(shard).filter(|(id, m)| *id != holder && m.facts.server.is_unknown());
+    silent.find(|(id, _)| followed(*id) || grants.get(id) > grants.get(&holder)).map(|(id, _)| id)
 }
 
 /// The live cluster decides: if another member is primary already, someone else made it so, and the operator follows. Of
@@ -91,10 +109,11 @@ fn blocked(reason: BlockReason, about: MemberId) -> StepOutcome {
     StepOutcome::Blocked(reason, Some(about), Vec::new())
 }
 
-fn lost_reason(view: &View<'_>, shard: ShardId) -> Reason {
-    match view.state.operation(OperationKind::Failover, Scope::Shard(shard)).map(|o| o.phase) {
-        Some(Phase::Fencing) => Reason::PrimaryFenced,
-        Some(Phase::Promoting | Phase::Restarting) | None => Reason::PrimaryGone,
+fn lost_reason(view: &View<'_>, shard: ShardId, holder: MemberId) -> Reason {
+    let fenced = |o: &Operation| o.cause == Reason::PrimarySilent && o.member == Some(holder);
+    match view.state.operation(OperationKind::Failover, Scope::Shard(shard)) {
+        Some(open) if fenced(open) => Reason::PrimaryFenced,
+        Some(_) | None => Reason::PrimaryGone,
     }
 }
 
@@ -110,7 +129,7 @@ fn unfinished_reason(view: &View<'_>, shard: ShardId) -> Reason {
 /// A holder at the gate: alone, it restarted; with every other member at the gate too, the whole shard did.
 fn restart_reason(view: &View<'_>, shard: ShardId, holder: MemberId) -> Reason {
     let gated = |id| matches!(topology::replica_link(view, id), Some((Source::Gate { .. }, _)));
-    if lost_reason(view, shard) == Reason::PrimaryFenced {
+    if lost_reason(view, shard, holder) == Reason::PrimaryFenced {
         Reason::PrimaryFenced
     } else if view.wanted(shard).filter(|id| *id != holder).all(gated) {
         Reason::ShardResumed
@@ -130,25 +149,31 @@ fn replace(
     if view.spec.failover.mode == FailoverMode::Manual {
         return blocked(BlockReason::FailoverManual, holder);
     }
+    if let Some(unread) = choice::unread(view, shard, lost) {
+        let again = view.now.plus_millis(LOOK_AGAIN_MS);
+        return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(unread), Some(again));
+    }
     if choice::all_blank(view, shard) {
         return begin_anew(view, shard, holder);
     }
     let found = choice::choose(view, shard, lost);
-    let since = view.member(holder).map_or(view.now, |m| m.server_since);
-    if let Some(missing) = choice::unanswered(view, shard, lost) {
-        let until = since.plus_millis(CANDIDATE_WAIT_MAX_MS);
-        if view.now < until || (reason == Reason::ShardResumed && found.chosen.is_none()) {
-            let wake = if view.now < until { until } else { view.now.plus_millis(LOOK_AGAIN_MS) };
-            return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(missing), Some(wake));
-        }
+    let since = view.member(holder).map_or(view.now, |m| m.server_changed_at);
+    let waited = view.now.millis_since(since) >= CANDIDATE_WAIT_MAX_MS;
+    if let Some(unknown) = choice::unknown(view, shard, lost)
+        && (!waited || (found.chosen.is_some() && !found.is_proven))
+    {
+        let again = view.now.plus_millis(LOOK_AGAIN_MS);
+        return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(unknown), Some(again));
     }
     let Some(chosen) = found.chosen else {
         let why =
             if found.unproven.is_empty() { BlockReason::NoCandidate } else { BlockReason::HistoriesDiverge };
         return StepOutcome::Blocked(why, Some(holder), found.candidates);
     };
-    if let Some(wait) = wait_for_unproven(view, shard, chosen) {
-        return wait;
+    // One that is still starting may hold the proof.
+    let starting = view.wanted(shard).find(|id| view.member(*id).and_then(|m| m.server()).is_none());
+    if let (false, Some(missing)) = (found.is_proven, starting) {
+        return StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None);
     }
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), reason);
     decision.about = Some(
@@ -162,18 +187,6 @@ fn replace(
     decision.effects = topology::promote(view, chosen);
     decision.candidates = found.candidates;
     unless_failing(view, decision)
-}
-
-/// A member of unproven lineage may only resume once every wanted member has answered: one that is still starting may
-/// hold the proof.
-fn wait_for_unproven(view: &View<'_>, shard: ShardId, chosen: MemberId) -> Option<StepOutcome> {
-    let replid = view.member(chosen).and_then(|m| m.server()).map(|s| &s.replid);
-    let known = view.shard(shard);
-    if replid.is_some() && (replid == known.history.as_ref() || replid == known.parent_history.as_ref()) {
-        return None;
-    }
-    let missing = view.wanted(shard).find(|id| view.member(*id).and_then(|m| m.server()).is_none())?;
-    Some(StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None))
 }
 
 /// Every member of a shard that had a primary is blank. A cache begins anew; data that must last waits for a person.
@@ -222,6 +235,10 @@ fn silent(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     }
     if view.spec.failover.mode == FailoverMode::Manual {
         return blocked(BlockReason::FailoverManual, holder);
+    }
+    if let Some(unread) = choice::unread(view, shard, Some(holder)) {
+        let again = view.now.plus_millis(LOOK_AGAIN_MS);
+        return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(unread), Some(again));
     }
     let found = choice::choose(view, shard, Some(holder));
     if found.chosen.is_none() {

@@ -12,7 +12,7 @@ use crate::{
 
 /// The spec in force, or why there is none. An invalid spec leaves the last valid one in force: failover goes on.
 pub fn step(state: &ClusterState) -> Result<&DesiredCluster, Box<StepOutcome>> {
-    if !state.spec_seen || state.released {
+    if !state.spec_seen {
         return Err(Box::new(StepOutcome::Waiting(WaitReason::NotObserved, None, None)));
     }
     match (&state.spec, &state.spec_error) {

@@ -47,7 +47,9 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
         }
         [first, ..] => return StepOutcome::Blocked(BlockReason::TwoPrimaries, Some(*first), Vec::new()),
     }
-    if view.wanted(shard).any(|id| view.member(id).and_then(|m| m.server()).is_none_or(|s| s.loading)) {
+    let answered =
+        |id| view.reading(id).and(view.member(id)).and_then(|m| m.server()).is_some_and(|s| !s.loading);
+    if !view.wanted(shard).all(answered) {
         // Holds nothing: a member that cannot start is the rollout's to mend, and it says who is awaited.
         return StepOutcome::Satisfied;
     }

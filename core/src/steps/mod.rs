@@ -18,8 +18,9 @@ use crate::{
 /// First pause before an effect that failed is tried again; doubles with each failure. Milliseconds: short enough to go
 /// unnoticed when a conflict was the cause.
 const RETRY_FIRST_MS: i64 = 200;
-/// Longest such pause: a repaired cause is noticed within it. Milliseconds.
-const RETRY_MAX_MS: i64 = 30_000;
+/// Longest such pause: a repaired cause is noticed within it, and what is refused for ever costs the journal a few records
+/// an hour. Milliseconds.
+const RETRY_MAX_MS: i64 = 300_000;
 
 /// When an effect that failed `count` times, last at `last`, may be tried again.
 pub fn retry_at(count: u32, last: Timestamp) -> Timestamp {

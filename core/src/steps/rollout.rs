@@ -128,6 +128,10 @@ fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[Membe
         return StepOutcome::Satisfied;
     };
     if let Some(id) = not_ready(view, shard) {
+        if id != primary && stale.contains(&id) {
+            // It is no use as it is, and not what is wanted: nothing is lost by making it anew.
+            return restart(view, shard, id);
+        }
         let since = view.state.operation(OperationKind::Rollout, Scope::Shard(shard)).map(|o| o.phase_since);
         return since.map_or_else(|| not_in_sync(view, id), |s| awaiting(view, id, s));
     }

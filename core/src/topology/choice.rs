@@ -24,11 +24,27 @@ enum Lineage {
     Continued,
 }
 
+/// Whether a member's data can be as new as the lost primary's. Later is better.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Standing {
+    /// It runs, but had no link to the primary when that was lost.
+    Detached,
+    /// It restarted with what its disk has; the lost primary itself among them.
+    Restarted,
+    /// It was in sync, and kept running.
+    InSync,
+}
+
+/// What makes one member better than another: first how its data stands, then its history, then how far it is.
+type Rank = (Standing, Lineage, i64);
+
 /// The result of looking at every member of a shard.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Choice {
     /// The best member, if any may be promoted.
     pub chosen: Option<MemberId>,
+    /// True if the chosen member's history is known to be the shard's.
+    pub is_proven: bool,
     /// Everyone, best first, with the reason for each that was not chosen.
     pub candidates: Vec<Candidate>,
     /// Members that have data of unproven lineage, if that is why nobody was chosen.
@@ -38,48 +54,66 @@ pub struct Choice {
 /// Looks at every member of a shard. `lost` is the primary that is gone or silent and cannot be chosen, if it is.
 pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice {
     let known = view.shard(shard);
-    let mut eligible: Vec<(Lineage, i64, MemberId)> = Vec::new();
-    let mut candidates: Vec<Candidate> = Vec::new();
+    let mut eligible: Vec<(Rank, MemberId)> = Vec::new();
+    let mut rejected: Vec<(MemberId, RejectReason)> = Vec::new();
     for (id, _) in view.state.members_of(shard) {
         match judge(view, &known, id, lost) {
-            Ok((lineage, offset)) => eligible.push((lineage, offset, id)),
-            Err(why) => candidates.push(Candidate {
-                member: id,
-                offset: view.reading(id).map(|r| r.offset),
-                rejected: Some(why),
-            }),
+            Ok(rank) => eligible.push((rank, id)),
+            Err(why) => rejected.push((id, why)),
         }
     }
-    // Most advanced first; of equals, the lowest ordinal.
-    eligible.sort_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)).then(a.2.cmp(&b.2)));
+    reject_forks(view, &mut eligible, &mut rejected);
+    // Best first; of equals, the lowest ordinal.
+    eligible.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
     let chosen = settle(view, &known, &eligible);
-    let best = chosen.and_then(|c| eligible.iter().find(|e| e.2 == c)).map(|e| (e.0, e.1));
-    let unproven = eligible.iter().filter(|e| e.0 == Lineage::Unproven).map(|e| e.2).collect();
-    let judged = eligible.into_iter().map(|(lineage, offset, member)| Candidate {
+    let best = chosen.and_then(|c| eligible.iter().find(|e| e.1 == c)).map(|e| e.0);
+    let mut candidates: Vec<Candidate> =
+        eligible.iter().map(|(rank, member)| told(*rank, *member, chosen, best)).collect();
+    candidates.sort_by_key(|c| c.rejected.is_some());
+    candidates.extend(rejected.into_iter().map(|(member, why)| Candidate {
         member,
-        offset: Some(offset),
-        rejected: match (chosen == Some(member), best) {
-            (true, _) => None,
-            (false, None) => Some(RejectReason::OtherHistory),
-            (false, Some(b)) if b == (lineage, offset) => Some(RejectReason::TieBreak),
-            (false, Some(_)) => Some(RejectReason::Behind),
-        },
-    });
-    let mut all: Vec<Candidate> = judged.collect();
-    all.sort_by_key(|c| c.rejected.is_some());
-    all.extend(candidates);
-    Choice { chosen, candidates: all, unproven: if chosen.is_none() { unproven } else { Vec::new() } }
+        offset: view.reading(member).map(|r| r.offset),
+        rejected: Some(why),
+    }));
+    let unproven = eligible.iter().filter(|e| e.0.1 == Lineage::Unproven && chosen.is_none()).map(|e| e.1);
+    let is_proven = best.is_some_and(|(_, lineage, _)| lineage != Lineage::Unproven);
+    Choice { chosen, is_proven, candidates, unproven: unproven.collect() }
+}
+
+fn told(rank: Rank, member: MemberId, chosen: Option<MemberId>, best: Option<Rank>) -> Candidate {
+    let rejected = match (chosen == Some(member), best) {
+        (true, _) => None,
+        (false, None) => Some(RejectReason::OtherHistory),
+        (false, Some(b)) if b == rank => Some(RejectReason::TieBreak),
+        (false, Some(_)) => Some(RejectReason::Behind),
+    };
+    Candidate { member, offset: Some(rank.2), rejected }
+}
+
+/// A history that left the shard's before a member that stayed on it is now, is a fork and no continuation.
+fn reject_forks(
+    view: &View<'_>,
+    eligible: &mut Vec<(Rank, MemberId)>,
+    rejected: &mut Vec<(MemberId, RejectReason)>,
+) {
+    let current = eligible.iter().filter(|e| e.0.1 == Lineage::Current).map(|e| e.0.2).max();
+    let is_fork = |(rank, id): &(Rank, MemberId)| {
+        let left_at = view.member(*id).and_then(|m| m.server()).and_then(|s| s.replid2_offset);
+        rank.1 == Lineage::Continued && current.is_some_and(|at| left_at.is_none_or(|left| left <= at))
+    };
+    rejected.extend(eligible.iter().filter(|e| is_fork(e)).map(|e| (e.1, RejectReason::OtherHistory)));
+    eligible.retain(|e| !is_fork(e));
 }
 
 /// The best of the eligible. Members of unproven lineage are only chosen if nobody of known lineage is there, and then
-/// only one that is singled out: the only one, the last holder, or the one that the user names.
-fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Lineage, i64, MemberId)]) -> Option<MemberId> {
-    let (best, _, first) = eligible.first()?;
+/// only one that is singled out: the only one, the one that the user names now, or the last holder.
+fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) -> Option<MemberId> {
+    let ((_, best, _), first) = eligible.first()?;
     match best {
         Lineage::Continued | Lineage::Current | Lineage::Parent => Some(*first),
         Lineage::Unproven => {
-            let named = view.spec.switchover.as_ref().map(|w| w.to);
-            let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.2 == *i));
+            let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.1 == *i));
+            let named = view.spec.switchover.as_ref().filter(|w| view.is_open(&w.token)).map(|w| w.to);
             let only = (eligible.len() == 1).then_some(*first);
             only.or(singled(named)).or(singled(known.holder().map(|(h, _)| h)))
         }
@@ -91,7 +125,7 @@ fn judge(
     known: &ShardState,
     id: MemberId,
     lost: Option<MemberId>,
-) -> Result<(Lineage, i64), RejectReason> {
+) -> Result<Rank, RejectReason> {
     if lost == Some(id) {
         return Err(RejectReason::LostPrimary);
     }
@@ -115,8 +149,22 @@ fn judge(
         Err(RejectReason::OtherHistory) if named => Lineage::Unproven,
         judged => judged?,
     };
+    let standing = standing(view, id, facts);
+    if standing == Standing::Detached && view.spec.profile == Profile::Durable && !named {
+        return Err(RejectReason::NotInSync);
+    }
     let reading = view.reading(id).ok_or(RejectReason::NoReading)?;
-    Ok((lineage, reading.offset))
+    Ok((standing, lineage, reading.offset))
+}
+
+/// How the member's data stands against the lost primary's.
+fn standing(view: &View<'_>, id: MemberId, facts: &ServerFacts) -> Standing {
+    match &facts.role {
+        ServerRole::Replica { source: Source::Gate { .. }, link: _ } => Standing::Restarted,
+        ServerRole::Primary | ServerRole::Replica { source: _, link: _ } => {
+            if view.state.is_detached(id, view.now) { Standing::Detached } else { Standing::InSync }
+        }
+    }
 }
 
 fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectReason> {
@@ -126,11 +174,12 @@ fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectRea
             return Err(RejectReason::Blank);
         }
         ServerRole::Replica { source: _, link: Link::Syncing } => return Err(RejectReason::FullSync),
-        ServerRole::Replica { source: Source::Foreign(_), link: _ } => {
+        // It copies from someone else. Without a link, it is the address of a pod that is gone.
+        ServerRole::Replica { source: Source::Foreign(_), link: Link::Up } => {
             return Err(RejectReason::ForeignSource);
         }
         ServerRole::Replica { source: Source::Gate { had_history: true }, link: _ } => true,
-        ServerRole::Replica { source: Source::Member(_), link: _ } => false,
+        ServerRole::Replica { source: Source::Member(_) | Source::Foreign(_), link: _ } => false,
     };
     if known.history.as_ref() == Some(&facts.replid) {
         Ok(Lineage::Current)
@@ -153,13 +202,20 @@ pub fn all_blank(view: &View<'_>, shard: ShardId) -> bool {
     view.wanted(shard).all(|id| view.member(id).is_some_and(blank))
 }
 
-/// The first wanted member that has not answered in this look: it might be further ahead than any candidate.
-pub fn unanswered(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Option<MemberId> {
-    view.wanted(shard).filter(|id| Some(*id) != lost).find(|id| {
-        view.member(*id).is_none_or(|m| match &m.facts.server {
-            Observed::Unknown(_) => true,
-            Observed::Absent => false,
-            Observed::Present(_) => view.reading(*id).is_none(),
-        })
-    })
+/// The first wanted member that was there and did not answer in this look: what is remembered of it may be old, and the next
+/// look settles it.
+pub fn unread(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Option<MemberId> {
+    let is_unread = |id: &MemberId| {
+        Some(*id) != lost
+            && view.reading(*id).is_none()
+            && view.member(*id).and_then(|m| m.server()).is_some()
+    };
+    view.wanted(shard).find(is_unread)
+}
+
+/// The first wanted member of which nobody knows whether it is there: it might be further ahead than any candidate.
+pub fn unknown(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Option<MemberId> {
+    let is_unknown =
+        |id: &MemberId| Some(*id) != lost && view.member(*id).is_none_or(|m| m.facts.server.is_unknown());
+    view.wanted(shard).find(is_unknown)
 }

@@ -150,7 +150,6 @@ pub fn spec() -> DesiredCluster {
         switchover: None,
         confirm_blank: None,
         paused: false,
-        deleting: false,
     }
 }
 

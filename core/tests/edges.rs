@@ -1,0 +1,110 @@
+//! Looks that no story can bring about: what a turn must not conclude from them.
+#![allow(
+    missing_docs,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::wildcard_enum_match_arm,
+    reason = "helpers of tests"
+)]
+
+use valkeeper_core::{
+    decision::{Decision, WaitReason},
+    event::Event,
+    ids::{MemberId, ReplId},
+    observation::{Link, MemberFacts, Observed, Seen, ServerFacts, ServerRole, Source},
+    sim::{Perturbation, Sim, Story},
+    turn::{Turn, turn},
+};
+
+fn after(script: &str) -> Sim {
+    Story::parse(script).run(Perturbation::None, |_, _| {}).unwrap_or_else(|e| panic!("{e}"))
+}
+
+fn member(ordinal: u16) -> MemberId {
+    MemberId::new(0, ordinal)
+}
+
+fn server(seen: &mut Seen, ordinal: u16) -> &mut ServerFacts {
+    match &mut seen.members.get_mut(&member(ordinal)).expect("looked at").server {
+        Observed::Present(facts) => facts,
+        other => panic!("0-{ordinal} is {other:?}"),
+    }
+}
+
+fn unlink(facts: &mut ServerFacts) {
+    if let ServerRole::Replica { link, .. } = &mut facts.role {
+        *link = Link::Down;
+    }
+}
+
+fn decisions(made: &Turn) -> Vec<&Decision> {
+    fn decision(event: &Event) -> Option<&Decision> {
+        match event {
+            Event::Decided { decision, .. } => Some(decision),
+            _ => None,
+        }
+    }
+    made.events.iter().filter_map(decision).collect()
+}
+
+fn waits_for(made: &Turn, reason: WaitReason) -> bool {
+    made.events.iter().any(|e| match e {
+        Event::StandingChanged { standing, .. } => standing.waits.iter().any(|w| w.reason == reason),
+        _ => false,
+    })
+}
+
+const THREE: &str = "cluster replicas=2 profile=Durable\nrun\nwrite 1000\nexpect primary 0-0";
+
+#[test]
+fn a_refused_connection_proves_nothing_while_replicas_hear_from_the_primary() {
+    let mut sim = after(THREE);
+    let mut seen = sim.world.look();
+    seen.members.get_mut(&member(0)).expect("looked at").server = Observed::Absent;
+    seen.evidence.readings.remove(&member(0));
+    let made = turn(&sim.state, &seen, sim.world.now());
+    assert!(decisions(&made).is_empty(), "{:?}", decisions(&made));
+    assert!(waits_for(&made, WaitReason::PrimaryAliveForReplicas));
+}
+
+#[test]
+fn a_member_that_did_not_answer_this_look_is_waited_for() {
+    let mut sim = after(THREE);
+    sim.world.kill(member(0)).expect("it runs");
+    let mut seen = sim.world.look();
+    for ordinal in [1, 2] {
+        seen.members.remove(&member(ordinal));
+        seen.evidence.readings.remove(&member(ordinal));
+    }
+    let made = turn(&sim.state, &seen, sim.world.now());
+    assert!(decisions(&made).is_empty(), "{:?}", decisions(&made));
+}
+
+#[test]
+fn replicas_of_an_address_that_is_gone_can_be_promoted() {
+    let mut sim = after(THREE);
+    let mut seen = sim.world.look();
+    seen.members.insert(member(0), MemberFacts { pod: Observed::Absent, server: Observed::Absent });
+    seen.evidence.readings.remove(&member(0));
+    for ordinal in [1, 2] {
+        let source = Source::Foreign("10.0.0.99:6379".into());
+        server(&mut seen, ordinal).role = ServerRole::Replica { source, link: Link::Down };
+    }
+    let made = turn(&sim.state, &seen, sim.world.now());
+    assert_eq!(decisions(&made).first().and_then(|d| d.grant), Some(member(1)));
+}
+
+#[test]
+fn a_fork_of_the_history_does_not_outrank_who_stayed_on_it() {
+    let mut sim = after(THREE);
+    sim.world.kill(member(0)).expect("it runs");
+    let mut seen = sim.world.look();
+    unlink(server(&mut seen, 1));
+    let fork = server(&mut seen, 2);
+    fork.replid2 = Some(std::mem::replace(&mut fork.replid, ReplId("fork".into())));
+    fork.replid2_offset = Some(4);
+    unlink(fork);
+    seen.evidence.readings.get_mut(&member(2)).expect("read").offset = 5;
+    let made = turn(&sim.state, &seen, sim.world.now());
+    assert_eq!(decisions(&made).first().and_then(|d| d.grant), Some(member(1)));
+}
