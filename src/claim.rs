@@ -24,12 +24,23 @@ use valkeeper_journal::{Journal, StreamId};
 /// more than a few is a fight that someone must end.
 const TOUCH_ATTEMPTS_MAX: u32 = 4;
 
+/// Most claims made in a row to come above the epoch that servers know. Each is a record. A journal that began anew, or was
+/// restored, lies some claims behind; a larger gap is no claim's, and chasing it would only fill the journal.
+const CLAIMS_MAX: u64 = 64;
+
 /// Opens the journal, folds it, claims its head, and fences the world against earlier writers. (The members' servers are
 /// fenced by the first look, which logs in as the epoch's user.)
 ///
+/// The journal is the authority: if even its newest epoch is below `deposed_by`, by which servers refused this writer, it is
+/// not the one that those servers were claimed from, and is claimed until its epoch is above.
+///
 /// # Errors
 /// As the journal and the API server have it.
-pub async fn claim(shell: &Arc<Shell>, id: &ClusterId) -> Result<Cluster, Error> {
+pub async fn claim(
+    shell: &Arc<Shell>,
+    id: &ClusterId,
+    deposed_by: Option<WriterEpoch>,
+) -> Result<Cluster, Error> {
     shell.leadership.check()?;
     let (mut journal, records) = Journal::open(Arc::clone(&shell.backend), StreamId(id.uid.clone())).await?;
     let state = ClusterState::fold(&records);
@@ -50,12 +61,22 @@ pub async fn claim(shell: &Arc<Shell>, id: &ClusterId) -> Result<Cluster, Error>
         untended: 0,
     };
     cluster.fold(&claimed.records);
+    for _ in 0..claims_left(cluster.state.epoch, deposed_by) {
+        let again = claim_head(shell, id, &mut cluster.journal, false).await?;
+        cluster.fold(&again.records);
+    }
     cluster.clock = shell.clock.not_before(cluster.state.head_time);
     let epoch = cluster.state.epoch;
     tracing::info!(j = cluster.state.head.0, epoch = epoch.0, "claimed the journal");
     touch_routes(&cluster, epoch).await?;
     hold(&cluster).await?;
     Ok(cluster)
+}
+
+/// How many more claims bring a writer above the epoch by which it was deposed.
+fn claims_left(ours: WriterEpoch, deposed_by: Option<WriterEpoch>) -> u64 {
+    let left = deposed_by.map_or(0, |theirs| theirs.0.saturating_add(1).saturating_sub(ours.0));
+    if left > CLAIMS_MAX { 0 } else { left }
 }
 
 async fn claim_head(
@@ -133,4 +154,17 @@ pub async fn release(shell: &Shell, id: &ClusterId) -> Result<(), k8s::Error> {
 /// True if the finalizer is on the resource.
 fn held(resource: &ValkeyCluster) -> bool {
     resource.finalizers().iter().any(|f| f == FINALIZER)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_restored_journal_is_claimed_until_it_is_above_what_servers_know() {
+        let left = |ours, theirs| claims_left(WriterEpoch(ours), Some(WriterEpoch(theirs)));
+        assert_eq!(claims_left(WriterEpoch(3), None), 0);
+        assert_eq!((left(9, 8), left(8, 8), left(1, 7)), (0, 1, 7));
+        assert_eq!(left(1, u64::MAX), 0, "nobody has claimed so often: it is not chased");
+    }
 }

@@ -93,8 +93,18 @@ impl Links {
         answers
     }
 
-    /// The refusal of a server that knows a higher writer epoch, if there is one.
-    pub fn deposed(&self) -> Option<Error> {
-        self.links.values().filter_map(MemberLink::trouble).find(|t| matches!(t, Error::Fenced { .. }))
+    /// The highest writer epoch by which a server refuses this writer, if one does.
+    pub fn deposed(&self) -> Option<WriterEpoch> {
+        let known = self.links.values().filter_map(MemberLink::trouble).filter_map(|trouble| match trouble {
+            Error::Fenced { ours: _, theirs } => Some(theirs),
+            Error::Refused
+            | Error::Silent
+            | Error::Closed
+            | Error::Unreachable(_)
+            | Error::Unauthorized(_)
+            | Error::Refusal(_)
+            | Error::Garbled(_) => None,
+        });
+        known.max()
     }
 }

@@ -116,8 +116,8 @@ async fn servers(
     }
     cluster.links.follow(addresses);
     let looks = cluster.links.look(pace).await;
-    if let Some(fenced) = cluster.links.deposed() {
-        return Err(Error::Deposed(fenced.to_string()));
+    if let Some(theirs) = cluster.links.deposed() {
+        return Err(Error::Deposed { theirs });
     }
     if looks.values().any(|look| *look == Observed::Unknown(Why::Unauthorized)) {
         // Someone may have changed the password: read it again.
@@ -150,7 +150,7 @@ fn members(
                     server
                 }
                 // Not answered while there was something to act on: not looked at, so what is known of it stays.
-                None if pod.present().is_some() => continue,
+                None if pod.present().is_some() || addresses.contains_key(&id) => continue,
                 // No address is known either.
                 None => Observed::Unknown(Why::ApiError),
             },

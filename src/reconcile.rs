@@ -10,7 +10,12 @@ use crate::{
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::{event::Event, ids::Timestamp, observation::Executed, turn::turn};
+use valkeeper_core::{
+    event::Event,
+    ids::{Timestamp, WriterEpoch},
+    observation::Executed,
+    turn::turn,
+};
 use valkeeper_journal::Appended;
 
 /// First pause before a journal that gave no certain answer is asked again.
@@ -26,12 +31,16 @@ pub enum Ended {
     Gone,
 }
 
-/// Runs the cluster until it is gone.
+/// Runs the cluster until it is gone. `deposed_by` is the epoch by which servers refused the run before this one.
 ///
 /// # Errors
 /// What keeps this task from going on; [`Error::class`] says how to go on without it.
-pub async fn run(shell: &Arc<Shell>, id: &ClusterId) -> Result<Ended, Error> {
-    let mut cluster = claim::claim(shell, id).await?;
+pub async fn run(
+    shell: &Arc<Shell>,
+    id: &ClusterId,
+    deposed_by: Option<WriterEpoch>,
+) -> Result<Ended, Error> {
+    let mut cluster = claim::claim(shell, id, deposed_by).await?;
     let mut pace = Pace::Normal;
     loop {
         let woken_at = Instant::now();
@@ -131,8 +140,11 @@ pub enum Error {
     #[error(transparent)]
     NotLeader(#[from] crate::lease::NotLeader),
     /// A server knows a higher writer epoch.
-    #[error("a server was claimed by a later writer: {0}")]
-    Deposed(String),
+    #[error("a server was claimed by a later writer, of epoch {theirs}")]
+    Deposed {
+        /// Highest epoch that a server knows.
+        theirs: WriterEpoch,
+    },
 }
 
 impl Error {
@@ -150,7 +162,7 @@ impl Error {
             Error::Kubernetes(
                 k8s::Error::NotFound { .. } | k8s::Error::Conflict { .. } | k8s::Error::Ambiguous { .. },
             ) => Class::Transient,
-            Error::NotLeader(_) | Error::Deposed(_) => Class::Fenced,
+            Error::NotLeader(_) | Error::Deposed { theirs: _ } => Class::Fenced,
         }
     }
 
@@ -166,7 +178,7 @@ impl Error {
             Error::Kubernetes(k8s::Error::Refused { .. }) => "ApiRefused",
             Error::Kubernetes(_) => "ApiUnavailable",
             Error::NotLeader(_) => "NotLeader",
-            Error::Deposed(_) => "Fenced",
+            Error::Deposed { theirs: _ } => "Fenced",
         }
     }
 
@@ -179,7 +191,6 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use valkeeper_core::ids::WriterEpoch;
 
     #[test]
     fn a_pause_doubles_and_has_a_limit() {

@@ -185,10 +185,10 @@ fn span(id: &ClusterId) -> tracing::Span {
 
 /// One cluster's task: runs it again after each end, with a pause, until its resource is gone.
 async fn tend(shell: Arc<Shell>, id: ClusterId) {
-    let mut failures = 0_u32;
+    let (mut failures, mut deposed_by) = (0_u32, None);
     while shell.resource(&id).is_some() {
         let began = tokio::time::Instant::now();
-        let ended = AssertUnwindSafe(reconcile::run(&shell, &id)).catch_unwind().await;
+        let ended = AssertUnwindSafe(reconcile::run(&shell, &id, deposed_by)).catch_unwind().await;
         let class = match ended {
             Ok(Ok(Ended::Gone)) => {
                 tracing::info!("let go");
@@ -199,6 +199,9 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 // Who is fenced says nothing: the later writer speaks for the cluster now.
                 if error.class() != Class::Fenced {
                     publish::trouble(&shell, &id, &error).await;
+                }
+                if let reconcile::Error::Deposed { theirs } = error {
+                    deposed_by = Some(theirs);
                 }
                 if error.concerns_journal() && error.class() == Class::Permanent {
                     let_go(&shell, &id).await;

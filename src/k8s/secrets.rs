@@ -132,3 +132,85 @@ fn lock(known: &Mutex<HashMap<String, Known>>) -> MutexGuard<'_, HashMap<String,
     // Never held across an await, and every change under it is one step.
     known.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::{Router, response::IntoResponse};
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    const JSON: [(&str, &str); 1] = [("content-type", "application/json")];
+
+    /// An API server that answers each Secret with the number of the request, or not at all when it is told to hang.
+    async fn api_server(asked: Arc<AtomicU32>, hangs: Arc<AtomicU32>) -> Client {
+        let answer = move || {
+            let (asked, hangs) = (asked.clone(), hangs.clone());
+            async move {
+                let version = asked.fetch_add(1, Ordering::SeqCst) + 1;
+                if hangs.load(Ordering::SeqCst) > 0 {
+                    std::future::pending::<()>().await;
+                }
+                let secret = serde_json::json!({
+                    "apiVersion": "v1", "kind": "Secret",
+                    "metadata": { "name": "s", "namespace": "n", "resourceVersion": version.to_string() },
+                });
+                (JSON, secret.to_string()).into_response()
+            }
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async { axum::serve(listener, Router::new().fallback(answer)).await });
+        Client::try_from(kube::Config::new(url)).unwrap()
+    }
+
+    fn make_due(cache: &SecretCache) {
+        for known in lock(&cache.known).values_mut() {
+            known.due = Instant::now();
+        }
+    }
+
+    async fn version(cache: &SecretCache) -> Option<String> {
+        cache.get("s").await.unwrap().and_then(|s| s.metadata.resource_version.clone())
+    }
+
+    #[tokio::test]
+    async fn only_the_first_read_is_waited_for() {
+        let (asked, hangs) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let cache = SecretCache::new(api_server(asked.clone(), hangs.clone()).await, "n");
+        assert_eq!(version(&cache).await.as_deref(), Some("1"));
+        hangs.store(1, Ordering::SeqCst);
+        make_due(&cache);
+        let begun = Instant::now();
+        assert_eq!(version(&cache).await.as_deref(), Some("1"));
+        assert!(begun.elapsed() < super::super::API_CALL_MAX / 2, "it did not wait for the second read");
+        hangs.store(0, Ordering::SeqCst);
+        make_due(&cache);
+        while version(&cache).await.as_deref() == Some("1") {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn doubts_at_every_look_ask_once() {
+        let (asked, hangs) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let cache = SecretCache::new(api_server(asked.clone(), hangs).await, "n");
+        for _ in 0..50 {
+            cache.doubt();
+            assert_eq!(version(&cache).await.as_deref(), Some("1"));
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
+
+    #[tokio::test]
+    async fn a_write_is_later_than_a_read_that_began_before_it() {
+        let (asked, hangs) = (Arc::new(AtomicU32::new(0)), Arc::new(AtomicU32::new(0)));
+        let cache = SecretCache::new(api_server(asked, hangs).await, "n");
+        version(&cache).await;
+        let began = Instant::now();
+        let mut written = Secret::default();
+        written.metadata.resource_version = Some("99".into());
+        cache.written("s", written);
+        read(cache.api.clone(), cache.known.clone(), "s".into(), began).await.unwrap();
+        assert_eq!(version(&cache).await.as_deref(), Some("99"));
+    }
+}
