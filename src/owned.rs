@@ -335,6 +335,29 @@ mod tests {
     }
 
     #[test]
+    fn an_answer_that_differs_from_what_was_sent_is_a_failure() {
+        let resource: ValkeyCluster = serde_json::from_value(serde_json::json!({
+            "apiVersion": "valkeeper.io/v1alpha1", "kind": "ValkeyCluster",
+            "metadata": { "name": "orders", "namespace": "shop", "uid": "c-1" },
+            "spec": { "topology": "Replication" },
+        }))
+        .unwrap();
+        let context = Context {
+            credentials: Credentials::complete(None, None, &mut rand::rng()),
+            service_uids: BTreeMap::new(),
+            address_type: AddressType::IPv4,
+        };
+        let parsed = crate::api::parse_all(&resource, &crate::api::Defaults::default()).unwrap();
+        let all = objects::render_all(&resource, &parsed, &context);
+        let sent = all.iter().find(|r| r.object.kind == ObjectKind::ConfigMap).unwrap();
+        let mut answer: ConfigMap = serde_json::from_value(sent.value.clone()).unwrap();
+        answer.annotations_mut().insert("added".to_owned(), "beside".to_owned());
+        assert_eq!(of_answer(sent, &answer), Outcome::Verified);
+        answer.data = Some([("valkey.conf".to_owned(), "rewritten".to_owned())].into());
+        assert!(matches!(of_answer(sent, &answer), Outcome::Failed(_)));
+    }
+
+    #[test]
     fn who_writes_the_status_only_is_no_foreign_writer() {
         let entries = [entry("valkeeper", 1, ""), entry("kube-controller-manager", 5, "status")];
         assert_eq!(last_foreign_manager(&entries), None);
