@@ -121,6 +121,23 @@ impl Event {
         }
     }
 
+    /// The decision, if one was made.
+    pub fn decided(&self) -> Option<&Decision> {
+        match self {
+            Event::Decided { decision, evidence: _ } => Some(decision),
+            Event::Baseline { .. }
+            | Event::EpochStarted { .. }
+            | Event::SpecChanged(_)
+            | Event::PodChanged { .. }
+            | Event::ServerChanged { .. }
+            | Event::RouteChanged { .. }
+            | Event::ObjectChanged { .. }
+            | Event::EffectsEnded(_)
+            | Event::DecisionClosed { .. }
+            | Event::StandingChanged { .. } => None,
+        }
+    }
+
     /// Layout of the payload; rises only when an old reader must not ignore a change.
     pub fn schema(&self) -> u16 {
         1

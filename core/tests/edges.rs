@@ -38,13 +38,7 @@ fn unlink(facts: &mut ServerFacts) {
 }
 
 fn decisions(made: &Turn) -> Vec<&Decision> {
-    fn decision(event: &Event) -> Option<&Decision> {
-        match event {
-            Event::Decided { decision, .. } => Some(decision),
-            _ => None,
-        }
-    }
-    made.events.iter().filter_map(decision).collect()
+    made.events.iter().filter_map(Event::decided).collect()
 }
 
 fn waits_for(made: &Turn, reason: WaitReason) -> bool {

@@ -5,14 +5,12 @@
     missing_docs,
     clippy::expect_used,
     clippy::panic,
-    clippy::wildcard_enum_match_arm,
     clippy::disallowed_methods,
     reason = "helpers of tests"
 )]
 
 use std::path::{Path, PathBuf};
 use valkeeper_core::{
-    event::Event,
     ids::Seq,
     sim::{Perturbation, Sim, Story},
 };
@@ -34,11 +32,7 @@ fn stories() -> Vec<(String, Story)> {
 }
 
 fn effects(sim: &Sim) -> usize {
-    let count = |e: &Event| match e {
-        Event::Decided { decision, .. } => decision.effects.len(),
-        _ => 0,
-    };
-    sim.records.iter().map(|r| count(&r.event)).sum()
+    sim.records.iter().filter_map(|r| r.event.decided()).map(|d| d.effects.len()).sum()
 }
 
 #[test]

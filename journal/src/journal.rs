@@ -71,21 +71,8 @@ impl Appended {
 
 fn recorded_decision(record: &Record) -> Option<Recorded<Decision>> {
     let Record { seq, epoch, time, event } = record;
-    match event {
-        Event::Decided { decision, evidence: _ } => {
-            Some(Recorded { seq: *seq, epoch: *epoch, time: *time, value: decision.as_ref().clone() })
-        }
-        Event::Baseline { .. }
-        | Event::EpochStarted { .. }
-        | Event::SpecChanged(_)
-        | Event::PodChanged { .. }
-        | Event::ServerChanged { .. }
-        | Event::RouteChanged { .. }
-        | Event::ObjectChanged { .. }
-        | Event::EffectsEnded(_)
-        | Event::DecisionClosed { .. }
-        | Event::StandingChanged { .. } => None,
-    }
+    let value = event.decided()?.clone();
+    Some(Recorded { seq: *seq, epoch: *epoch, time: *time, value })
 }
 
 /// Why the journal did not do what it was asked.

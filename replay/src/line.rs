@@ -98,7 +98,7 @@ impl<'a> Joined<'a> {
 
 /// The decision in a record, if it is one.
 pub fn decided(record: &Record) -> Option<&Decision> {
-    if let Event::Decided { decision, evidence: _ } = &record.event { Some(decision) } else { None }
+    record.event.decided()
 }
 
 /// The outcomes in a record, if it has some.

@@ -118,19 +118,7 @@ impl Sim {
         let busy = !made.events.is_empty();
         let mut decided: Vec<(Seq, Decision)> = Vec::new();
         for event in made.events {
-            let decision = match &event {
-                Event::Decided { decision, evidence: _ } => Some(decision.as_ref().clone()),
-                Event::Baseline { .. }
-                | Event::EpochStarted { .. }
-                | Event::SpecChanged(_)
-                | Event::PodChanged { .. }
-                | Event::ServerChanged { .. }
-                | Event::RouteChanged { .. }
-                | Event::ObjectChanged { .. }
-                | Event::EffectsEnded(_)
-                | Event::DecisionClosed { .. }
-                | Event::StandingChanged { .. } => None,
-            };
+            let decision = event.decided().cloned();
             self.record_at(made.now, event);
             decided.extend(decision.map(|d| (self.state.head, d)));
             if self.perturbation.crashes_after(self.state.head) {

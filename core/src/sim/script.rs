@@ -3,7 +3,6 @@
 use super::{Perturbation, Sim, World};
 use crate::{
     decision::BlockReason,
-    event::Event,
     ids::{Digest, MemberId, ShardId},
     invariant,
     observation::ObjectRef,
@@ -234,20 +233,7 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
 }
 
 fn reasons(sim: &Sim) -> Vec<&'static str> {
-    let decision = |e: &Event| match e {
-        Event::Decided { decision, evidence: _ } => Some(decision.reason.code()),
-        Event::Baseline { .. }
-        | Event::EpochStarted { .. }
-        | Event::SpecChanged(_)
-        | Event::PodChanged { .. }
-        | Event::ServerChanged { .. }
-        | Event::RouteChanged { .. }
-        | Event::ObjectChanged { .. }
-        | Event::EffectsEnded(_)
-        | Event::DecisionClosed { .. }
-        | Event::StandingChanged { .. } => None,
-    };
-    sim.records.iter().filter_map(|r| decision(&r.event)).collect()
+    sim.records.iter().filter_map(|r| r.event.decided()).map(|d| d.reason.code()).collect()
 }
 
 fn write_options(words: &[&str]) -> Result<(ShardId, BTreeSet<MemberId>), String> {
