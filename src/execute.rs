@@ -17,7 +17,7 @@ use valkeeper_core::{
     config::PORT,
     decision::Decision,
     effect::{Effect, Outcome, Server},
-    ids::{MemberId, ShardId, Timestamp},
+    ids::{EffectId, MemberId, ShardId, Timestamp},
     observation::{Executed, RoleLabel},
 };
 use valkeeper_journal::Recorded;
@@ -46,12 +46,15 @@ pub async fn all(cluster: &Cluster, decisions: &[Recorded<Decision>], decided_at
 
 async fn one(cluster: &Cluster, decision: &Recorded<Decision>, decided_at: Instant) -> Executed {
     let mut outcomes: Vec<(Timestamp, Outcome)> = Vec::new();
-    for effect in &decision.value().effects {
+    let named = decision.value().reissue_of.unwrap_or(decision.seq());
+    for (index, effect) in decision.value().effects.iter().enumerate() {
         let stopped = outcomes.last().is_some_and(|(_, last)| *last != Outcome::Verified);
         let outcome =
             if stopped { Outcome::Skipped } else { perform(cluster, decision, effect, decided_at).await };
         cluster.shell.metrics.ended(effect.verb(), &outcome);
-        tracing::info!(%effect, %outcome, "ended");
+        // The same id after a crash and a re-issue, and the one that `valkeeper-replay show` prints.
+        let id = EffectId::derive(&cluster.id.uid, named, index);
+        tracing::info!(%id, %effect, %outcome, "ended");
         outcomes.push((cluster.clock.now(), outcome));
     }
     Executed { decision: decision.seq(), outcomes }
