@@ -62,5 +62,6 @@ cluster-down: ## Remove the local cluster
 	@tests/cluster/cluster down
 
 .PHONY: bench
-bench: cluster-up ## Write outage of ten kills next to Valkey Sentinel (removes nothing: see cluster-down)
+bench: cluster-up ## The journal next to bare fdatasync; write outage of ten kills next to Valkey Sentinel (see cluster-down)
+	@cargo bench -q --locked -p valkeeper-journal
 	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench failover
