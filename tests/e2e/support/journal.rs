@@ -18,6 +18,12 @@ pub struct Journal {
     cluster: String,
 }
 
+impl Drop for Journal {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_file(&self.path);
+    }
+}
+
 /// Exit code of `verify` and `diverge` that means: found something.
 const EXIT_FOUND: i32 = 3;
 
