@@ -74,6 +74,9 @@ impl Leadership {
 #[derive(Debug)]
 pub struct Candidate {
     holder: String,
+    /// How the names of this process's predecessors in the same pod begin: kubelet starts a container only when the one
+    /// before it has ended, so whoever of them holds the Lease is no more.
+    predecessors: Option<String>,
     /// The Lease as it was when it last changed, and when this process saw that.
     sighting: Option<(LeaseSpec, Instant)>,
 }
@@ -93,7 +96,12 @@ pub enum Move {
 impl Candidate {
     /// A candidate that writes `holder` into the Lease.
     pub fn new(holder: String) -> Self {
-        Candidate { holder, sighting: None }
+        Candidate { holder, predecessors: None, sighting: None }
+    }
+
+    /// The same, in a pod: names of processes in it begin with `pod`.
+    pub fn in_pod(holder: String, pod: Option<String>) -> Self {
+        Candidate { predecessors: pod, ..Candidate::new(holder) }
     }
 
     /// What to do with the Lease `live` (`None`: there is none), seen at `now`; `wall` is written into it for people.
@@ -113,7 +121,8 @@ impl Candidate {
             .lease_duration_seconds
             .and_then(|s| u64::try_from(s).ok())
             .map_or(LEASE_DURATION, Duration::from_secs);
-        if holder.is_empty() || holder == self.holder || now >= seen_at + lasts {
+        let is_predecessor = self.predecessors.as_ref().is_some_and(|pod| holder.starts_with(pod));
+        if holder.is_empty() || holder == self.holder || is_predecessor || now >= seen_at + lasts {
             Move::Write(self.spec(Some(spec), wall))
         } else {
             Move::Stand { holder }
@@ -155,11 +164,16 @@ pub struct Campaign {
 
 impl Campaign {
     /// A campaign for the Lease in `store`, and the handle that tells its state.
-    pub fn new(store: LeaseStore, namespace: &str, holder: String) -> (Self, Leadership) {
+    pub fn new(
+        store: LeaseStore,
+        namespace: &str,
+        holder: String,
+        pod: Option<String>,
+    ) -> (Self, Leadership) {
         let (until, receiver) = watch::channel(None);
         let campaign = Campaign {
             store,
-            candidate: Candidate::new(holder),
+            candidate: Candidate::in_pod(holder, pod),
             namespace: namespace.to_owned(),
             known: None,
             until,
@@ -271,6 +285,16 @@ mod tests {
             lease_transitions: Some(4),
             ..LeaseSpec::default()
         }
+    }
+
+    #[test]
+    fn a_predecessor_in_the_same_pod_is_not_waited_for() {
+        let now = Instant::now();
+        let held = LeaseSpec { holder_identity: Some("op.uid-1_a".into()), ..LeaseSpec::default() };
+        let mut same = Candidate::in_pod("op.uid-1_b".into(), Some("op.uid-1_".into()));
+        assert!(matches!(same.consider(Some(&held), now, jiff::Timestamp::UNIX_EPOCH), Move::Write(_)));
+        let mut other = Candidate::in_pod("op.uid-2_b".into(), Some("op.uid-2_".into()));
+        assert!(matches!(other.consider(Some(&held), now, jiff::Timestamp::UNIX_EPOCH), Move::Stand { .. }));
     }
 
     #[test]

@@ -27,7 +27,8 @@ fn main() -> anyhow::Result<()> {
 async fn operate(args: RunArgs) -> anyhow::Result<()> {
     // The pod's name is the host's name unless the manifest says otherwise.
     let instance = ["POD_NAME", "HOSTNAME"].into_iter().find_map(|key| std::env::var(key).ok());
-    run::run(args, instance.unwrap_or_else(|| "valkeeper".to_owned()), stop_signal()?).await?;
+    let instance = instance.unwrap_or_else(|| "valkeeper".to_owned());
+    run::run(args, instance, std::env::var("POD_UID").ok(), stop_signal()?).await?;
     Ok(())
 }
 

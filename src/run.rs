@@ -47,17 +47,24 @@ pub enum Error {
     Listen(std::net::SocketAddr, #[source] std::io::Error),
 }
 
-/// Runs until `stop` resolves.
+/// Runs until `stop` resolves. `pod_uid` is the pod's, if this runs in one that says so.
 ///
 /// # Errors
 /// What the process cannot run without. Everything that happens to it later is waited out.
-pub async fn run(args: RunArgs, instance: String, stop: impl Future<Output = ()>) -> Result<(), Error> {
+pub async fn run(
+    args: RunArgs,
+    instance: String,
+    pod_uid: Option<String>,
+    stop: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let RunArgs { namespace, watch_namespace, journal, default_image, listen, log_format: _ } = args;
     let clients = Clients::infer().await?;
     let namespace = namespace.unwrap_or_else(|| clients.default_namespace.clone());
-    let holder = format!("{instance}_{}", uuid::Uuid::from_bytes(rand::random()));
+    let pod = pod_uid.map(|uid| format!("{instance}.{uid}_"));
+    let place = pod.clone().unwrap_or_else(|| format!("{instance}_"));
+    let holder = format!("{place}{}", uuid::Uuid::from_bytes(rand::random()));
     let store = LeaseStore::new(clients.requests.clone(), &namespace, LEASE);
-    let (mut campaign, leadership) = Campaign::new(store, &namespace, holder.clone());
+    let (mut campaign, leadership) = Campaign::new(store, &namespace, holder.clone(), pod);
     let shell = Arc::new(Shell {
         backend: backend(&journal, &clients, &namespace, &leadership).await?,
         publisher: Publisher::new(clients.requests.clone(), instance.clone()),
