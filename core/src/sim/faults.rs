@@ -27,11 +27,6 @@ pub enum Perturbation {
 }
 
 impl Perturbation {
-    /// True if the operator is to die after the write that holds `head`.
-    pub fn crashes_after(&self, head: Seq) -> bool {
-        matches!(self, Perturbation::CrashAfter(seq) if *seq == head)
-    }
-
     /// Takes a due crash.
     pub fn take_crash(&mut self, head: Seq) -> bool {
         let due = matches!(self, Perturbation::CrashAfter(seq) if *seq <= head);

@@ -121,11 +121,8 @@ impl Sim {
             let decision = event.decided().cloned();
             self.record_at(made.now, event);
             decided.extend(decision.map(|d| (self.state.head, d)));
-            if self.perturbation.crashes_after(self.state.head) {
-                // The batch is one write: all of it or nothing. A crash right after it executes nothing.
-                decided.clear();
-            }
         }
+        // The batch is one write: all of it is there or nothing. A crash right after it executes nothing.
         if self.perturbation.take_crash(self.state.head) {
             self.start();
             return (true, None);
