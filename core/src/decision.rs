@@ -48,11 +48,14 @@ reasons! {
         /// The primary's server was restarted and holds at the boot gate, without serving. The most advanced member of
         /// the shard's history becomes primary.
         PrimaryRestarted,
-        /// The primary has not answered within the detection window and no replica hears from it: its pod is deleted, so
-        /// that it cannot accept writes when it wakes.
+        /// The primary has not answered within the detection window and no replica hears from it: it is fenced, by its agent
+        /// that ends the server, or by deleting its pod, so that it cannot accept writes when it wakes.
         PrimarySilent,
-        /// The silent primary's pod is gone: the most advanced replica of the same history becomes primary.
+        /// The silent primary's server or pod is gone: the most advanced replica of the same history becomes primary.
         PrimaryFenced,
+        /// The silent primary cannot be confirmed by a majority any more, and its agent has stopped its writes by now: the
+        /// most advanced replica becomes primary, after a majority has promised not to support the old one.
+        PrimaryIsolated,
         /// All members of a shard hold at the boot gate: the most advanced history resumes.
         ShardResumed,
         /// Someone else made another member primary: the live cluster is right, and the operator follows it.
@@ -65,6 +68,14 @@ reasons! {
         RouteMoved,
         /// A role label did not say what the member is.
         RoleLabelled,
+        /// The primary is about to stop (its pod is being deleted, or its agent was told to end): another member takes over
+        /// first.
+        PrimaryLeaving,
+        /// An agent did not know who holds the shard's grant, who the members are, or for how long a primary may go on
+        /// unconfirmed.
+        AgentBriefed,
+        /// Agents know of a higher grant than the primary's, which came to nothing: the primary gets a new one.
+        GrantRenewed,
         /// A member did not follow its shard's primary.
         MemberAttached,
         /// A primary without the highest grant follows the rightful one; what only it had is named in the record.
@@ -99,6 +110,8 @@ reasons! {
         DetectionWindow,
         /// The primary does not answer the operator, but at least one replica hears from it: it is alive.
         PrimaryAliveForReplicas,
+        /// The primary does not answer the operator, but its agent says that it runs and answers there: it is alive.
+        PrimaryAliveForAgent,
         /// The fenced pod is not gone yet.
         FenceUnfinished,
         /// A replica that may be further ahead has not answered yet.
@@ -174,6 +187,34 @@ reasons! {
         TieBreak,
         /// Its pod is being deleted.
         Leaving,
+        /// Its agent does not answer: nothing can be told to it.
+        AgentAway,
+    }
+}
+
+reasons! {
+    /// Why an agent keeps its restarted server at the boot gate.
+    HoldReason {
+        /// The operator is there, or was until a moment ago: it decides.
+        ForOperator,
+        /// The server is starting, or loading its data.
+        Starting,
+        /// Another member holds the shard's grant: this one waits for it, or for the operator.
+        NotHolder,
+        /// A member of the shard has not answered since this boot: it may be ahead.
+        PeerUnanswered,
+        /// A member knows of a higher grant than this one's.
+        HigherGrant,
+        /// The server started without data: it must not become primary by itself.
+        BlankData,
+        /// Another member is primary without a grant that says so.
+        OtherPrimary,
+        /// A member's data is proven to be ahead.
+        PeerAhead,
+        /// A replica kept running while this server did not, and nothing orders the two: it may have more.
+        ReplicaKeptRunning,
+        /// A member refused its consent; it is asked again.
+        ConsentRefused,
     }
 }
 

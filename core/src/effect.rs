@@ -20,7 +20,8 @@ pub struct Server {
 /// One change of the world.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Effect {
-    /// `REPLICAOF NO ONE`, if the server is still a replica on history `replid` at `offset` or further.
+    /// The agent takes the shard's grant, numbered by this decision's record, and makes its server primary, if that is
+    /// still a replica on history `replid` at `offset` or further.
     Promote {
         /// The server to promote.
         server: Server,
@@ -28,6 +29,32 @@ pub enum Effect {
         replid: ReplId,
         /// Offset it must have reached.
         offset: i64,
+        /// Consents that its agent must have given, no more and no less.
+        #[serde(default)]
+        consents: u64,
+    },
+    /// The agent persists that it supports no grant below this decision's record, unless it has confirmed the present
+    /// holder within the isolation window.
+    Promise {
+        /// The member that promises.
+        member: MemberId,
+        /// IP address of its pod.
+        address: String,
+        /// The member that is to get the grant.
+        candidate: MemberId,
+    },
+    /// The agent learns who holds the shard's grant and under which terms.
+    Brief {
+        /// The member that is told.
+        member: MemberId,
+        /// IP address of its pod.
+        address: String,
+    },
+    /// The agent ends a server that does not answer, with SIGKILL, and starts another at the gate. Verified when the process
+    /// is gone.
+    Fence {
+        /// The server. Its run id must be the one the agent started last.
+        server: Server,
     },
     /// `REPLICAOF` the address of `to`.
     Attach {
@@ -38,12 +65,16 @@ pub enum Effect {
         /// Address of `to`.
         to_address: String,
     },
-    /// `FAILOVER TO`: pause writes, wait until `to` has everything, swap the two roles. Verified when `to` is primary.
+    /// Pause writes, wait until `to` has everything, make the old primary follow it, promote it. Verified when `to` is
+    /// primary.
     Handover {
         /// The primary.
         from: Server,
         /// The replica that takes over.
         to: Server,
+        /// Consents that the agent of `to` must have given, no more and no less.
+        #[serde(default)]
+        consents: u64,
         /// Bound on the wait; after it the primary goes on as before. Milliseconds.
         timeout_ms: u32,
     },
@@ -97,6 +128,9 @@ impl Effect {
     pub fn verb(&self) -> &'static str {
         match self {
             Effect::Promote { .. } => "promote",
+            Effect::Promise { .. } => "promise",
+            Effect::Brief { .. } => "brief",
+            Effect::Fence { .. } => "fence",
             Effect::Attach { .. } => "attach",
             Effect::Handover { .. } => "handover",
             Effect::Route { .. } => "route",
@@ -125,13 +159,18 @@ pub enum Outcome {
 impl std::fmt::Display for Effect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Effect::Promote { server, replid, offset } => {
+            Effect::Promote { server, replid, offset, consents: _ } => {
                 write!(f, "promote {} ({}) at {}:{offset}", server.member, server.address, short(&replid.0))
             }
+            Effect::Promise { member, candidate, address: _ } => {
+                write!(f, "{member} promises to support only {candidate}")
+            }
+            Effect::Brief { member, address: _ } => write!(f, "brief the agent of {member}"),
+            Effect::Fence { server } => write!(f, "end the silent server of {}", server.member),
             Effect::Attach { server, to, to_address } => {
                 write!(f, "attach {} to {to} ({to_address})", server.member)
             }
-            Effect::Handover { from, to, timeout_ms } => {
+            Effect::Handover { from, to, timeout_ms, consents: _ } => {
                 write!(f, "hand over {} to {} within {timeout_ms} ms", from.member, to.member)
             }
             Effect::Route { shard, to, address, .. } => write!(f, "route shard {shard} to {to} ({address})"),

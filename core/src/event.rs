@@ -4,7 +4,8 @@ use crate::{
     decision::{Decision, Standing},
     ids::{MemberId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        Evidence, Executed, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts, SpecFact,
+        AgentFacts, Evidence, Executed, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts,
+        SpecFact,
     },
 };
 use serde::{Deserialize, Serialize};
@@ -64,6 +65,13 @@ pub enum Event {
         /// What is known now.
         server: Observed<ServerFacts>,
     },
+    /// A member's agent, or what it knows and does, changed.
+    AgentChanged {
+        /// The member.
+        member: MemberId,
+        /// What is known now.
+        agent: Observed<AgentFacts>,
+    },
     /// The write route of a shard changed.
     RouteChanged {
         /// The shard.
@@ -118,6 +126,7 @@ impl Event {
             Event::EffectsEnded(_) => 9,
             Event::DecisionClosed { .. } => 10,
             Event::StandingChanged { .. } => 11,
+            Event::AgentChanged { .. } => 12,
         }
     }
 
@@ -130,6 +139,7 @@ impl Event {
             | Event::SpecChanged(_)
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
+            | Event::AgentChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)
@@ -151,6 +161,7 @@ impl Event {
             Event::SpecChanged(_) => "SpecChanged",
             Event::PodChanged { .. } => "PodChanged",
             Event::ServerChanged { .. } => "ServerChanged",
+            Event::AgentChanged { .. } => "AgentChanged",
             Event::RouteChanged { .. } => "RouteChanged",
             Event::ObjectChanged { .. } => "ObjectChanged",
             Event::Decided { .. } => "Decided",

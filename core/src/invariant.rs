@@ -49,6 +49,7 @@ pub fn check(records: &[Record]) -> Vec<Violation> {
             | Event::SpecChanged(_)
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
+            | Event::AgentChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::StandingChanged { .. } => {}
@@ -75,7 +76,7 @@ fn sequence(state: &ClusterState, record: &Record, say: &mut impl FnMut(String))
 fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(String)) {
     for effect in &decision.effects {
         match effect {
-            Effect::Promote { server, replid: _, offset: _ } => {
+            Effect::Promote { server, replid: _, offset: _, consents: _ } => {
                 let id = server.member;
                 if let Some((other, _)) = state.members_of(id.shard).find(|(i, m)| *i != id && m.is_primary())
                 {
@@ -88,7 +89,7 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                     say(format!("promotes {id} without granting it the shard"));
                 }
             }
-            Effect::Handover { from, to, timeout_ms: _ } => {
+            Effect::Handover { from, to, timeout_ms: _, consents: _ } => {
                 if !state.members.get(&from.member).is_some_and(|m| m.is_primary()) {
                     say(format!("hands over from {}, which is not seen to be primary", from.member));
                 }
@@ -103,6 +104,9 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                 }
             }
             Effect::Attach { .. }
+            | Effect::Promise { .. }
+            | Effect::Brief { .. }
+            | Effect::Fence { .. }
             | Effect::Label { .. }
             | Effect::Disconnect { .. }
             | Effect::DeletePod { .. }

@@ -1,7 +1,7 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
 //! - **data**: [`ids`], [`spec`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
-//! - **rules**: [`config`], [`turn`], [`decide`], [`steps`], [`topology`]
+//! - **rules**: [`agent`], [`config`], [`info`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
 // data
@@ -14,8 +14,10 @@ pub mod spec;
 pub mod state;
 
 // rules
+pub mod agent;
 pub mod config;
 pub mod decide;
+pub mod info;
 pub mod steps;
 pub mod topology;
 pub mod turn;

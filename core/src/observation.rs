@@ -2,6 +2,8 @@
 //! into state; *readings* change at every look, are never recorded alone and travel as evidence of a decision.
 
 use crate::{
+    agent::Brief,
+    decision::HoldReason,
     effect::Outcome,
     ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp},
     spec::DesiredCluster,
@@ -187,6 +189,65 @@ pub struct ServerFacts {
     pub replid2_offset: Option<i64>,
 }
 
+/// What the agent says of the server it looks after.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ServerProcess {
+    /// It runs and answers on the local socket, or is still starting.
+    Running,
+    /// It runs and has not answered on the local socket since then (the operator's clock).
+    Silent {
+        /// Since when.
+        since: Timestamp,
+    },
+    /// It ended; the agent starts another at the gate. The text says how: `exit 1`, `signal 9`.
+    Exited(String),
+}
+
+/// What became of the server's last stay at the boot gate.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Gate {
+    /// It is there, for this reason.
+    Holding(HoldReason),
+    /// The operator's word ended it.
+    Commanded,
+    /// It resumed as primary under its old grant, with everyone's consent and the operator away.
+    Resumed,
+    /// It found the holder of the grant and follows it, the operator being away.
+    Attached(MemberId),
+}
+
+/// The certificate that an agent serves with.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CertificateFacts {
+    /// Hex of the SHA-256 of its DER form.
+    pub thumbprint: String,
+    /// End of its validity.
+    pub not_after: Timestamp,
+}
+
+/// Facts about one member's agent.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AgentFacts {
+    /// Version of its program.
+    pub version: String,
+    /// The highest grant it knows, with its terms.
+    pub brief: Brief,
+    /// How often it has consented to a holder's return: a promotion must name the number it was decided from.
+    pub consents: u64,
+    /// INFO `run_id` of the server that answered last on the local socket, empty if none has.
+    pub run_id: String,
+    /// The server it looks after.
+    pub server: ServerProcess,
+    /// The last stay at the gate.
+    pub gate: Gate,
+    /// True once it was told to end (SIGTERM).
+    pub leaving: bool,
+    /// True while it keeps its primary from accepting writes, because nobody confirms it.
+    pub writes_stopped: bool,
+    /// What it serves with.
+    pub certificate: CertificateFacts,
+}
+
 /// Facts about one member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberFacts {
@@ -195,6 +256,9 @@ pub struct MemberFacts {
     /// Its server. `Absent`: the process is proven gone (the held connection ended and a new one is refused, or the
     /// pod is absent). Silence is `Unknown`.
     pub server: Observed<ServerFacts>,
+    /// Its agent. `Absent`: there is no pod.
+    #[serde(default)]
+    pub agent: Observed<AgentFacts>,
 }
 
 /// Where the write Service of a shard points.
@@ -292,6 +356,9 @@ pub struct Reading {
 pub struct Evidence {
     /// Readings of the members that answered.
     pub readings: BTreeMap<MemberId, Reading>,
+    /// When a member whose server does not answer now was heard last in this epoch: its server, or its agent.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub last_answers: BTreeMap<MemberId, Timestamp>,
 }
 
 /// What became of the effects of one recorded decision.

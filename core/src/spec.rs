@@ -36,6 +36,33 @@ pub struct FailoverPolicy {
     pub mode: FailoverMode,
     /// How long a primary may be silent (alive or not: nobody can tell) before it is fenced, in milliseconds.
     pub detection_window_ms: i64,
+    /// Whether a primary of a shard of three or more stops accepting writes when nobody confirms it.
+    #[serde(default)]
+    pub isolation: Isolation,
+}
+
+/// Whether a primary that nobody confirms goes on.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Isolation {
+    /// It stops accepting writes a second before the operator may promote another.
+    #[default]
+    On,
+    /// It goes on; the operator promotes another only after a fence that it can see.
+    Off,
+}
+
+/// How much earlier than the detection window a primary that nobody confirms stops: room for clocks that drift, for the
+/// agent's reaction and for a server that is busy for a moment. Milliseconds.
+pub const ISOLATION_MARGIN_MS: i64 = 1_000;
+
+impl FailoverPolicy {
+    /// How long a primary may accept writes without being confirmed, in milliseconds; 0: for ever.
+    pub fn isolation_ms(&self) -> i64 {
+        match self.isolation {
+            Isolation::On => (self.detection_window_ms - ISOLATION_MARGIN_MS).max(0),
+            Isolation::Off => 0,
+        }
+    }
 }
 
 /// A planned wish that is open until it is seen fulfilled.

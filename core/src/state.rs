@@ -1,13 +1,14 @@
 //! What is known of one cluster: a fold over its journal and nothing else.
 
 use crate::{
+    agent::Brief,
     decision::{Decision, Operation, OperationChange, OperationKind, Scope, Standing},
     effect::{Effect, Outcome},
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        Executed, Link, MemberFacts, ObjectFacts, ObjectRef, Observed, RouteFacts, ServerFacts, ServerRole,
-        Source, SpecFact, Why,
+        AgentFacts, Executed, Link, MemberFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
+        ServerFacts, ServerRole, Source, SpecFact, Why,
     },
     spec::DesiredCluster,
 };
@@ -36,6 +37,9 @@ pub struct MemberState {
     /// Run id of a server that had no link to the serving primary for a while, as an earlier epoch saw it last.
     #[serde(default)]
     pub was_detached: Option<String>,
+    /// The grant and its terms as the agent knew them when it was last heard, in whatever epoch.
+    #[serde(default)]
+    pub told: Option<Brief>,
     /// Run id and replication id of the last process that started without data. A server that still has both has never
     /// finished a synchronisation: it is blank, whomever it follows by now.
     #[serde(default)]
@@ -46,6 +50,11 @@ impl MemberState {
     /// The server, if it answers.
     pub fn server(&self) -> Option<&ServerFacts> {
         self.facts.server.present()
+    }
+
+    /// The agent, if it answers.
+    pub fn agent(&self) -> Option<&AgentFacts> {
+        self.facts.agent.present()
     }
 
     /// True if the server answers and is known to have no data: it started blank and is still on the history it drew then.
@@ -203,6 +212,11 @@ impl ClusterState {
                 }
             }
             Event::ServerChanged { member, server } => self.apply_server(*member, server, record.time),
+            Event::AgentChanged { member, agent } => {
+                let known = self.members.entry(*member).or_default();
+                known.told = agent.present().map(|a| a.brief.clone()).or(known.told.take());
+                known.facts.agent = agent.clone();
+            }
             Event::RouteChanged { shard, route } => {
                 self.shards.entry(*shard).or_default().route = route.clone()
             }
@@ -377,10 +391,10 @@ impl ClusterState {
             Effect::DeletePod { member, pod_uid, grace_s: _ } => {
                 self.condemned.insert(*member, pod_uid.clone());
             }
-            Effect::Promote { server, replid: _, offset: _ } => {
+            Effect::Promote { server, replid: _, offset: _, consents: _ } => {
                 self.note_promotion(server.member, &server.run_id);
             }
-            Effect::Handover { from, to, timeout_ms: _ } => {
+            Effect::Handover { from, to, timeout_ms: _, consents: _ } => {
                 if let Some(MemberState {
                     facts: MemberFacts { server: Observed::Present(facts), .. }, ..
                 }) = self.members.get_mut(&from.member)
@@ -389,7 +403,15 @@ impl ClusterState {
                 }
                 self.note_promotion(to.member, &to.run_id);
             }
+            // The process is gone, whatever the look that is under way still says.
+            Effect::Fence { server } => {
+                if let Some(known) = self.members.get_mut(&server.member) {
+                    known.facts.server = Observed::Absent;
+                }
+            }
             Effect::Attach { .. }
+            | Effect::Promise { .. }
+            | Effect::Brief { .. }
             | Effect::Route { .. }
             | Effect::Label { .. }
             | Effect::Disconnect { .. }
@@ -413,10 +435,27 @@ impl ClusterState {
         known_before || lost_at.millis_since(member.link_since) > BROKEN_BY_LOSS_MS
     }
 
-    /// True if the member's pod is being deleted.
+    /// True if the member's pod is being deleted, or its agent was told to end.
     pub fn is_leaving(&self, id: MemberId) -> bool {
-        let pod = self.members.get(&id).and_then(|m| m.facts.pod.present());
-        pod.is_some_and(|p| p.deleting || self.condemned.get(&id) == Some(&p.uid))
+        let Some(member) = self.members.get(&id) else { return false };
+        let condemned = |p: &PodFacts| p.deleting || self.condemned.get(&id) == Some(&p.uid);
+        member.facts.pod.present().is_some_and(condemned) || member.agent().is_some_and(|a| a.leaving)
+    }
+
+    /// The grants that are confirmed to holders who ask: those in force, of shards in which no promotion is on its way and
+    /// nobody may have taken a higher grant unseen.
+    pub fn confirmed(&self) -> impl Iterator<Item = (MemberId, Seq)> {
+        let pending = |id: ShardId| {
+            self.pending.values().any(|p| p.decision.scope == Scope::Shard(id) && p.decision.promotes())
+        };
+        let took = |id: &MemberId| {
+            self.members.get(id).and_then(|m| m.server()).is_none_or(|s| s.role == ServerRole::Primary)
+        };
+        self.shards.iter().filter(move |(id, _)| !pending(**id)).filter_map(move |(_, shard)| {
+            let (holder, grant) = shard.holder()?;
+            let outbid = shard.grants.iter().any(|(id, seq)| *id != holder && *seq > grant && took(id));
+            (!outbid).then_some((holder, grant))
+        })
     }
 
     /// The open operation of this kind and scope.
@@ -445,10 +484,13 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Label { member, .. } => format!("{scope}/label/{member}"),
         Effect::Promote { .. }
         | Effect::Handover { .. }
+        | Effect::Promise { .. }
+        | Effect::Fence { .. }
         | Effect::Route { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
         | Effect::ReleaseFinalizer => format!("{scope}/{}", effect.verb()),
+        Effect::Brief { member, .. } => format!("{scope}/brief/{member}"),
     }
 }
 

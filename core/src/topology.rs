@@ -4,12 +4,14 @@ pub mod choice;
 mod replication;
 
 use crate::{
+    agent::{Brief, isolation::MEMBERS_MIN},
     decide::View,
-    decision::Discard,
+    decision::{Decision, Discard, Scope},
     effect::{Effect, Server},
-    ids::{MemberId, ShardId},
+    ids::{MemberId, Seq, ShardId},
     observation::{Link, NodeHealth, RoleLabel, ServerRole, Source},
-    spec::Topology,
+    spec::{DesiredCluster, Topology},
+    state::ClusterState,
 };
 
 /// What is known of the member that holds a shard's grant.
@@ -51,6 +53,33 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     match view.spec.topology {
         Topology::Replication => replication::hand_over(view, from, to),
     }
+}
+
+/// The terms under which the shard's holder has its grant, as every agent shall know them.
+pub fn brief(view: &View<'_>, shard: ShardId) -> Option<Brief> {
+    let (holder, grant) = view.shard(shard).holder()?;
+    let roster: Vec<MemberId> = view.wanted(shard).collect();
+    Some(Brief { grant, holder: Some(holder), isolation_ms: isolation_ms(view.spec, roster.len()), roster })
+}
+
+/// What the effects of a decision tell the agents of its shard: the grant it gives, numbered by its record, or the one in
+/// force.
+pub fn terms(state: &ClusterState, seq: Seq, decision: &Decision) -> Brief {
+    let Scope::Shard(shard) = decision.scope else { return Brief::default() };
+    let known = state.shards.get(&shard).and_then(|s| s.holder());
+    let (holder, grant) = match decision.grant {
+        Some(member) => (Some(member), seq),
+        None => known.map_or((None, Seq(0)), |(member, grant)| (Some(member), grant)),
+    };
+    let roster: Vec<MemberId> =
+        state.spec.iter().flat_map(|spec| spec.members().filter(|m| m.shard == shard)).collect();
+    let isolation_ms = state.spec.as_ref().map_or(0, |spec| isolation_ms(spec, roster.len()));
+    Brief { grant, holder, roster, isolation_ms }
+}
+
+/// How long a holder among `members` may accept writes unconfirmed, in milliseconds; 0: for ever.
+pub fn isolation_ms(spec: &DesiredCluster, members: usize) -> i64 {
+    if members < MEMBERS_MIN { 0 } else { spec.failover.isolation_ms() }
 }
 
 /// The effect that makes `member` follow `primary`; `None` if either has no address or the member does not answer.

@@ -70,6 +70,9 @@ pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
         if known.server != facts.server {
             events.push(Event::ServerChanged { member: *id, server: facts.server.clone() });
         }
+        if known.agent != facts.agent {
+            events.push(Event::AgentChanged { member: *id, agent: facts.agent.clone() });
+        }
     }
     for (shard, route) in routes {
         if state.shards.get(shard).cloned().unwrap_or_default().route != *route {

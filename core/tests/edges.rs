@@ -78,7 +78,10 @@ fn a_member_that_did_not_answer_this_look_is_waited_for() {
 fn replicas_of_an_address_that_is_gone_can_be_promoted() {
     let mut sim = after(THREE);
     let mut seen = sim.world.look();
-    seen.members.insert(member(0), MemberFacts { pod: Observed::Absent, server: Observed::Absent });
+    seen.members.insert(
+        member(0),
+        MemberFacts { pod: Observed::Absent, server: Observed::Absent, agent: Observed::Absent },
+    );
     seen.evidence.readings.remove(&member(0));
     for ordinal in [1, 2] {
         let source = Source::Foreign("10.0.0.99:6379".into());

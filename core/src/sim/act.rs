@@ -5,6 +5,7 @@ use super::{
     world::{Pod, World},
 };
 use crate::{
+    agent::Brief,
     effect::{Effect, Outcome, Server},
     ids::{Digest, MemberId, ReplId, ShardId},
     observation::{LiveObject, ObjectKind, ObjectRef, RouteFacts},
@@ -13,24 +14,40 @@ use std::collections::BTreeSet;
 
 impl World {
     /// Does one effect, checking its precondition as the real executor does.
-    pub fn execute(&mut self, effect: &Effect) -> Outcome {
+    pub fn execute(&mut self, effect: &Effect, terms: &Brief) -> Outcome {
         match effect {
-            Effect::Promote { server, replid, offset } => self.promote(server, replid, *offset),
-            Effect::Attach { server, to, to_address: _ } => match self.reach(server) {
+            Effect::Promote { server, replid, offset, consents } => {
+                self.promote(server, replid, *offset, (terms, *consents))
+            }
+            Effect::Promise { member, address: _, candidate: _ } => match self.obeys(*member) {
                 Err(outcome) => outcome,
-                Ok(p) => {
-                    p.follow(*to);
+                Ok(()) => verified(self.promise(*member, terms)),
+            },
+            Effect::Brief { member, address: _ } => match self.learn(*member, terms) {
+                Err(outcome) => outcome,
+                Ok(()) => {
+                    self.told(*member, terms);
                     Outcome::Verified
                 }
             },
-            Effect::Handover { from, to, timeout_ms: _ } => self.hand_over(from, to),
+            Effect::Fence { server } => match self.obeys(server.member) {
+                Err(outcome) => outcome,
+                Ok(()) if self.process(server.member).is_none_or(|p| p.run_id != server.run_id) => {
+                    Outcome::Superseded("another process".into())
+                }
+                Ok(()) => verified(self.kill(server.member)),
+            },
+            Effect::Attach { server, to, to_address: _ } => self.attach(server, *to, terms),
+            Effect::Handover { from, to, timeout_ms: _, consents } => {
+                self.hand_over(from, to, (terms, *consents))
+            }
             Effect::Route { shard, to: _, address, resource_version } => {
                 self.route(*shard, address, resource_version)
             }
             Effect::Label { member, pod_uid, role } => {
                 self.with_pod(*member, pod_uid, |p| p.role_label = Some(*role))
             }
-            Effect::Disconnect { server } => self.reach(server).map_or_else(|o| o, |_| Outcome::Verified),
+            Effect::Disconnect { server } => self.server(server).map_or_else(|o| o, |_| Outcome::Verified),
             Effect::DeletePod { member, pod_uid, grace_s } => {
                 let at = self.now.plus_millis(grace_s.map_or(200, |s| i64::from(s) * 1_000));
                 self.with_pod(*member, pod_uid, |p| p.deleted_at = Some(p.deleted_at.unwrap_or(at)))
@@ -43,14 +60,44 @@ impl World {
         }
     }
 
-    fn reach(&mut self, server: &Server) -> Result<&mut Process, Outcome> {
-        let silent = self.silent_nodes.contains(&server.member);
-        let process = self.process(server.member).filter(|p| !p.frozen && !silent);
+    /// The agent of a member can be told something.
+    fn obeys(&mut self, id: MemberId) -> Result<(), Outcome> {
+        let away = self.side(id) != 0 || self.is_frozen_pod(id) || self.agent(id).is_none();
+        if away { Err(Outcome::Failed("no answer".into())) } else { Ok(()) }
+    }
+
+    fn learn(&mut self, id: MemberId, terms: &Brief) -> Result<(), Outcome> {
+        self.obeys(id)?;
+        let place = self.places.entry(id).or_default();
+        place.ledger.learn(terms).map_err(|refusal| Outcome::Superseded(refusal.to_string()))
+    }
+
+    /// The server, reached through its agent.
+    fn server(&mut self, server: &Server) -> Result<&mut Process, Outcome> {
+        self.obeys(server.member)?;
+        let process = self.process(server.member).filter(|p| !p.frozen);
         let process = process.ok_or_else(|| Outcome::Failed("no answer".into()))?;
         if process.run_id == server.run_id {
             Ok(process)
         } else {
             Err(Outcome::Superseded("another process".into()))
+        }
+    }
+
+    fn attach(&mut self, server: &Server, to: MemberId, terms: &Brief) -> Outcome {
+        if let Err(outcome) = self.server(server) {
+            return outcome;
+        }
+        if let Err(outcome) = self.learn(server.member, terms) {
+            return outcome;
+        }
+        match self.server(server) {
+            Err(outcome) => outcome,
+            Ok(p) => {
+                p.follow(to);
+                self.told(server.member, terms);
+                Outcome::Verified
+            }
         }
     }
 
@@ -64,26 +111,27 @@ impl World {
         }
     }
 
-    fn hand_over(&mut self, from: &Server, to: &Server) -> Outcome {
-        let source = match self.reach(from) {
+    fn hand_over(&mut self, from: &Server, to: &Server, (terms, consents): (&Brief, u64)) -> Outcome {
+        let source = match self.server(from) {
             Ok(p) if p.is_primary() => p.clone(),
             Ok(_) => return Outcome::Superseded("it is not primary".into()),
             Err(outcome) => return outcome,
         };
         let now = self.now;
-        match self.reach(to) {
+        let (replid, offset) = match self.server(to) {
             Ok(p) => {
                 p.talk(&source, now);
-                p.promote();
+                (p.replid.clone(), p.offset)
             }
             Err(outcome) => return outcome,
+        };
+        let demoted = self.attach(from, to.member, terms);
+        if demoted != Outcome::Verified {
+            return demoted;
         }
-        let target = to.member;
-        if let Some(old) = self.process(from.member) {
-            old.follow(target);
-        }
+        let promoted = self.promote(to, &replid, offset, (terms, consents));
         self.replicate(&BTreeSet::new());
-        Outcome::Verified
+        promoted
     }
 
     fn apply(&mut self, object: &ObjectRef, digest: &Digest) -> Outcome {
@@ -104,16 +152,30 @@ impl World {
         Outcome::Verified
     }
 
-    fn promote(&mut self, server: &Server, replid: &ReplId, offset: i64) -> Outcome {
-        match self.reach(server) {
-            Err(outcome) => outcome,
-            Ok(p) if p.is_primary() => Outcome::Superseded("it is primary already".into()),
-            Ok(p) if p.replid != *replid || p.offset < offset => Outcome::Superseded("other history".into()),
-            Ok(p) => {
-                p.promote();
-                Outcome::Verified
+    fn promote(
+        &mut self,
+        server: &Server,
+        replid: &ReplId,
+        offset: i64,
+        (terms, consents): (&Brief, u64),
+    ) -> Outcome {
+        match self.server(server) {
+            Err(outcome) => return outcome,
+            Ok(p) if p.is_primary() => return Outcome::Superseded("it is primary already".into()),
+            Ok(p) if p.replid != *replid || p.offset < offset => {
+                return Outcome::Superseded("other history".into());
             }
+            Ok(_) => {}
         }
+        let id = server.member;
+        if let Err(refusal) = self.places.entry(id).or_default().ledger.accept(terms, consents) {
+            return Outcome::Superseded(refusal.to_string());
+        }
+        if let Some(process) = self.process(id) {
+            process.promote();
+        }
+        self.told(id, terms);
+        Outcome::Verified
     }
 
     fn route(&mut self, shard: ShardId, address: &str, resource_version: &str) -> Outcome {
@@ -127,4 +189,8 @@ impl World {
             Some(_) | None => Outcome::Superseded("resourceVersion moved on".into()),
         }
     }
+}
+
+fn verified(result: Result<(), String>) -> Outcome {
+    result.map_or_else(Outcome::Superseded, |()| Outcome::Verified)
 }

@@ -2,6 +2,7 @@
 
 use super::world::World;
 use crate::{
+    agent::Brief,
     effect::{Effect, Outcome},
     ids::Seq,
 };
@@ -46,7 +47,7 @@ impl Perturbation {
     }
 
     /// Executes one effect, or not, or twice.
-    pub fn apply(&mut self, world: &mut World, effect: &Effect) -> Outcome {
+    pub fn apply(&mut self, world: &mut World, effect: &Effect, terms: &Brief) -> Outcome {
         let due = match self {
             Perturbation::FailEffect(n) | Perturbation::DoneButFailed(n) | Perturbation::RepeatEffect(n) => {
                 let due = *n == 0;
@@ -59,23 +60,23 @@ impl Perturbation {
             | Perturbation::Spent => false,
         };
         if !due {
-            return world.execute(effect);
+            return world.execute(effect, terms);
         }
         match std::mem::replace(self, Perturbation::Spent) {
             Perturbation::FailEffect(_) => Outcome::Failed("injected".into()),
             Perturbation::DoneButFailed(_) => {
-                world.execute(effect);
+                world.execute(effect, terms);
                 Outcome::Failed("injected: the answer was lost".into())
             }
             Perturbation::RepeatEffect(_) => {
-                let first = world.execute(effect);
-                world.execute(effect);
+                let first = world.execute(effect, terms);
+                world.execute(effect, terms);
                 first
             }
             Perturbation::None
             | Perturbation::CrashAfter(_)
             | Perturbation::LoseOutcome(_)
-            | Perturbation::Spent => world.execute(effect),
+            | Perturbation::Spent => world.execute(effect, terms),
         }
     }
 }

@@ -23,11 +23,16 @@ impl World {
         let ids: BTreeSet<MemberId> = self.spec.members().chain(self.places.keys().copied()).collect();
         for id in ids {
             let (facts, reading) = self.look_at(id);
-            seen.members.insert(id, facts);
-            if let Some(reading) = reading {
-                let Evidence { readings } = &mut seen.evidence;
-                readings.insert(id, reading);
+            let Evidence { readings, last_answers } = &mut seen.evidence;
+            if facts.agent.present().is_some() || reading.is_some() {
+                self.greet(id);
+                self.heard_at.insert(id, self.now());
             }
+            if facts.server.is_unknown() {
+                last_answers.extend(self.heard_at.get(&id).map(|at| (id, *at)));
+            }
+            readings.extend(reading.map(|r| (id, r)));
+            seen.members.insert(id, facts);
         }
         for shard in self.spec.shard_ids() {
             let route = self.routes.get(&shard).cloned().map_or(Observed::Absent, Observed::Present);
@@ -41,19 +46,21 @@ impl World {
     }
 
     fn look_at(&mut self, id: MemberId) -> (MemberFacts, Option<Reading>) {
-        let (now, node_silent) = (self.now, self.silent_nodes.contains(&id));
+        let (now, apart) = (self.now, self.side(id) != 0);
         let replicas_online = self.processes().filter(|(_, p)| p.source == Some(Source::Member(id))).count();
         let Some(pod) = self.places.get(&id).and_then(|p| p.pod.as_ref()) else {
-            return (MemberFacts { pod: Observed::Absent, server: Observed::Absent }, None);
+            let gone =
+                MemberFacts { pod: Observed::Absent, server: Observed::Absent, agent: Observed::Absent };
+            return (gone, None);
         };
         let facts = PodFacts {
             uid: pod.uid.clone(),
             address: Some(pod.address.clone()),
             node: format!("node-{id}"),
-            node_health: if node_silent { NodeHealth::NotReady } else { NodeHealth::Ready },
+            node_health: if self.not_ready.contains(&id) { NodeHealth::NotReady } else { NodeHealth::Ready },
             deleting: pod.deleted_at.is_some(),
             revision: pod.revision.clone(),
-            container: if pod.process.is_some() {
+            container: if pod.agent.is_some() {
                 ContainerPhase::Running
             } else {
                 ContainerPhase::Waiting(String::new())
@@ -61,12 +68,17 @@ impl World {
             role_label: pod.role_label,
         };
         let (server, reading) = match &pod.process {
-            _ if node_silent => (Observed::Unknown(Why::Silent), None),
+            _ if apart => (Observed::Unknown(Why::Silent), None),
             None => (Observed::Absent, None),
             Some(p) if p.frozen => (Observed::Unknown(Why::Silent), None),
             Some(p) => answer(p, now, u32::try_from(replicas_online).unwrap_or(u32::MAX)),
         };
-        (MemberFacts { pod: Observed::Present(facts), server }, reading)
+        let agent = match self.agent_facts(id).filter(|_| !apart) {
+            Some(facts) => Observed::Present(facts),
+            None if pod.agent.is_none() => Observed::Absent,
+            None => Observed::Unknown(Why::Silent),
+        };
+        (MemberFacts { pod: Observed::Present(facts), server, agent }, reading)
     }
 }
 

@@ -2,6 +2,7 @@
 //! passes when nothing else happens.
 
 mod act;
+mod agent;
 mod faults;
 mod look;
 mod process;
@@ -19,6 +20,7 @@ use crate::{
     ids::{Seq, Timestamp},
     observation::{Executed, Seen},
     state::ClusterState,
+    topology::terms,
     turn::turn,
 };
 
@@ -75,6 +77,7 @@ impl Sim {
     pub fn stop(&mut self) {
         self.running = false;
         self.executed.clear();
+        self.world.authority.clear();
     }
 
     fn record(&mut self, event: Event) {
@@ -127,8 +130,10 @@ impl Sim {
             self.start();
             return (true, None);
         }
+        // What is not confirmed any more is said before anything is done about it.
+        self.world.authority = self.state.confirmed().collect();
         for (seq, decision) in decided.into_iter().filter(|(_, d)| !d.effects.is_empty()) {
-            let outcomes = self.execute(&decision);
+            let outcomes = self.execute(seq, &decision);
             if self.perturbation.loses_outcome(seq) {
                 self.start();
                 return (true, None);
@@ -138,12 +143,16 @@ impl Sim {
         (busy, made.wake_at)
     }
 
-    fn execute(&mut self, decision: &Decision) -> Vec<(Timestamp, Outcome)> {
+    fn execute(&mut self, seq: Seq, decision: &Decision) -> Vec<(Timestamp, Outcome)> {
         let mut outcomes = Vec::new();
         let mut going = true;
         for effect in &decision.effects {
-            let outcome =
-                if going { self.perturbation.apply(&mut self.world, effect) } else { Outcome::Skipped };
+            let terms = terms(&self.state, seq, decision);
+            let outcome = if going {
+                self.perturbation.apply(&mut self.world, effect, &terms)
+            } else {
+                Outcome::Skipped
+            };
             going &= outcome == Outcome::Verified;
             self.world.pass(EFFECT_MS);
             outcomes.push((self.world.now(), outcome));

@@ -29,6 +29,8 @@ pub struct Process {
     pub writes: Vec<u64>,
     /// SIGSTOPped.
     pub frozen: bool,
+    /// When that began, or ended.
+    pub frozen_at: Timestamp,
     /// When it last heard from its source.
     pub heard_at: Timestamp,
 }
@@ -47,6 +49,7 @@ impl Process {
             replid,
             writes,
             frozen: false,
+            frozen_at: now,
             heard_at: now,
             run_id,
         }
@@ -55,6 +58,11 @@ impl Process {
     /// True if it accepts writes.
     pub fn is_primary(&self) -> bool {
         self.source.is_none()
+    }
+
+    /// True if it has a whole data set: not in the middle of a first synchronisation.
+    pub fn is_complete(&self) -> bool {
+        self.link != Link::Syncing
     }
 
     /// `REPLICAOF NO ONE`.

@@ -3,11 +3,11 @@
 use super::{Perturbation, Sim, World};
 use crate::{
     decision::BlockReason,
-    ids::{Digest, MemberId, ShardId},
+    ids::{Digest, MemberId, Seq, ShardId},
     invariant,
     observation::ObjectRef,
     projection::status::{ConditionKind, status},
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Profile, SwitchoverWish, Topology},
+    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, SwitchoverWish, Topology},
 };
 use std::collections::BTreeSet;
 
@@ -66,7 +66,11 @@ fn default_spec() -> DesiredCluster {
         shards: 1,
         replicas_per_shard: 2,
         profile: Profile::Cache,
-        failover: FailoverPolicy { mode: FailoverMode::Automatic, detection_window_ms: 3_000 },
+        failover: FailoverPolicy {
+            mode: FailoverMode::Automatic,
+            detection_window_ms: 3_000,
+            isolation: Isolation::On,
+        },
         switchover: None,
         confirm_blank: None,
         paused: false,
@@ -95,6 +99,30 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
         ["kill", ids @ ..] => each(ids, |id| sim.world.kill(id)),
         ["freeze", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, true)),
         ["thaw", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, false)),
+        ["freeze-pod", ids @ ..] => each(ids, |id| sim.world.set_pod_frozen(id, true)),
+        ["thaw-pod", ids @ ..] => each(ids, |id| sim.world.set_pod_frozen(id, false)),
+        ["part", ids @ ..] => {
+            let ids = ids.iter().map(|id| member(id)).collect::<Result<Vec<_>, _>>()?;
+            sim.world.divide(&ids);
+            Ok(())
+        }
+        // A promotion by an operator that nobody remembers: the promises are all that is left of it.
+        ["promise", ids @ .., "to", candidate, "above", grant] => {
+            let (candidate, grant) = (member(candidate)?, number(grant)?);
+            each(ids, |id| sim.world.promise_above(id, candidate, Seq(grant)))
+        }
+        ["unite"] => {
+            sim.world.unite();
+            Ok(())
+        }
+        ["drift", id, ppm] => {
+            sim.world.set_drift(member(id)?, number(ppm)?);
+            Ok(())
+        }
+        ["post", "lost", lost, "repeated", repeated, "late", late, "seed", seed] => {
+            sim.world.set_post(number(lost)?, number(repeated)?, millis(late)?, number(seed)?);
+            Ok(())
+        }
         ["delete-pod", ids @ ..] => each(ids, |id| sim.world.delete_pod(id)),
         ["wipe", ids @ ..] => each(ids, |id| {
             sim.world.wipe(id);
@@ -156,6 +184,13 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
                 "Cache" => Profile::Cache,
                 "Durable" => Profile::Durable,
                 _ => return Err("profile is Cache or Durable".into()),
+            }
+        }
+        "isolation" => {
+            spec.failover.isolation = match value {
+                "On" => Isolation::On,
+                "Off" => Isolation::Off,
+                _ => return Err("isolation is On or Off".into()),
             }
         }
         "failover" => {
@@ -222,6 +257,22 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
             let new = sim.records.get(before..).unwrap_or_default();
             shown(new.is_empty(), format!("recorded while nothing changed: {new:?}"))
         }
+        ["both-writable", time] => {
+            let (found, allowed) = (sim.world.both_writable_ms, millis(time)?);
+            shown(found <= allowed, format!("two members accepted writes at the same time for {found} ms"))
+        }
+        ["routed", id] => {
+            let id = member(id)?;
+            let routed = sim.world.routed(id.shard);
+            shown(routed == Some(id) && sim.world.writes_at(id), format!("routed {routed:?}"))
+        }
+        ["serves", id] => {
+            let id = member(id)?;
+            let live = sim.world.primaries(id.shard);
+            shown(live == [id] && sim.world.writes_at(id), format!("primaries {live:?}"))
+        }
+        ["writable", id] => shown(sim.world.writes_at(member(id)?), "it refuses writes".into()),
+        ["not-writable", id] => shown(!sim.world.writes_at(member(id)?), "it accepts writes".into()),
         ["released"] => shown(sim.world.is_released(), "the finalizer is still on".into()),
         ["object", object, "corrected"] => {
             let object = ObjectRef::try_from(object.replacen("sts/", "StatefulSet/", 1))?;

@@ -1,9 +1,13 @@
 //! Pods, servers, write routes and owned objects, as far as decisions can tell. Observed by `look`, changed by `execute`
 //! (the operator), by the story (faults, users) and by time.
 
-use super::process::Process;
+use super::{
+    agent::{Agent, Post, history},
+    process::Process,
+};
 use crate::{
-    ids::{Digest, MemberId, ReplId, ShardId, Timestamp},
+    agent::Ledger,
+    ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp},
     observation::{LiveObject, ObjectKind, ObjectRef, RoleLabel, RouteFacts, Source},
     spec::{DesiredCluster, Profile},
 };
@@ -13,10 +17,12 @@ use std::collections::{BTreeMap, BTreeSet};
 const TICK_MS: i64 = 50;
 /// From a pod's creation to its server at the gate. Milliseconds.
 const POD_START_MS: i64 = 500;
-/// From a killed process to its successor in the same pod, as kubelet does it the first time. Milliseconds.
-const RESTART_MS: i64 = 300;
-/// The same from the second kill on. Milliseconds.
-const BACK_OFF_MS: i64 = 5_000;
+/// From a killed process to its successor, started by the agent. Milliseconds.
+const RESTART_MS: i64 = 100;
+/// How long an agent that was told to end waits for the operator to hand over. Milliseconds.
+const HANDOVER_WAIT_MS: i64 = 5_000;
+/// When every story begins: 2026-01-01.
+const BEGINNING: Timestamp = Timestamp(1_767_225_600_000_000_000);
 
 #[derive(Clone, Debug)]
 pub(super) struct Pod {
@@ -27,7 +33,9 @@ pub(super) struct Pod {
     pub(super) starts_at: Option<Timestamp>,
     pub(super) process: Option<Process>,
     pub(super) role_label: Option<RoleLabel>,
-    pub(super) kills: u32,
+    pub(super) agent: Option<Agent>,
+    /// The whole pod is stopped, agent and all, as in a frozen machine.
+    pub(super) frozen: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -35,6 +43,8 @@ pub(super) struct Place {
     pub(super) pod: Option<Pod>,
     pub(super) disk: Option<(ReplId, Vec<u64>)>,
     pub(super) free_since: Timestamp,
+    /// What the agents of this member remember, on the volume.
+    pub(super) ledger: Ledger,
 }
 
 /// The world of one cluster.
@@ -52,7 +62,19 @@ pub struct World {
     /// Templates whose pods never start.
     pub broken: BTreeSet<Digest>,
     pub(super) places: BTreeMap<MemberId, Place>,
-    pub(super) silent_nodes: BTreeSet<MemberId>,
+    /// Which part of a divided network a member is in; the operator and the clients of Services are in part 0.
+    sides: BTreeMap<MemberId, u32>,
+    /// Members on nodes whose kubelet does not report.
+    pub(super) not_ready: BTreeSet<MemberId>,
+    pub(super) post: Post,
+    pub(super) drift_ppm: BTreeMap<MemberId, i64>,
+    pub(super) began: Timestamp,
+    /// Grants that the operator confirms if asked; empty while it is away.
+    pub authority: BTreeSet<(MemberId, Seq)>,
+    /// When a member was heard last.
+    pub(super) heard_at: BTreeMap<MemberId, Timestamp>,
+    /// For how long two members of a shard accepted writes at the same time. Milliseconds.
+    pub both_writable_ms: i64,
     pub(super) cut: BTreeSet<MemberId>,
     pub(super) routes: BTreeMap<ShardId, RouteFacts>,
     pub(super) live: BTreeMap<ObjectRef, (LiveObject, u16)>,
@@ -65,14 +87,21 @@ impl World {
     /// An empty namespace in which a user has just created the resource.
     pub fn new(spec: DesiredCluster) -> Self {
         World {
-            now: Timestamp(1_767_225_600_000_000_000),
+            now: BEGINNING,
+            began: BEGINNING,
             spec,
             deleting: false,
             invalid: None,
             revision: Digest("rev-1".into()),
             broken: BTreeSet::new(),
             places: BTreeMap::new(),
-            silent_nodes: BTreeSet::new(),
+            sides: BTreeMap::new(),
+            not_ready: BTreeSet::new(),
+            post: Post::default(),
+            drift_ppm: BTreeMap::new(),
+            authority: BTreeSet::new(),
+            heard_at: BTreeMap::new(),
+            both_writable_ms: 0,
             cut: BTreeSet::new(),
             routes: BTreeMap::new(),
             live: BTreeMap::new(),
@@ -110,7 +139,23 @@ impl World {
             self.terminate();
             self.start();
             self.replicate(&BTreeSet::new());
+            self.agents();
+            self.both_writable_ms += if self.has_two_writable() { TICK_MS } else { 0 };
         }
+    }
+
+    fn has_two_writable(&self) -> bool {
+        let writable: Vec<MemberId> = self.places.keys().copied().filter(|id| self.writable(*id)).collect();
+        writable.iter().any(|a| writable.iter().any(|b| a != b && a.shard == b.shard))
+    }
+
+    /// The part of the network that a member is in.
+    pub(super) fn side(&self, id: MemberId) -> u32 {
+        self.sides.get(&id).copied().unwrap_or(0)
+    }
+
+    pub(super) fn is_frozen_pod(&self, id: MemberId) -> bool {
+        self.places.get(&id).and_then(|p| p.pod.as_ref()).is_some_and(|p| p.frozen)
     }
 
     /// The StatefulSet controller: missing pods come, surplus pods go.
@@ -132,7 +177,8 @@ impl World {
                         starts_at: Some(now.plus_millis(POD_START_MS)),
                         process: None,
                         role_label: None,
-                        kills: 0,
+                        agent: None,
+                        frozen: false,
                     });
                 }
             }
@@ -148,16 +194,29 @@ impl World {
         }
     }
 
-    /// The kubelet ends deleted pods, unless their node is silent.
+    /// The kubelet ends deleted pods, unless their node is silent. An agent that looks after a primary waits for the
+    /// operator, if that is there.
     fn terminate(&mut self) {
-        let (now, durable) = (self.now, self.spec.profile == Profile::Durable);
+        let (now, durable, away) =
+            (self.now, self.spec.profile == Profile::Durable, self.authority.is_empty());
         for (id, place) in &mut self.places {
-            let due = place.pod.as_ref().and_then(|p| p.deleted_at).is_some_and(|at| now >= at);
-            if !due || self.silent_nodes.contains(id) {
+            let Some(at) = place.pod.as_ref().and_then(|p| p.deleted_at) else { continue };
+            let serves = place
+                .pod
+                .as_ref()
+                .and_then(|p| p.process.as_ref())
+                .is_some_and(|p| p.is_primary() && !p.frozen);
+            let due = now >= at && (!serves || away || now >= at.plus_millis(HANDOVER_WAIT_MS));
+            if !due || self.not_ready.contains(id) {
                 continue;
             }
-            if let Some(process) = place.pod.take().and_then(|p| p.process).filter(|_| durable) {
+            let process = place.pod.take().and_then(|p| p.process);
+            if let Some(process) = process.filter(|_| durable) {
+                // Told to end, it saved what it had, and its agent noted how far that was.
+                place.ledger.left = (!process.frozen && process.is_complete()).then(|| history(&process));
                 place.disk = Some((ReplId(format!("aof-{}", process.run_id)), process.writes));
+            } else if !durable {
+                place.ledger = Ledger::default();
             }
             place.free_since = now;
         }
@@ -172,7 +231,7 @@ impl World {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            let run_id = format!("run-{}", self.count());
+            let (run_id, local) = (format!("run-{}", self.count()), self.local(id));
             let Some(place) = self.places.get_mut(&id) else {
                 continue;
             };
@@ -181,6 +240,7 @@ impl World {
                 continue;
             };
             pod.starts_at = None;
+            pod.agent.get_or_insert_with(|| Agent::new(local)).at_gate();
             pod.process = Some(Process::at_gate(run_id, disk, now));
         }
     }
@@ -188,13 +248,14 @@ impl World {
     pub(super) fn replicate(&mut self, lagging: &BTreeSet<MemberId>) {
         let sources: BTreeMap<MemberId, Process> =
             self.places.iter().filter_map(|(id, p)| Some((*id, p.pod.as_ref()?.process.clone()?))).collect();
-        let (now, silent, cut) = (self.now, self.silent_nodes.clone(), self.cut.clone());
+        let (now, sides, cut) = (self.now, self.sides.clone(), self.cut.clone());
+        let apart = |a: MemberId, b: MemberId| sides.get(&a).unwrap_or(&0) != sides.get(&b).unwrap_or(&0);
         for (id, process) in self.processes().filter(|(id, p)| !p.frozen && !lagging.contains(id)) {
             let Some(Source::Member(of)) = process.source.clone() else {
                 continue;
             };
             match sources.get(&of).filter(|_| !cut.contains(&id)) {
-                Some(source) if source.frozen || silent.contains(&of) || silent.contains(&id) => {}
+                Some(source) if source.frozen || apart(of, id) => {}
                 Some(source) if source.is_primary() => process.talk(source, now),
                 Some(_) | None => process.lose_link(),
             }
@@ -218,20 +279,33 @@ impl World {
             let Some(address) = self.routes.get(&shard).and_then(|r| r.address.clone()) else {
                 continue;
             };
-            let silent = self.silent_nodes.clone();
-            let target = self.places.iter_mut().find_map(|(id, p)| {
-                let pod = p.pod.as_mut().filter(|p| p.address == address && !silent.contains(id))?;
-                pod.process.as_mut().filter(|p| p.is_primary() && !p.frozen)
-            });
-            if let Some(primary) = target {
-                primary.writes.push(number);
-                primary.offset += 1;
+            let at_address = |p: &Place| p.pod.as_ref().is_some_and(|p| p.address == address);
+            let target = self.places.iter().find(|(_, p)| at_address(p)).map(|(id, _)| *id);
+            if let Some(id) = target.filter(|id| self.side(*id) == 0)
+                && self.write_at(id, number)
+            {
                 self.acked.entry(shard).or_default().insert(number);
                 acked += 1;
             }
             self.replicate(lagging);
         }
         acked
+    }
+
+    /// A client beside a member writes to it. True if that was acknowledged; such writes are not counted as the shard's.
+    pub fn write_at(&mut self, id: MemberId, number: u64) -> bool {
+        if !self.writable(id) {
+            return false;
+        }
+        let Some(primary) = self.process(id) else { return false };
+        primary.writes.push(number);
+        primary.offset += 1;
+        true
+    }
+
+    /// True if a client beside the member can write to it.
+    pub fn writes_at(&self, id: MemberId) -> bool {
+        self.writable(id)
     }
 
     /// Acknowledged writes of a shard that `member` does not have.
@@ -256,33 +330,66 @@ impl World {
             .map(|(id, _)| *id)
     }
 
-    /// SIGKILL of a member's server.
+    /// SIGKILL of a member's server; its agent starts another.
     pub fn kill(&mut self, id: MemberId) -> Result<(), String> {
         let (now, durable) = (self.now, self.spec.profile == Profile::Durable);
         let place = self.places.get_mut(&id).ok_or("no such member")?;
         let pod = place.pod.as_mut().ok_or("it has no pod")?;
         let process = pod.process.take().ok_or("it runs no server")?;
+        place.ledger.left = None;
         if durable {
             place.disk = Some((ReplId(format!("aof-{}", process.run_id)), process.writes));
         }
-        pod.kills += 1;
-        pod.starts_at = Some(now.plus_millis(if pod.kills > 1 { BACK_OFF_MS } else { RESTART_MS }));
+        pod.starts_at = Some(now.plus_millis(RESTART_MS));
         Ok(())
     }
 
     /// SIGSTOP or SIGCONT of a member's server.
     pub fn set_frozen(&mut self, id: MemberId, frozen: bool) -> Result<(), String> {
-        self.process(id).ok_or("it runs no server")?.frozen = frozen;
+        let now = self.now;
+        let process = self.process(id).ok_or("it runs no server")?;
+        (process.frozen, process.frozen_at) = (frozen, now);
         Ok(())
+    }
+
+    /// The whole pod stops or goes on, agent and all.
+    pub fn set_pod_frozen(&mut self, id: MemberId, frozen: bool) -> Result<(), String> {
+        self.places.get_mut(&id).and_then(|p| p.pod.as_mut()).ok_or("it has no pod")?.frozen = frozen;
+        self.set_frozen(id, frozen)
     }
 
     /// The node of a member stops talking: kubelet, pods and all.
     pub fn set_node_silent(&mut self, id: MemberId, silent: bool) {
         if silent {
-            self.silent_nodes.insert(id)
+            self.not_ready.insert(id);
+            self.divide(&[id]);
         } else {
-            self.silent_nodes.remove(&id)
+            self.not_ready.remove(&id);
+            self.sides.remove(&id);
         };
+    }
+
+    /// These members talk to each other and to nobody else; the operator is on the other side.
+    pub fn divide(&mut self, ids: &[MemberId]) {
+        let side = u32::try_from(self.count()).unwrap_or(u32::MAX).max(1);
+        self.sides.extend(ids.iter().map(|id| (*id, side)));
+    }
+
+    /// The network is whole again.
+    pub fn unite(&mut self) {
+        self.sides.clear();
+    }
+
+    /// A member's clock runs fast (positive) or slow, in millionths.
+    pub fn set_drift(&mut self, id: MemberId, ppm: i64) {
+        self.drift_ppm.insert(id, ppm);
+    }
+
+    /// What happens to messages between agents: shares in percent, lateness in milliseconds.
+    pub fn set_post(&mut self, lost_percent: u64, repeated_percent: u64, late_max_ms: i64, seed: u64) {
+        let post = &mut self.post;
+        (post.lost_percent, post.repeated_percent) = (lost_percent, repeated_percent);
+        (post.late_max_ms, post.seed) = (late_max_ms, seed);
     }
 
     /// A replica's link to its source is cut, or healed.
@@ -303,7 +410,8 @@ impl World {
 
     /// A member's volume is lost (it matters from the next start on).
     pub fn wipe(&mut self, id: MemberId) {
-        self.places.entry(id).or_default().disk = None;
+        let place = self.places.entry(id).or_default();
+        (place.disk, place.ledger) = (None, Ledger::default());
     }
 
     /// A person sends REPLICAOF NO ONE to one member and REPLICAOF it to all others of the shard.

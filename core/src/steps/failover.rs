@@ -1,7 +1,9 @@
 //! Wants: every shard that ever had a primary to have one that serves, after an unplanned loss too.
 //! Proof: the holder of the grant answers as primary; lost is only who is proven gone, restarted, or silent and fenced.
 //! Refuses: to promote on silence alone, a member that is loading, blank or half synchronised, and while unsure.
-//! Story: primary_killed, primary_frozen, primary_restarts_before_anyone_looks.
+//! Story: primary_killed, primary_frozen, primary_isolated, primary_restarts_before_anyone_looks.
+
+mod silence;
 
 use crate::{
     decide::{StepOutcome, View},
@@ -9,9 +11,8 @@ use crate::{
         BlockReason, Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName,
         WaitReason,
     },
-    effect::Effect,
-    ids::{MemberId, ShardId, Timestamp},
-    observation::{Link, Source},
+    ids::{MemberId, ShardId},
+    observation::Source,
     spec::{FailoverMode, Profile},
     steps::unless_failing,
     topology::{self, Condition, choice},
@@ -22,16 +23,8 @@ use crate::{
 const CANDIDATE_WAIT_MAX_MS: i64 = 300;
 /// How often to look again while a replica says that it hears from a primary whose process is said to be gone. Milliseconds.
 const LINK_DROP_MS: i64 = 5;
-/// How often to look again while the detection window runs or a fence is awaited. Milliseconds.
+/// How often to look again while something is awaited. Milliseconds.
 const LOOK_AGAIN_MS: i64 = 200;
-/// How long a fence may take before it is called impossible: grace of 1 s, kubelet's sync and API latency, with room.
-/// Milliseconds.
-const FENCE_MAX_MS: i64 = 15_000;
-/// Grace of a fencing deletion: the process does not answer, it will not use the time. Seconds.
-const FENCE_GRACE_S: u32 = 1;
-/// A live primary pings its replicas every second (`repl-ping-replica-period 1`) and INFO counts whole seconds: below
-/// this, a replica may still hear from it. Milliseconds.
-const HEARS_BELOW_MS: i64 = 2_000;
 
 /// Judges the holder of the shard's grant.
 pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
@@ -47,20 +40,22 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         Condition::Serving => return finish(view, shard, holder),
         Condition::NotLooked => return StepOutcome::Waiting(WaitReason::NotObserved, Some(holder), None),
         Condition::FollowingForeign => return blocked(BlockReason::ForeignPrimary, holder),
-        Condition::Silent => return silent(view, shard, holder),
+        Condition::Silent => return silence::step(view, shard, holder),
         Condition::Gone => lost_reason(view, shard, holder),
         Condition::Holding => restart_reason(view, shard, holder),
         Condition::Following | Condition::Stranded => unfinished_reason(view, shard),
     };
     let lost = (condition == Condition::Gone).then_some(holder);
-    follow_or(view, shard, holder, || match (suspect(view, shard, holder), hears(view, shard, holder)) {
-        (Some(other), _) => silent(view, shard, other),
-        (None, Some(witness)) if lost.is_some() => {
-            // A process that dies takes its links with it, within a millisecond or two.
-            let again = view.now.plus_millis(LINK_DROP_MS);
-            StepOutcome::Waiting(WaitReason::PrimaryAliveForReplicas, Some(witness), Some(again))
+    follow_or(view, shard, holder, || {
+        match (suspect(view, shard, holder), silence::hears(view, shard, holder)) {
+            (Some(other), _) => silence::step(view, shard, other),
+            (None, Some(witness)) if lost.is_some() => {
+                // A process that dies takes its links with it, within a millisecond or two.
+                let again = view.now.plus_millis(LINK_DROP_MS);
+                StepOutcome::Waiting(WaitReason::PrimaryAliveForReplicas, Some(witness), Some(again))
+            }
+            (None, _) => replace(view, shard, holder, lost, reason),
         }
-        (None, _) => replace(view, shard, holder, lost, reason),
     })
 }
 
@@ -216,67 +211,6 @@ fn enter(view: &View<'_>, shard: ShardId, phase: Phase, holder: MemberId, asked_
     }
 }
 
-/// Silence is not death: wait for the window, ask the replicas, fence, and only then promote (when it is gone).
-fn silent(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
-    let since = view.member(holder).map_or(view.now, |m| m.server_since);
-    let over = since.plus_millis(view.spec.failover.detection_window_ms);
-    if let Some(open) = view.state.operation(OperationKind::Failover, Scope::Shard(shard))
-        && open.phase == Phase::Fencing
-        && view.state.is_leaving(holder)
-    {
-        return fence_unfinished(view, holder, open.phase_since);
-    }
-    if view.now < over {
-        return StepOutcome::Waiting(WaitReason::DetectionWindow, Some(holder), Some(over));
-    }
-    if let Some(witness) = hears(view, shard, holder) {
-        let again = view.now.plus_millis(LOOK_AGAIN_MS);
-        return StepOutcome::Waiting(WaitReason::PrimaryAliveForReplicas, Some(witness), Some(again));
-    }
-    if view.spec.failover.mode == FailoverMode::Manual {
-        return blocked(BlockReason::FailoverManual, holder);
-    }
-    if let Some(unread) = choice::unread(view, shard, Some(holder)) {
-        let again = view.now.plus_millis(LOOK_AGAIN_MS);
-        return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(unread), Some(again));
-    }
-    let found = choice::choose(view, shard, Some(holder));
-    if found.chosen.is_none() {
-        return StepOutcome::Blocked(BlockReason::NoCandidate, Some(holder), found.candidates);
-    }
-    if !topology::can_be_fenced(view, holder) {
-        return blocked(BlockReason::NothingFenced, holder);
-    }
-    let Some(pod) = view.member(holder).and_then(|m| m.facts.pod.present()) else {
-        return blocked(BlockReason::NothingFenced, holder);
-    };
-    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::PrimarySilent);
-    decision.about = Some(holder);
-    decision.operation = Some(enter(view, shard, Phase::Fencing, holder, "operator"));
-    decision.candidates = found.candidates;
-    let (pod_uid, grace_s) = (pod.uid.clone(), Some(FENCE_GRACE_S));
-    decision.effects.push(Effect::DeletePod { member: holder, pod_uid, grace_s });
-    unless_failing(view, decision)
-}
-
-fn fence_unfinished(view: &View<'_>, holder: MemberId, since: Timestamp) -> StepOutcome {
-    if view.now.millis_since(since) > FENCE_MAX_MS {
-        return blocked(BlockReason::NothingFenced, holder);
-    }
-    let again = view.now.plus_millis(LOOK_AGAIN_MS);
-    StepOutcome::Waiting(WaitReason::FenceUnfinished, Some(holder), Some(again))
-}
-
-/// A replica that has heard from the holder lately: linked, with a last byte younger than the threshold.
-fn hears(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> {
-    let silence_ms = HEARS_BELOW_MS.max(view.spec.failover.detection_window_ms - 1_000);
-    view.state.members_of(shard).map(|(id, _)| id).find(|id| {
-        let linked = topology::replica_link(view, *id)
-            .is_some_and(|(source, link)| source == Source::Member(holder) && link != Link::Down);
-        linked && view.reading(*id).and_then(|r| r.last_io_ms).is_some_and(|ms| ms < silence_ms)
-    })
-}
-
 /// The holder serves. An open failover ends when the route points to it and everyone who answers follows it.
 fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     let Some(open) = view.state.operation(OperationKind::Failover, Scope::Shard(shard)) else {
@@ -285,7 +219,7 @@ fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     let abandoned = match open.phase {
         Phase::Fencing => {
             if view.state.is_leaving(holder) {
-                return fence_unfinished(view, holder, open.phase_since);
+                return silence::fence_unfinished(view, holder, open.phase_since);
             }
             true
         }

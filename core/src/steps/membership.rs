@@ -1,9 +1,11 @@
 //! Wants: a first primary, everyone following the rightful one, and planned promotions fulfilled.
-//! Proof: every wanted member's role and source, as it says itself.
+//!   A primary that is about to stop hands over first; every agent knows who holds the grant.
+//! Proof: every wanted member's role and source, as it says itself, and what its agent says it was told.
 //! Refuses: to begin before all wanted members have answered; to choose between two primaries without grants.
-//! Story: create, replica_pod_deleted, switchover, scale.
+//! Story: create, replica_pod_deleted, primary_pod_deleted, promise_came_to_nothing, switchover, scale.
 
 use crate::{
+    agent::Brief,
     decide::{StepOutcome, View},
     decision::{
         BlockReason, Decision, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
@@ -28,11 +30,62 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
             first_primary(view, shard)
         };
     };
+    if let Some(decided) = leave(view, shard, primary) {
+        return decided;
+    }
     let attached = attach_strays(view, shard, primary);
     if attached != StepOutcome::Satisfied {
         return attached;
     }
+    let briefed = brief(view, shard, primary);
+    if briefed != StepOutcome::Satisfied {
+        return briefed;
+    }
     switchover(view, shard, primary)
+}
+
+/// The primary is about to stop: someone else takes over first, even while planned changes are paused.
+fn leave(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<StepOutcome> {
+    if !view.state.is_leaving(primary) {
+        return None;
+    }
+    let to = best_replica(view, shard, primary)?;
+    let mut decision = hand_over(view, shard, primary, to, "operator", OperationKind::Switchover);
+    decision.reason = Reason::PrimaryLeaving;
+    Some(unless_failing(view, decision)).filter(|outcome| *outcome != StepOutcome::Satisfied)
+}
+
+/// Every agent that answers shall know who holds the grant, and under which terms. If one knows of a higher grant, which came
+/// to nothing, the primary gets a new one above it: else that agent would never support it.
+fn brief(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome {
+    let Some(wanted) = topology::brief(view, shard) else { return StepOutcome::Satisfied };
+    let told = |id: &MemberId| view.member(*id).and_then(|m| m.agent()).map(|a| &a.brief);
+    let scope = Scope::Shard(shard);
+    let reachable: Vec<MemberId> = view.wanted(shard).filter(|id| told(id).is_some()).collect();
+    let outbid = |b: &Brief| b.grant > wanted.grant || (b.grant == wanted.grant && b.holder != wanted.holder);
+    let mut decision = Decision::new(StepName::Membership, scope, Reason::AgentBriefed);
+    decision.about = Some(primary);
+    let ignorant = if reachable.iter().filter_map(told).any(outbid) {
+        if told(&primary).is_none() {
+            return StepOutcome::Satisfied;
+        }
+        (decision.reason, decision.grant) = (Reason::GrantRenewed, Some(primary));
+        reachable
+    } else {
+        reachable.into_iter().filter(|id| told(id) != Some(&wanted)).collect()
+    };
+    for member in ignorant {
+        let Some(address) = view.member(member).and_then(|m| m.address()) else { continue };
+        let effect = Effect::Brief { member, address: address.to_owned() };
+        let failing = view.state.failures.get(&failure_key(scope, &effect));
+        if failing.is_none_or(|(count, last)| retry_at(*count, *last) <= view.now) {
+            decision.effects.push(effect);
+        }
+    }
+    if decision.effects.is_empty() {
+        return StepOutcome::Satisfied;
+    }
+    unless_failing(view, decision)
 }
 
 fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
@@ -47,8 +100,10 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
         }
         [first, ..] => return StepOutcome::Blocked(BlockReason::TwoPrimaries, Some(*first), Vec::new()),
     }
-    let answered =
-        |id| view.reading(id).and(view.member(id)).and_then(|m| m.server()).is_some_and(|s| !s.loading);
+    let answered = |id| {
+        let member = view.reading(id).and(view.member(id));
+        member.is_some_and(|m| m.agent().is_some() && m.server().is_some_and(|s| !s.loading))
+    };
     if !view.wanted(shard).all(answered) {
         // Holds nothing: a member that cannot start is the rollout's to mend, and it says who is awaited.
         return StepOutcome::Satisfied;

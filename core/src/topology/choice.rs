@@ -137,6 +137,9 @@ fn judge(
     if member.facts.pod.present().is_none() || view.state.is_leaving(id) {
         return Err(RejectReason::Leaving);
     }
+    if member.agent().is_none() {
+        return Err(RejectReason::AgentAway);
+    }
     if facts.loading {
         return Err(RejectReason::Loading);
     }
@@ -215,7 +218,7 @@ pub fn unread(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Option
 
 /// The first wanted member of which nobody knows whether it is there: it might be further ahead than any candidate.
 pub fn unknown(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Option<MemberId> {
-    let is_unknown =
-        |id: &MemberId| Some(*id) != lost && view.member(*id).is_none_or(|m| m.facts.server.is_unknown());
+    let untold = |m: &MemberState| m.facts.server.is_unknown() || m.facts.agent.is_unknown();
+    let is_unknown = |id: &MemberId| Some(*id) != lost && view.member(*id).is_none_or(untold);
     view.wanted(shard).find(is_unknown)
 }

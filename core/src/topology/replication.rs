@@ -19,8 +19,8 @@ pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
     else {
         return Vec::new();
     };
-    let mut effects =
-        vec![Effect::Promote { server: target, replid: facts.replid.clone(), offset: reading.offset }];
+    let (replid, offset, consents) = (facts.replid.clone(), reading.offset, consents(view, chosen));
+    let mut effects = vec![Effect::Promote { server: target, replid, offset, consents }];
     effects.extend(route(view, chosen));
     effects.extend(label(view, chosen, RoleLabel::Primary));
     effects.extend(attach_others(view, chosen, &[chosen]));
@@ -32,13 +32,23 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     let (Some(old), Some(new)) = (server(view, from), server(view, to)) else {
         return Vec::new();
     };
-    let mut effects = vec![Effect::Handover { from: old.clone(), to: new, timeout_ms: HANDOVER_MAX_MS }];
+    let mut effects = vec![Effect::Handover {
+        from: old.clone(),
+        to: new,
+        timeout_ms: HANDOVER_MAX_MS,
+        consents: consents(view, to),
+    }];
     effects.extend(route(view, to));
     effects.push(Effect::Disconnect { server: old });
     effects.extend(label(view, to, RoleLabel::Primary));
     effects.extend(label(view, from, RoleLabel::Replica));
     effects.extend(attach_others(view, to, &[from, to]));
     effects
+}
+
+/// What the member's agent has consented to so far; it refuses to be promoted if that has changed meanwhile.
+fn consents(view: &View<'_>, member: MemberId) -> u64 {
+    view.member(member).and_then(|m| m.agent()).map_or(0, |a| a.consents)
 }
 
 /// Every other member that answers as replica follows `primary`.
@@ -50,8 +60,9 @@ fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec
         .collect()
 }
 
-/// `REPLICAOF` the primary's address.
+/// `REPLICAOF` the primary's address, if the member's agent answers.
 pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
+    view.member(member)?.agent()?;
     let to_address = view.member(primary)?.address()?.to_owned();
     Some(Effect::Attach { server: server(view, member)?, to: primary, to_address })
 }

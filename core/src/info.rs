@@ -1,13 +1,12 @@
 //! INFO text to types. The text comes from a server that may be anything, so nothing here trusts it: what does not
 //! parse is [`Garbled`], never a panic and never a guess.
 
-use std::collections::BTreeMap;
-use tokio::time::Instant;
-use valkeeper_core::{
+use crate::{
     config::{GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY},
     ids::{MemberId, ReplId, Timestamp},
     observation::{Link, Reading, ServerFacts, ServerRole, Source},
 };
+use std::collections::BTreeMap;
 
 /// Longest INFO answer that is read. Three sections are 4 KiB plus 100 bytes per replica.
 const INFO_BYTES_MAX: usize = 256 * 1024;
@@ -72,9 +71,7 @@ pub enum Handover {
 
 /// One answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Look {
-    /// When it arrived.
-    pub answered_at: Instant,
+pub struct Info {
     /// `run_id`: another process has another one.
     pub run_id: String,
     /// `valkey_version`, or `redis_version` of a server that has none.
@@ -112,9 +109,9 @@ pub fn resolve(raw: &RawSource, addresses: &BTreeMap<String, MemberId>) -> Sourc
     }
 }
 
-impl Look {
+impl Info {
     /// Parses the sections server, replication and persistence of INFO.
-    pub fn parse(text: &str, answered_at: Instant) -> Result<Look, Garbled> {
+    pub fn parse(text: &str) -> Result<Info, Garbled> {
         if text.len() > INFO_BYTES_MAX {
             return Err(Garbled::TooLong);
         }
@@ -122,8 +119,7 @@ impl Look {
         let role = fields.role()?;
         let is_replica = role != RawRole::Primary;
         let offset_field = if is_replica { "slave_repl_offset" } else { "master_repl_offset" };
-        Ok(Look {
-            answered_at,
+        Ok(Info {
             run_id: fields.id("run_id")?.to_owned(),
             version: fields.version()?,
             role,
@@ -140,14 +136,13 @@ impl Look {
         })
     }
 
-    /// The look as facts and reading of the core. `taken_at` is [`Look::answered_at`] on the caller's clock.
+    /// The answer as facts and reading. `taken_at` is when it arrived, on the caller's clock.
     pub fn resolved(
         self,
         addresses: &BTreeMap<String, MemberId>,
         taken_at: Timestamp,
     ) -> (ServerFacts, Reading) {
-        let Look {
-            answered_at: _,
+        let Info {
             run_id,
             version,
             role,
@@ -295,8 +290,8 @@ mod tests {
         )
     }
 
-    fn parse(text: &str) -> Result<Look, Garbled> {
-        Look::parse(text, Instant::now())
+    fn parse(text: &str) -> Result<Info, Garbled> {
+        Info::parse(text)
     }
 
     #[test]

@@ -1,0 +1,216 @@
+//! What an agent remembers on its data volume, and by that refuses. Every change is on disk before it is acted on or
+//! answered: a restarted agent never obeys someone it has refused before.
+
+use super::gate::History;
+use crate::ids::{MemberId, Seq, WriterEpoch};
+use serde::{Deserialize, Serialize};
+
+/// Who holds a shard's grant, and under which terms. Given by the operator; peers pass it on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Brief {
+    /// Number of the grant: the sequence of the deciding record.
+    pub grant: Seq,
+    /// The member that holds it.
+    pub holder: Option<MemberId>,
+    /// The shard's recorded members, in order.
+    pub roster: Vec<MemberId>,
+    /// How long the holder may accept writes without being confirmed, in milliseconds; 0: for ever.
+    pub isolation_ms: i64,
+}
+
+/// An agent's memory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Ledger {
+    /// Highest writer epoch that has spoken to it.
+    #[serde(default)]
+    pub epoch: WriterEpoch,
+    /// The highest grant it knows, and its terms.
+    #[serde(default)]
+    pub brief: Brief,
+    /// How often it has consented to a holder's return. A promotion decided before the last consent is refused.
+    #[serde(default)]
+    pub consents: u64,
+    /// History and offset of its data as its server left it, if that ended in order. `None` while a server runs.
+    #[serde(default)]
+    pub left: Option<History>,
+}
+
+/// Why an agent does not do as it is told. Display names both numbers: it goes into the journal.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refusal {
+    /// A later writer has spoken to this agent.
+    #[error("epoch {given} is deposed: the agent already knows epoch {known}")]
+    Deposed {
+        /// Epoch of the caller.
+        given: WriterEpoch,
+        /// Epoch in the ledger.
+        known: WriterEpoch,
+    },
+    /// A higher grant is known.
+    #[error("grant {given} is old: the agent already knows grant {known}")]
+    OldGrant {
+        /// Grant of the caller.
+        given: Seq,
+        /// Grant in the ledger.
+        known: Seq,
+    },
+    /// The same number is known as another member's.
+    #[error("grant {grant} is {holder}'s")]
+    OtherHolder {
+        /// The number.
+        grant: Seq,
+        /// Whose it is in the ledger.
+        holder: MemberId,
+    },
+    /// Since the caller looked, the agent has consented to a holder's return.
+    #[error("decided before the agent's consent number {known} to a holder's return ({given} was known)")]
+    Consented {
+        /// Consents the caller knew of.
+        given: u64,
+        /// Consents in the ledger.
+        known: u64,
+    },
+    /// The present holder was confirmed too lately to be given up.
+    #[error("the holder was confirmed {ago_ms} ms ago, its window is {window_ms} ms")]
+    Confirmed {
+        /// Milliseconds since the last confirmation.
+        ago_ms: i64,
+        /// Milliseconds that must have passed.
+        window_ms: i64,
+    },
+}
+
+impl Ledger {
+    /// A writer of `epoch` speaks: it is remembered, or refused if a later one has spoken before.
+    ///
+    /// # Errors
+    /// [`Refusal::Deposed`].
+    pub fn obey(&mut self, epoch: WriterEpoch) -> Result<(), Refusal> {
+        if epoch < self.epoch {
+            return Err(Refusal::Deposed { given: epoch, known: self.epoch });
+        }
+        self.epoch = epoch;
+        Ok(())
+    }
+
+    /// Takes over a grant and its terms, if it is not older than what is known. The terms of the same grant may change.
+    ///
+    /// # Errors
+    /// [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
+    pub fn learn(&mut self, brief: &Brief) -> Result<(), Refusal> {
+        let known = &self.brief;
+        if brief.grant < known.grant {
+            return Err(Refusal::OldGrant { given: brief.grant, known: known.grant });
+        }
+        match known.holder {
+            Some(holder) if brief.grant == known.grant && brief.holder != Some(holder) => {
+                return Err(Refusal::OtherHolder { grant: known.grant, holder });
+            }
+            Some(_) | None => {}
+        }
+        self.brief = brief.clone();
+        Ok(())
+    }
+
+    /// Promises not to support lower grants than this one any more, unless the present holder was confirmed within its
+    /// window: `confirmed_ago_ms` is how long ago this agent confirmed it last, `None` if it never did since it runs.
+    ///
+    /// # Errors
+    /// [`Refusal::Confirmed`], and those of [`Ledger::learn`].
+    pub fn promise(&mut self, brief: &Brief, confirmed_ago_ms: Option<i64>) -> Result<(), Refusal> {
+        let window_ms = brief.isolation_ms;
+        match confirmed_ago_ms {
+            Some(ago_ms) if ago_ms < window_ms && brief.grant > self.brief.grant => {
+                Err(Refusal::Confirmed { ago_ms, window_ms })
+            }
+            Some(_) | None => self.learn(brief),
+        }
+    }
+
+    /// Takes a grant for this member itself. `consents` is what the decision was made from.
+    ///
+    /// # Errors
+    /// [`Refusal::Consented`], and those of [`Ledger::learn`].
+    pub fn accept(&mut self, brief: &Brief, consents: u64) -> Result<(), Refusal> {
+        if consents != self.consents {
+            return Err(Refusal::Consented { given: consents, known: self.consents });
+        }
+        self.learn(brief)
+    }
+
+    /// A restarted holder asks whether it may go on under its grant. From the answer on, no promotion that was decided
+    /// before it is accepted here.
+    ///
+    /// # Errors
+    /// [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
+    pub fn consent(&mut self, holder: MemberId, grant: Seq) -> Result<(), Refusal> {
+        self.support(holder, grant)?;
+        self.consents += 1;
+        Ok(())
+    }
+
+    /// True and false answers to a holder that asks to be confirmed: true if nobody has a higher grant here.
+    ///
+    /// # Errors
+    /// [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
+    pub fn support(&mut self, holder: MemberId, grant: Seq) -> Result<(), Refusal> {
+        let Brief { roster, isolation_ms, .. } = self.brief.clone();
+        self.learn(&Brief { grant, holder: Some(holder), roster, isolation_ms })
+    }
+
+    /// Other members of the shard that must be asked.
+    pub fn peers(&self, me: MemberId) -> impl Iterator<Item = MemberId> + use<'_> {
+        self.brief.roster.iter().copied().filter(move |id| *id != me)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const A: MemberId = MemberId { shard: crate::ids::ShardId(0), ordinal: 0 };
+    const B: MemberId = MemberId { shard: crate::ids::ShardId(0), ordinal: 1 };
+
+    fn brief(grant: u64, holder: MemberId) -> Brief {
+        Brief { grant: Seq(grant), holder: Some(holder), roster: vec![A, B], isolation_ms: 2_000 }
+    }
+
+    #[test]
+    fn a_deposed_writer_is_refused_and_the_same_one_is_not() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.obey(WriterEpoch(4)), Ok(()));
+        assert_eq!(ledger.obey(WriterEpoch(4)), Ok(()));
+        assert!(ledger.obey(WriterEpoch(3)).is_err());
+        assert_eq!(ledger.epoch, WriterEpoch(4));
+    }
+
+    #[test]
+    fn a_lower_grant_is_refused_and_changes_nothing() {
+        let mut ledger = Ledger::default();
+        ledger.learn(&brief(7, B)).unwrap();
+        assert_eq!(ledger.learn(&brief(5, A)), Err(Refusal::OldGrant { given: Seq(5), known: Seq(7) }));
+        assert_eq!(ledger.learn(&brief(7, A)), Err(Refusal::OtherHolder { grant: Seq(7), holder: B }));
+        assert_eq!(ledger.brief, brief(7, B));
+    }
+
+    #[test]
+    fn a_promotion_decided_before_a_consent_is_refused() {
+        let mut ledger = Ledger::default();
+        ledger.learn(&brief(5, A)).unwrap();
+        ledger.consent(A, Seq(5)).unwrap();
+        assert_eq!(ledger.accept(&brief(9, B), 0), Err(Refusal::Consented { given: 0, known: 1 }));
+        assert_eq!(ledger.accept(&brief(9, B), 1), Ok(()));
+        assert!(ledger.consent(A, Seq(5)).is_err(), "whoever took a higher grant consents no more");
+    }
+
+    #[test]
+    fn a_promise_waits_until_the_holder_cannot_be_writing_any_more() {
+        let mut ledger = Ledger::default();
+        ledger.learn(&brief(5, A)).unwrap();
+        assert!(ledger.promise(&brief(9, B), Some(1_999)).is_err());
+        assert_eq!(ledger.promise(&brief(9, B), Some(2_000)), Ok(()));
+        assert!(ledger.support(A, Seq(5)).is_err());
+        // Repeated, whatever was confirmed since.
+        assert_eq!(ledger.promise(&brief(9, B), Some(0)), Ok(()));
+    }
+}

@@ -1,0 +1,177 @@
+//! Wants: a primary that does not answer to be replaced, once it can accept no writes any more.
+//! Proof: silence for the whole detection window, no replica that hears from it, and a fence: its agent ended the server, a
+//!   majority supports it no more and its agent has stopped it, or its pod is gone.
+//! Refuses: to take silence for death; to promote beside a primary that its agent, or a replica, says is alive.
+//! Story: primary_frozen, primary_frozen_briefly, primary_isolated, primary_node_lost.
+
+use super::{LOOK_AGAIN_MS, blocked, enter};
+use crate::{
+    agent::isolation::MEMBERS_MIN,
+    decide::{StepOutcome, View},
+    decision::{BlockReason, Decision, Operation, OperationKind, Phase, Reason, Scope, StepName, WaitReason},
+    effect::{Effect, Server},
+    ids::{MemberId, ShardId, Timestamp},
+    observation::{Link, ServerProcess, Source},
+    spec::FailoverMode,
+    steps::unless_failing,
+    topology::{self, choice},
+};
+
+/// How long a fence may take before it is called impossible: grace of 1 s, kubelet's sync and API latency, with room.
+/// Milliseconds.
+const FENCE_MAX_MS: i64 = 15_000;
+/// Grace of a fencing deletion: the process does not answer, it will not use the time. Seconds.
+const FENCE_GRACE_S: u32 = 1;
+/// A live primary pings its replicas every second (`repl-ping-replica-period 1`) and INFO counts whole seconds: below
+/// this, a replica may still hear from it. Milliseconds.
+const HEARS_BELOW_MS: i64 = 2_000;
+
+/// How a silent primary is kept from writing.
+enum Fence {
+    /// Its agent answers and says that the server does not: it ends it.
+    ByAgent(Server),
+    /// Nobody reaches its agent, which stops the writes by itself; a majority must not confirm it again.
+    ByMajority(Vec<(MemberId, String)>),
+    /// Its pod is deleted, by UID.
+    ByPod(String),
+}
+
+/// Judges a holder that does not answer.
+pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
+    let open = view.state.operation(OperationKind::Failover, Scope::Shard(shard));
+    let fencing = open.filter(|o| o.phase == Phase::Fencing);
+    if let Some(open) = fencing
+        && view.state.is_leaving(holder)
+    {
+        return fence_unfinished(view, holder, open.phase_since);
+    }
+    if let Some(wait) = wait(view, shard, holder, fencing) {
+        return wait;
+    }
+    if view.spec.failover.mode == FailoverMode::Manual {
+        return blocked(BlockReason::FailoverManual, holder);
+    }
+    if let Some(unread) = choice::unread(view, shard, Some(holder)) {
+        return again(view, WaitReason::CandidateUnanswered, unread);
+    }
+    let found = choice::choose(view, shard, Some(holder));
+    let Some(chosen) = found.chosen else {
+        return StepOutcome::Blocked(BlockReason::NoCandidate, Some(holder), found.candidates);
+    };
+    let Some(fence) = fence(view, shard, holder) else {
+        return blocked(BlockReason::NothingFenced, holder);
+    };
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::PrimarySilent);
+    decision.about = Some(holder);
+    decision.operation = Some(enter(view, shard, Phase::Fencing, holder, "operator"));
+    decision.candidates = found.candidates;
+    match fence {
+        Fence::ByAgent(server) => decision.effects.push(Effect::Fence { server }),
+        Fence::ByPod(pod_uid) => {
+            let grace_s = Some(FENCE_GRACE_S);
+            decision.effects.push(Effect::DeletePod { member: holder, pod_uid, grace_s });
+        }
+        Fence::ByMajority(peers) => {
+            decision.reason = Reason::PrimaryIsolated;
+            decision.grant = Some(chosen);
+            decision.operation = Some(enter(view, shard, Phase::Promoting, holder, "operator"));
+            let promise = |(member, address)| Effect::Promise { member, address, candidate: chosen };
+            decision.effects.extend(peers.into_iter().map(promise));
+            decision.effects.extend(topology::promote(view, chosen));
+        }
+    }
+    unless_failing(view, decision)
+}
+
+/// Why nothing may be done about the silence yet, if so.
+fn wait(
+    view: &View<'_>,
+    shard: ShardId,
+    holder: MemberId,
+    fencing: Option<&Operation>,
+) -> Option<StepOutcome> {
+    let over = silent_since(view, holder).plus_millis(view.spec.failover.detection_window_ms);
+    if fencing.is_none() && view.now < over {
+        return Some(StepOutcome::Waiting(WaitReason::DetectionWindow, Some(holder), Some(over)));
+    }
+    if let Some(witness) = hears(view, shard, holder) {
+        return Some(again(view, WaitReason::PrimaryAliveForReplicas, witness));
+    }
+    let agent = view.member(holder).and_then(|m| m.agent());
+    match agent.map(|a| &a.server) {
+        Some(ServerProcess::Running) => Some(again(view, WaitReason::PrimaryAliveForAgent, holder)),
+        Some(ServerProcess::Silent { .. } | ServerProcess::Exited(_)) | None => None,
+    }
+}
+
+fn again(view: &View<'_>, reason: WaitReason, about: MemberId) -> StepOutcome {
+    StepOutcome::Waiting(reason, Some(about), Some(view.now.plus_millis(LOOK_AGAIN_MS)))
+}
+
+/// Since when nobody has heard of the holder's server, within this epoch: by its agent if that answers, else by the last
+/// answer of either.
+fn silent_since(view: &View<'_>, holder: MemberId) -> Timestamp {
+    let Some(member) = view.member(holder) else { return view.now };
+    let noticed = member.server_since;
+    let since = match member.agent().map(|a| &a.server) {
+        Some(ServerProcess::Silent { since }) => *since,
+        Some(ServerProcess::Running | ServerProcess::Exited(_)) => noticed,
+        None => view.evidence.last_answers.get(&holder).copied().unwrap_or(noticed),
+    };
+    since.min(noticed).max(view.state.epoch_since)
+}
+
+/// The fastest fence that is to be had.
+fn fence(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<Fence> {
+    let member = view.member(holder)?;
+    if let Some(agent) = member.agent()
+        && let Some(address) = member.address()
+    {
+        let (address, run_id) = (address.to_owned(), agent.run_id.clone());
+        return Some(Fence::ByAgent(Server { member: holder, address, run_id }));
+    }
+    if let Some(peers) = majority(view, shard, holder) {
+        return Some(Fence::ByMajority(peers));
+    }
+    let pod = member.facts.pod.present()?;
+    topology::can_be_fenced(view, holder).then(|| Fence::ByPod(pod.uid.clone()))
+}
+
+/// The members whose promise leaves the holder without a majority, if there is an isolation window and enough of them answer.
+fn majority(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<Vec<(MemberId, String)>> {
+    let members = view.wanted(shard).count();
+    if members < MEMBERS_MIN || view.spec.failover.isolation_ms() == 0 {
+        return None;
+    }
+    // What counts is what the holder's agent was told: with other terms, or another roster, it may still be writing.
+    let terms = topology::brief(view, shard)?;
+    let told = view.member(holder)?.told.as_ref()?;
+    if (told.isolation_ms, &told.roster) != (terms.isolation_ms, &terms.roster) {
+        return None;
+    }
+    let answering = |id: MemberId| {
+        let member = view.member(id)?;
+        member.agent()?;
+        Some((id, member.address()?.to_owned()))
+    };
+    let peers: Vec<_> = view.wanted(shard).filter(|id| *id != holder).filter_map(answering).collect();
+    (members - peers.len() < members / 2 + 1).then_some(peers)
+}
+
+/// The fence was ordered and is not seen yet.
+pub fn fence_unfinished(view: &View<'_>, holder: MemberId, since: Timestamp) -> StepOutcome {
+    if view.now.millis_since(since) > FENCE_MAX_MS {
+        return blocked(BlockReason::NothingFenced, holder);
+    }
+    again(view, WaitReason::FenceUnfinished, holder)
+}
+
+/// A replica that has heard from the holder lately: linked, with a last byte younger than the threshold.
+pub fn hears(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> {
+    let silence_ms = HEARS_BELOW_MS.max(view.spec.failover.detection_window_ms - 1_000);
+    view.state.members_of(shard).map(|(id, _)| id).find(|id| {
+        let linked = topology::replica_link(view, *id)
+            .is_some_and(|(source, link)| source == Source::Member(holder) && link != Link::Down);
+        linked && view.reading(*id).and_then(|r| r.last_io_ms).is_some_and(|ms| ms < silence_ms)
+    })
+}
