@@ -7,7 +7,7 @@ use crate::{
     event::{Event, Record},
     ids::{MemberId, Seq},
     observation::{Link, ServerRole, Source},
-    state::ClusterState,
+    state::{ClusterState, MemberState},
 };
 
 /// A broken invariant.
@@ -78,8 +78,14 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
         match effect {
             Effect::Promote { server, replid: _, offset: _, consents: _ } => {
                 let id = server.member;
-                if let Some((other, _)) = state.members_of(id.shard).find(|(i, m)| *i != id && m.is_primary())
-                {
+                let demoted = |other: MemberId| {
+                    let first = decision.effects.iter().take_while(|e| !matches!(e, Effect::Promote { .. }));
+                    first
+                        .clone()
+                        .any(|e| matches!(e, Effect::Attach { server, .. } if server.member == other))
+                };
+                let beside = |(i, m): &(MemberId, &MemberState)| *i != id && m.is_primary() && !demoted(*i);
+                if let Some((other, _)) = state.members_of(id.shard).find(beside) {
                     say(format!("promotes {id} while {other} is seen to be primary"));
                 }
                 if let Some(why) = unfit(state, id).filter(|_| decision.reason != Reason::Bootstrap) {

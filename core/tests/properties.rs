@@ -15,6 +15,8 @@ fn single_fault() -> impl Strategy<Value = String> {
         who.clone().prop_map(|o| format!("delete-pod 0-{o}\nrun")),
         who.clone().prop_map(|o| format!("set switchover=0-{o}\nrun")),
         who.clone().prop_map(|o| format!("stop-operator\nkill 0-{o}\nrun 3s\nstart-operator\nrun")),
+        who.clone().prop_map(|o| format!("part 0-{o}\nrun 10s\nunite\nrun")),
+        who.clone().prop_map(|o| format!("freeze-pod 0-{o}\nrun 10s\nthaw-pod 0-{o}\nrun")),
         who.prop_map(|o| format!("stop-operator\npromote-by-hand 0-{o}\nrun 1s\nstart-operator\nrun")),
         (2..9_u8).prop_map(|r| format!("set revision=rev-{r}\nrun")),
         Just("restart-operator\nrun".to_owned()),
@@ -31,6 +33,9 @@ fn anything() -> impl Strategy<Value = String> {
         2 => who.clone().prop_map(|o| format!("try delete-pod 0-{o}")),
         1 => who.clone().prop_map(|o| format!("node-silent 0-{o}")),
         1 => who.clone().prop_map(|o| format!("node-back 0-{o}")),
+        1 => who.clone().prop_map(|o| format!("part 0-{o}")),
+        1 => who.clone().prop_map(|o| format!("part 0-{o} 0-{}", (o + 1) % 3)),
+        2 => Just("unite".to_owned()),
         1 => who.prop_map(|o| format!("set switchover=0-{o}")),
         1 => (2..9_u8).prop_map(|r| format!("set revision=rev-{r}")),
         1 => (1..4_u8).prop_map(|r| format!("set replicas={r}")),
@@ -41,6 +46,18 @@ fn anything() -> impl Strategy<Value = String> {
     ]
 }
 
+/// What must never make two members of a shard accept writes at the same time.
+fn anything_but_by_hand() -> impl Strategy<Value = String> {
+    let who = 0..3_u16;
+    prop_oneof![
+        4 => anything(),
+        2 => who.clone().prop_map(|o| format!("part 0-{o}\nrun 4s")),
+        2 => who.clone().prop_map(|o| format!("part 0-{o} 0-{}\nrun 4s", (o + 1) % 3)),
+        1 => who.prop_map(|o| format!("stop-operator\ntry kill 0-{o}\nrun 6s")),
+        1 => Just("start-operator\nrun 200ms".to_owned()),
+    ]
+}
+
 fn lives(text: &str) -> Result<(), TestCaseError> {
     Story::parse(text)
         .run(Perturbation::None, |_, _| {})
@@ -48,8 +65,13 @@ fn lives(text: &str) -> Result<(), TestCaseError> {
         .map_err(|e| TestCaseError::fail(format!("{e}\n--- the life:\n{text}")))
 }
 
+/// Lives per property: as many as CI has time for, or LIVES.
+fn cases() -> u32 {
+    std::env::var("LIVES").ok().and_then(|n| n.parse().ok()).unwrap_or(96)
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 96, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: cases(), failure_persistence: None, ..ProptestConfig::default() })]
 
     #[test]
     fn one_fault_at_a_time_loses_no_acknowledged_write(faults in prop::collection::vec(single_fault(), 1..6)) {
@@ -69,13 +91,32 @@ proptest! {
         let profile = if durable { "Durable" } else { "Cache" };
         let mut text = format!("cluster replicas=2 profile={profile}\nrun\ntry write 5\n");
         text.push_str(&events.join("\n"));
-        text.push_str("\nset replicas=2\nstart-operator\n");
+        text.push_str("\nunite\nset replicas=2\nstart-operator\n");
         for o in 0..4 {
             text.push_str(&format!("try thaw 0-{o}\nnode-back 0-{o}\n"));
         }
         // Data of unproven lineage is not chosen from by the operator: it says so, and a person names the member.
         let end = if durable { "expect ready-or-blocked HistoriesDiverge" } else { "expect ready" };
         text.push_str(&format!("run\n{end}\nexpect quiet\n"));
+        lives(&text)?;
+    }
+
+    #[test]
+    fn two_members_never_accept_writes_at_the_same_time(
+        events in prop::collection::vec(anything_but_by_hand(), 1..24),
+        durable in any::<bool>(),
+        (lost, repeated, late_ms, seed) in (0..50_u8, 0..50_u8, 0..900_u16, any::<u32>()),
+        drift in prop::collection::vec(-1_000..1_000_i32, 3),
+    ) {
+        let profile = if durable { "Durable" } else { "Cache" };
+        let mut text = format!("post lost {lost} repeated {repeated} late {late_ms}ms seed {seed}\n");
+        for (o, ppm) in drift.iter().enumerate() {
+            text.push_str(&format!("drift 0-{o} {ppm}\n"));
+        }
+        text.push_str(&format!("cluster replicas=2 profile={profile}\nrun\n"));
+        for event in events {
+            text.push_str(&format!("{event}\nexpect both-writable 0ms\n"));
+        }
         lives(&text)?;
     }
 }

@@ -64,6 +64,7 @@ fn decided(number: usize) -> Event {
         server,
         replid: ReplId("8f3a".repeat(10)),
         offset: number as i64,
+        consents: 0,
     });
     let reading = Reading {
         taken_at: Timestamp(number as i64),
@@ -72,7 +73,7 @@ fn decided(number: usize) -> Event {
         replicas_online: 0,
     };
     let readings = (0..3).map(|ordinal| (MemberId::new(0, ordinal), reading.clone())).collect();
-    Event::Decided { decision: Box::new(decision), evidence: Evidence { readings } }
+    Event::Decided { decision: Box::new(decision), evidence: Evidence { readings, ..Evidence::default() } }
 }
 
 /// Nine facts, one decision.

@@ -30,6 +30,7 @@ pub const KINDS: &[Kind] = &[
     Kind { number: 9, name: "EffectsEnded", schema: 1, nature: Nature::Fact },
     Kind { number: 10, name: "DecisionClosed", schema: 1, nature: Nature::Decision },
     Kind { number: 11, name: "StandingChanged", schema: 1, nature: Nature::Decision },
+    Kind { number: 12, name: "AgentChanged", schema: 1, nature: Nature::Fact },
 ];
 
 /// What an event tells.

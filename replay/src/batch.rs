@@ -34,6 +34,7 @@ pub fn evidence(record: &Record) -> Option<&Evidence> {
         | Event::SpecChanged(_)
         | Event::PodChanged { .. }
         | Event::ServerChanged { .. }
+        | Event::AgentChanged { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::EffectsEnded(_)
@@ -102,6 +103,7 @@ impl Stage {
             | Event::SpecChanged(_)
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
+            | Event::AgentChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_) => Stage::Seen,

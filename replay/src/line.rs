@@ -8,8 +8,8 @@ use valkeeper_core::{
     event::{BaselineOrigin, CloseReason, Event, Record},
     ids::{MemberId, Seq, ShardId},
     observation::{
-        ContainerPhase, Executed, Link, NodeHealth, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
-        ServerFacts, ServerRole, Source, SpecFact, Why,
+        AgentFacts, ContainerPhase, Executed, Gate, Link, NodeHealth, ObjectFacts, ObjectRef, Observed,
+        PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
     },
     spec::DesiredCluster,
 };
@@ -33,6 +33,7 @@ pub fn kind(event: &Event) -> &'static str {
         Event::SpecChanged(_) => "spec",
         Event::PodChanged { .. } => "pod",
         Event::ServerChanged { .. } => "server",
+        Event::AgentChanged { .. } => "agent",
         Event::RouteChanged { .. } => "route",
         Event::ObjectChanged { .. } => "object",
         Event::Decided { .. } => "decided",
@@ -54,6 +55,7 @@ pub fn text(record: &Record) -> String {
         Event::SpecChanged(SpecFact::Deleting) => "the resource is being deleted".to_owned(),
         Event::PodChanged { member, pod: facts } => pod(*member, facts),
         Event::ServerChanged { member, server: facts } => server(*member, facts),
+        Event::AgentChanged { member, agent: facts } => agent(*member, facts),
         Event::RouteChanged { shard, route: facts } => route(*shard, facts),
         Event::ObjectChanged { object: name, facts } => object(name, facts),
         Event::Decided { decision: made, evidence: _ } => decision(made),
@@ -209,6 +211,39 @@ pub fn server(member: MemberId, server: &Observed<ServerFacts>) -> String {
     }
 }
 
+/// An agent in a few words.
+pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
+    let facts = match agent {
+        Observed::Unknown(cause) => return format!("{member} agent {}", why(*cause)),
+        Observed::Absent => return format!("{member} agent gone"),
+        Observed::Present(facts) => facts,
+    };
+    let AgentFacts { version, brief, consents, run_id, server, gate, leaving, writes_stopped, certificate } =
+        facts;
+    let mut said = vec![match server {
+        ServerProcess::Running => format!("server runs ({})", short(run_id)),
+        ServerProcess::Silent { since } => format!("server silent since {since}"),
+        ServerProcess::Exited(how) => format!("server ended: {how}"),
+    }];
+    said.push(match gate {
+        Gate::Holding(reason) => format!("holds it at the gate: {reason}"),
+        Gate::Commanded => "gate opened by the operator".to_owned(),
+        Gate::Resumed => "resumed by itself".to_owned(),
+        Gate::Attached(to) => format!("attached itself to {to}"),
+    });
+    said.push(match brief.holder {
+        Some(holder) => format!("grant {} is {holder}'s", brief.grant),
+        None => "knows of no grant".to_owned(),
+    });
+    said.extend((*consents > 0).then(|| format!("consented {consents} times")));
+    said.extend(leaving.then(|| "is leaving".to_owned()));
+    said.extend(writes_stopped.then(|| "WRITES STOPPED".to_owned()));
+    let until = (!certificate.thumbprint.is_empty())
+        .then(|| format!("certificate {} until {}", short(&certificate.thumbprint), certificate.not_after));
+    said.extend(until);
+    format!("{member} agent {version}: {}", said.join(", "))
+}
+
 /// A role in a few words.
 pub fn role(role: &ServerRole) -> String {
     match role {
@@ -327,6 +362,9 @@ pub fn candidate(candidate: &Candidate) -> String {
 pub fn effect_name(effect: &Effect) -> String {
     match effect {
         Effect::Promote { server, .. } => format!("promote {}", server.member),
+        Effect::Promise { member, candidate, .. } => format!("promise of {member} for {candidate}"),
+        Effect::Brief { member, .. } => format!("brief {member}"),
+        Effect::Fence { server } => format!("end the server of {}", server.member),
         Effect::Attach { server, to, .. } => format!("attach {} to {to}", server.member),
         Effect::Handover { from, to, .. } => format!("hand over {} to {}", from.member, to.member),
         Effect::Route { shard, to, .. } => format!("route shard {shard} to {to}"),

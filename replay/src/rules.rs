@@ -64,7 +64,8 @@ fn upside_down(evidence: &Evidence) -> Evidence {
     let offsets = || evidence.readings.values().map(|r| r.offset);
     let sum = offsets().min().unwrap_or(0).saturating_add(offsets().max().unwrap_or(0));
     let mirrored = |r: &Reading| Reading { offset: sum.saturating_sub(r.offset), ..r.clone() };
-    Evidence { readings: evidence.readings.iter().map(|(id, r)| (*id, mirrored(r))).collect() }
+    let readings = evidence.readings.iter().map(|(id, r)| (*id, mirrored(r))).collect();
+    Evidence { readings, last_answers: evidence.last_answers.clone() }
 }
 
 /// Invariants of the journal that the records break, as (sequence, text).

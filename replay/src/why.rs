@@ -121,7 +121,9 @@ fn cause(record: &Record, reason: Option<(&'static str, &'static str)>, outcome:
 fn is_fact_about(record: &Record, subject: &Subject) -> bool {
     match (&record.event, subject) {
         (
-            Event::PodChanged { member, pod: _ } | Event::ServerChanged { member, server: _ },
+            Event::PodChanged { member, pod: _ }
+            | Event::ServerChanged { member, server: _ }
+            | Event::AgentChanged { member, agent: _ },
             Subject::Member(wanted),
         ) => member == wanted,
         (Event::RouteChanged { shard, route: _ }, Subject::Shard(wanted)) => shard == wanted,
@@ -133,6 +135,7 @@ fn is_fact_about(record: &Record, subject: &Subject) -> bool {
             | Event::SpecChanged(_)
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
+            | Event::AgentChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::Decided { .. }
@@ -164,7 +167,11 @@ fn concerns(decision: &Decision, subject: &Subject) -> bool {
 
 fn touches(effect: &Effect, member: MemberId) -> bool {
     match effect {
-        Effect::Promote { server, .. } | Effect::Disconnect { server } => server.member == member,
+        Effect::Promote { server, .. } | Effect::Disconnect { server } | Effect::Fence { server } => {
+            server.member == member
+        }
+        Effect::Brief { member: of, .. } => *of == member,
+        Effect::Promise { member: of, candidate, .. } => *of == member || *candidate == member,
         Effect::Attach { server, to, .. } => server.member == member || *to == member,
         Effect::Handover { from, to, .. } => from.member == member || to.member == member,
         Effect::Route { to, .. } => *to == member,

@@ -84,7 +84,7 @@ fn follow_or(
     let live: Vec<MemberId> = view
         .state
         .members_of(shard)
-        .filter(|(id, m)| *id != holder && m.is_primary())
+        .filter(|(id, m)| *id != holder && m.is_primary() && !choice::is_stale_primary(view, *id))
         .map(|(id, _)| id)
         .collect();
     let grants = view.shard(shard).grants;
@@ -179,7 +179,10 @@ fn replace(
     );
     decision.grant = Some(chosen);
     decision.operation = Some(enter(view, shard, Phase::Promoting, holder, "operator"));
-    decision.effects = topology::promote(view, chosen);
+    // Who is primary already, though by an old grant, only needs a new one.
+    if !view.member(chosen).is_some_and(|m| m.is_primary()) {
+        decision.effects = topology::promote(view, chosen);
+    }
     decision.candidates = found.candidates;
     unless_failing(view, decision)
 }

@@ -170,6 +170,19 @@ fn standing(view: &View<'_>, id: MemberId, facts: &ServerFacts) -> Standing {
     }
 }
 
+/// True if the member is primary only because it has not been told otherwise yet: a later grant than its own is in force, and its
+/// data does not continue what was written under that.
+pub fn is_stale_primary(view: &View<'_>, id: MemberId) -> bool {
+    let known = view.shard(id.shard);
+    let outbid = known.grants.get(&id) < known.holder().map(|(_, grant)| grant).as_ref();
+    let granted = known.grants.contains_key(&id);
+    let Some(facts) = view.member(id).filter(|m| m.is_primary()).and_then(|m| m.server()) else {
+        return false;
+    };
+    let continues = matches!(lineage(&known, facts), Ok(Lineage::Current | Lineage::Continued));
+    granted && outbid && !continues
+}
+
 fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectReason> {
     let gated = match &facts.role {
         ServerRole::Primary => false,

@@ -12,7 +12,7 @@ use crate::{
 /// clients take for an outage of their own. Milliseconds.
 const HANDOVER_MAX_MS: u32 = 3_000;
 
-/// Promote, route, then everything that may fail without harm.
+/// Demote, promote, route, then everything that may fail without harm.
 pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
     let (Some(target), Some(facts), Some(reading)) =
         (server(view, chosen), view.member(chosen).and_then(|m| m.server()), view.reading(chosen))
@@ -20,11 +20,19 @@ pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
         return Vec::new();
     };
     let (replid, offset, consents) = (facts.replid.clone(), reading.offset, consents(view, chosen));
-    let mut effects = vec![Effect::Promote { server: target, replid, offset, consents }];
+    let mut effects = demote_others(view, chosen);
+    effects.push(Effect::Promote { server: target, replid, offset, consents });
     effects.extend(route(view, chosen));
     effects.extend(label(view, chosen, RoleLabel::Primary));
     effects.extend(attach_others(view, chosen, &[chosen]));
     effects
+}
+
+/// Members that are seen to be primary without the right to be it follow the chosen one before that is promoted: two at a
+/// time are never wanted.
+fn demote_others(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
+    let stale = view.state.members_of(chosen.shard).filter(|(id, m)| *id != chosen && m.is_primary());
+    stale.filter_map(|(id, _)| attach(view, id, chosen)).collect()
 }
 
 /// Hand over, route, send the clients away from the old primary, then the rest.

@@ -14,7 +14,7 @@ use valkeeper_core::{
         ContainerPhase, Evidence, Executed, Link, NodeHealth, Observed, PodFacts, Reading, RouteFacts,
         ServerFacts, ServerRole, Source, SpecFact,
     },
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Profile, Topology},
+    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, Topology},
 };
 
 /// 2026-11-21T03:00:00Z, in milliseconds.
@@ -118,6 +118,7 @@ pub fn readings(taken_ms: i64, offsets: &[(u16, i64)]) -> Evidence {
             .iter()
             .map(|(ordinal, offset)| (member(*ordinal), reading(*offset)))
             .collect::<BTreeMap<_, _>>(),
+        ..Evidence::default()
     }
 }
 
@@ -146,7 +147,11 @@ pub fn spec() -> DesiredCluster {
         shards: 1,
         replicas_per_shard: 2,
         profile: Profile::Durable,
-        failover: FailoverPolicy { mode: FailoverMode::Automatic, detection_window_ms: 3000 },
+        failover: FailoverPolicy {
+            mode: FailoverMode::Automatic,
+            detection_window_ms: 3000,
+            isolation: Isolation::On,
+        },
         switchover: None,
         confirm_blank: None,
         paused: false,
@@ -189,7 +194,7 @@ pub fn promotion() -> Decision {
         Candidate { member: member(0), offset: None, rejected: Some(RejectReason::LostPrimary) },
     ];
     decision.effects = vec![
-        Effect::Promote { server: process(1), replid: ReplId("a".repeat(40)), offset: 1200 },
+        Effect::Promote { server: process(1), replid: ReplId("a".repeat(40)), offset: 1200, consents: 0 },
         Effect::Route {
             shard: ShardId(0),
             to: member(1),
