@@ -2,10 +2,12 @@
 //! in its hands worthless. Only then is anything decided.
 
 use crate::{
+    agents::{AgentLinks, Board, Dial},
     api::v1alpha1::{FINALIZER, ValkeyCluster},
     cluster::{Cluster, ClusterId, Shell},
     k8s::{self, apply, secrets::SecretCache, slice},
     links::Links,
+    objects::AGENT_PORT,
     owned::OwnedObjects,
     pods::Vanished,
     publish,
@@ -28,11 +30,11 @@ const TOUCH_ATTEMPTS_MAX: u32 = 4;
 /// restored, lies some claims behind; a larger gap is no claim's, and chasing it would only fill the journal.
 const CLAIMS_MAX: u64 = 64;
 
-/// Opens the journal, folds it, claims its head, and fences the world against earlier writers. (The members' servers are
-/// fenced by the first look, which logs in as the epoch's user.)
+/// Opens the journal, folds it, claims its head, and fences the world against earlier writers. (The members' agents are
+/// told the epoch by the first look, which greets them: from then on they refuse lower ones.)
 ///
-/// The journal is the authority: if even its newest epoch is below `deposed_by`, by which servers refused this writer, it is
-/// not the one that those servers were claimed from, and is claimed until its epoch is above.
+/// The journal is the authority: if even its newest epoch is below `deposed_by`, by which agents refused this writer, it is
+/// not the one that those agents were told, and is claimed until its epoch is above.
 ///
 /// # Errors
 /// As the journal and the API server have it.
@@ -43,34 +45,52 @@ pub async fn claim(
 ) -> Result<Cluster, Error> {
     shell.leadership.check()?;
     let (mut journal, records) = Journal::open(Arc::clone(&shell.backend), StreamId(id.uid.clone())).await?;
-    let state = ClusterState::fold(&records);
-    let claimed = claim_head(shell, id, &mut journal, records.is_empty()).await?;
-    let mut cluster = Cluster {
-        shell: Arc::clone(shell),
-        id: id.clone(),
-        clock: shell.clock,
-        secrets: SecretCache::new(shell.clients.requests.clone(), &id.owner.0),
-        press: publish::Press::start(shell, id),
-        wake: shell.wakers.of(&id.owner),
-        journal,
-        state,
-        links: Links::default(),
-        owned: OwnedObjects::default(),
-        vanished: Vanished::default(),
-        executed: Vec::new(),
-        untended: 0,
-    };
-    cluster.fold(&claimed.records);
-    for _ in 0..claims_left(cluster.state.epoch, deposed_by) {
-        let again = claim_head(shell, id, &mut cluster.journal, false).await?;
-        cluster.fold(&again.records);
+    let mut state = ClusterState::fold(&records);
+    let first = claim_head(shell, id, &mut journal, records.is_empty()).await?;
+    first.records.iter().for_each(|record| state.apply(record));
+    for _ in 0..claims_left(state.epoch, deposed_by) {
+        let again = claim_head(shell, id, &mut journal, false).await?;
+        again.records.iter().for_each(|record| state.apply(record));
     }
-    cluster.clock = shell.clock.not_before(cluster.state.head_time);
+    let cluster = assemble(shell, id, journal, state)?;
     let epoch = cluster.state.epoch;
     tracing::info!(j = cluster.state.head.0, epoch = epoch.0, "claimed the journal");
     touch_routes(&cluster, epoch).await?;
     hold(&cluster).await?;
+    cluster.publish_grants();
     Ok(cluster)
+}
+
+fn assemble(
+    shell: &Arc<Shell>,
+    id: &ClusterId,
+    journal: Journal,
+    state: ClusterState,
+) -> Result<Cluster, Error> {
+    let live = shell.vault.live().ok_or(Error::NoIdentity)?;
+    let clock = shell.clock.not_before(state.head_time);
+    let (links, wake) = (Links::default(), shell.wakers.of(&id.owner));
+    let board = Arc::new(Board::new(state.epoch, clock, Arc::clone(&links.lost), Arc::clone(&wake)));
+    let seat = shell.registry.open(&id.owner, Arc::clone(&board));
+    let dial = Dial { live, news_address: shell.news_address.clone(), board };
+    let (namespace, name) = &id.owner;
+    Ok(Cluster {
+        shell: Arc::clone(shell),
+        id: id.clone(),
+        secrets: SecretCache::new(shell.clients.requests.clone(), namespace),
+        press: publish::Press::start(shell, id),
+        agents: AgentLinks::new(namespace, name, AGENT_PORT, dial),
+        seat,
+        wake,
+        clock,
+        journal,
+        state,
+        links,
+        owned: OwnedObjects::default(),
+        vanished: Vanished::default(),
+        executed: Vec::new(),
+        untended: 0,
+    })
 }
 
 /// How many more claims bring a writer above the epoch by which it was deposed.
@@ -135,12 +155,14 @@ async fn hold(cluster: &Cluster) -> Result<(), Error> {
     Ok(())
 }
 
-/// Takes the finalizer off the resource, if it is there and has it.
+/// Takes the finalizer off the resource, if it is there and has it. The keys of its certificates go first: afterwards nobody
+/// would know of them.
 ///
 /// # Errors
 /// The API server's.
 pub async fn release(shell: &Shell, id: &ClusterId) -> Result<(), k8s::Error> {
     let Some(live) = shell.resource(id).filter(|live| held(live)) else { return Ok(()) };
+    shell.vault.forget(id).await?;
     let others = live.finalizers().iter().filter(|f| *f != FINALIZER).cloned().collect();
     match apply::set_finalizers(&shell.clients.requests, &*live, others).await {
         Ok(released) => shell.world.clusters.written(&released),

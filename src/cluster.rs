@@ -1,6 +1,7 @@
 //! What one cluster's task owns: its journal, its state, its connections. And what all tasks share.
 
 use crate::{
+    agents::{AgentLinks, Registry, Seat},
     api::{Defaults, v1alpha1::ValkeyCluster},
     clock::Clock,
     health::Metrics,
@@ -16,6 +17,7 @@ use crate::{
     owned::OwnedObjects,
     pods::Vanished,
     publish::{self, Press},
+    vault::Vault,
 };
 use kube::ResourceExt;
 use std::{sync::Arc, time::Duration};
@@ -59,6 +61,12 @@ pub struct Shell {
     pub defaults: Defaults,
     /// Name of this writer in journals: the pod.
     pub writer: String,
+    /// Certificate authorities, and the operator's own identity.
+    pub vault: Arc<Vault>,
+    /// What the agents of each cluster say.
+    pub registry: Arc<Registry>,
+    /// host:port at which agents bring their news; empty if nobody knows this process's address.
+    pub news_address: String,
     /// The clock.
     pub clock: Clock,
 }
@@ -103,6 +111,10 @@ pub struct Cluster {
     pub state: ClusterState,
     /// Connections to its members.
     pub links: Links,
+    /// Connections to their agents.
+    pub agents: AgentLinks,
+    /// By which agents' news find this task.
+    pub seat: Seat,
     /// What its spec renders to.
     pub owned: OwnedObjects,
     /// What the API server said of pods that the watch shows no more.
@@ -133,6 +145,12 @@ impl Cluster {
             self.untended += 1;
         }
         news
+    }
+
+    /// Confirms to holders who ask what is in force now, and nothing else. Before a decision is executed it must be said here
+    /// that it is on its way: a holder that is about to be replaced is not confirmed any more.
+    pub fn publish_grants(&self) {
+        self.agents.board().publish(self.state.confirmed());
     }
 
     /// Tends the journal's store, if there is something to tend. For quiet moments only.

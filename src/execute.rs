@@ -4,9 +4,9 @@
 use crate::{
     claim,
     cluster::Cluster,
+    command,
     k8s::{self, apply, slice},
     objects,
-    valkey::MemberLink,
 };
 use futures::future::join_all;
 use kube::ResourceExt;
@@ -14,9 +14,8 @@ use std::time::Duration;
 use tokio::time::Instant;
 use tracing::Instrument;
 use valkeeper_core::{
-    config::PORT,
     decision::Decision,
-    effect::{Effect, Outcome, Server},
+    effect::{Effect, Outcome},
     ids::{EffectId, MemberId, ShardId, Timestamp},
     observation::{Executed, RoleLabel},
 };
@@ -26,7 +25,7 @@ use valkeeper_journal::Recorded;
 /// append and effects take together.
 pub const DECISION_AGE_MAX: Duration = Duration::from_millis(500);
 
-/// A pod is deleted for what was seen of it, and while an append hangs a silent primary may have come back. Longer than any
+/// A pod is deleted, or a server ended, for what was seen of it, and while an append hangs a silent primary may have come back. Longer than any
 /// append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
 const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
 
@@ -79,7 +78,7 @@ async fn perform(
     if age_max(effect).is_some_and(|age_max| decided_at.elapsed() > age_max) {
         return Outcome::Superseded(format!("decided {} ms ago", decided_at.elapsed().as_millis()));
     }
-    tokio::time::timeout(bound(effect), run(cluster, effect))
+    tokio::time::timeout(bound(effect), run(cluster, decision, effect))
         .await
         .unwrap_or_else(|_| Outcome::Failed("not ended in time".to_owned()))
 }
@@ -87,9 +86,10 @@ async fn perform(
 /// How long after its decision an effect may still begin. What only follows in the same decision must go on.
 fn age_max(effect: &Effect) -> Option<Duration> {
     match effect {
-        Effect::Promote { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
-        Effect::DeletePod { .. } => Some(DELETION_AGE_MAX),
+        Effect::Promote { .. } | Effect::Promise { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
+        Effect::DeletePod { .. } | Effect::Fence { .. } => Some(DELETION_AGE_MAX),
         Effect::Attach { .. }
+        | Effect::Brief { .. }
         | Effect::Route { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
@@ -102,6 +102,9 @@ fn bound(effect: &Effect) -> Duration {
     match effect {
         Effect::Handover { timeout_ms, .. } => EFFECT_MAX + Duration::from_millis(u64::from(*timeout_ms)),
         Effect::Promote { .. }
+        | Effect::Promise { .. }
+        | Effect::Brief { .. }
+        | Effect::Fence { .. }
         | Effect::Attach { .. }
         | Effect::Route { .. }
         | Effect::Label { .. }
@@ -112,24 +115,19 @@ fn bound(effect: &Effect) -> Duration {
     }
 }
 
-async fn run(cluster: &Cluster, effect: &Effect) -> Outcome {
+async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Outcome {
+    if let Some(outcome) = command::perform(cluster, decision, effect).await {
+        return outcome;
+    }
     let ended = match effect {
-        Effect::Promote { server, replid, offset } => match link(cluster, server) {
-            Ok(link) => Ok(link.promote(&server.run_id, replid, *offset).await),
-            Err(superseded) => Ok(superseded),
-        },
-        Effect::Attach { server, to: _, to_address } => match link(cluster, server) {
-            Ok(link) => Ok(link.attach(&server.run_id, to_address, PORT).await),
-            Err(superseded) => Ok(superseded),
-        },
-        Effect::Handover { from, to, timeout_ms } => match (link(cluster, from), link(cluster, to)) {
-            (Ok(old), Ok(new)) => Ok(old.handover(&from.run_id, new, &to.run_id, *timeout_ms).await),
-            (Err(superseded), _) | (_, Err(superseded)) => Ok(superseded),
-        },
-        Effect::Disconnect { server } => match link(cluster, server) {
-            Ok(link) => Ok(link.disconnect_clients(&server.run_id).await),
-            Err(superseded) => Ok(superseded),
-        },
+        // Performed above.
+        Effect::Promote { .. }
+        | Effect::Promise { .. }
+        | Effect::Brief { .. }
+        | Effect::Fence { .. }
+        | Effect::Attach { .. }
+        | Effect::Handover { .. }
+        | Effect::Disconnect { .. } => Ok(Outcome::Skipped),
         Effect::Route { shard, to, address, resource_version } => {
             route(cluster, *shard, *to, address, resource_version).await
         }
@@ -152,16 +150,6 @@ fn of_error(error: &k8s::Error) -> Outcome {
         | k8s::Error::Ambiguous { .. }
         | k8s::Error::Malformed { .. }
         | k8s::Error::Settings(_) => Outcome::Failed(text),
-    }
-}
-
-/// The connection to a server, if it leads to the address the effect names.
-fn link<'a>(cluster: &'a Cluster, server: &Server) -> Result<&'a MemberLink, Outcome> {
-    let Server { member, address, run_id: _ } = server;
-    match cluster.links.get(*member) {
-        Some(link) if link.target().address.to_string() == *address => Ok(link),
-        Some(link) => Err(Outcome::Superseded(format!("{member} is at {} now", link.target().address))),
-        None => Err(Outcome::Superseded(format!("{member} has no address now"))),
     }
 }
 

@@ -2,16 +2,12 @@
 
 use crate::{
     cluster::Pace,
-    valkey::{Credentials, Error, Look, MemberLink, Secret, Target},
+    valkey::{Credentials, Look, MemberLink, Secret, Target},
 };
 use futures::{StreamExt, stream::FuturesUnordered};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
-use valkeeper_core::{
-    config::PORT,
-    ids::{MemberId, WriterEpoch},
-    observation::Observed,
-};
+use valkeeper_core::{config::PORT, ids::MemberId, observation::Observed};
 
 /// How long a look waits for a silent member when there is something to act on: the others have answered after about a
 /// millisecond, and each millisecond here is one of outage.
@@ -26,8 +22,7 @@ const SILENT_WAIT_NORMAL: Duration = Duration::from_millis(600);
 pub struct Links {
     links: BTreeMap<MemberId, MemberLink>,
     credentials: Option<Credentials>,
-    /// Password and epoch of `credentials`, which show neither.
-    identity: Option<(String, WriterEpoch)>,
+    answered: BTreeMap<MemberId, Instant>,
     /// Woken when a held connection ends.
     pub lost: Arc<Notify>,
 }
@@ -38,21 +33,20 @@ impl Links {
         self.links.get(&member)
     }
 
-    /// Logs in by this name and password in this epoch. If they are other ones than before, every connection is made anew.
-    pub fn log_in_as(&mut self, user: &str, password: &str, epoch: WriterEpoch) {
-        let identity = (password.to_owned(), epoch);
-        if self.identity.as_ref().is_some_and(|known| *known == identity) {
-            return;
+    /// Logs in by this name and password. If they are other ones than before, every connection is made anew.
+    pub fn log_in_as(&mut self, user: &str, password: &str) {
+        let credentials = Credentials::new(user, Secret::new(password));
+        if self.credentials.as_ref() != Some(&credentials) {
+            self.links.clear();
+            self.credentials = Some(credentials);
         }
-        self.links.clear();
-        self.credentials = Some(Credentials::new(user, Secret::new(password), epoch));
-        self.identity = Some(identity);
     }
 
     /// Brings the connections in line with the members' addresses.
     pub fn follow(&mut self, addresses: &BTreeMap<MemberId, IpAddr>) {
         let Some(credentials) = &self.credentials else { return };
         self.links.retain(|member, link| addresses.get(member) == Some(&link.target().address));
+        self.answered.retain(|member, _| self.links.contains_key(member));
         for (member, address) in addresses {
             self.links.entry(*member).or_insert_with(|| {
                 let target = Target { member: *member, address: *address, port: PORT };
@@ -63,7 +57,7 @@ impl Links {
 
     /// Looks at all members at once. Who has not answered when the wait is over is not in the answer: nobody
     /// looked. If a connection ends meanwhile, the wait becomes the urgent one and another turn will follow.
-    pub async fn look(&self, pace: Pace) -> BTreeMap<MemberId, Observed<Look>> {
+    pub async fn look(&mut self, pace: Pace) -> BTreeMap<MemberId, Observed<Look>> {
         let start = Instant::now();
         let mut until = match pace {
             Pace::Urgent => start + SILENT_WAIT_URGENT,
@@ -86,6 +80,10 @@ impl Links {
                 () = tokio::time::sleep_until(until) => break,
             }
         }
+        drop(looks);
+        let spoke =
+            |(member, look): (&MemberId, &Observed<Look>)| Some((*member, look.present()?.answered_at));
+        self.answered.extend(answers.iter().filter_map(spoke));
         if lost_meanwhile {
             // Whose connection ended may have answered just before: look again after this turn.
             self.lost.notify_one();
@@ -93,18 +91,8 @@ impl Links {
         answers
     }
 
-    /// The highest writer epoch by which a server refuses this writer, if one does.
-    pub fn deposed(&self) -> Option<WriterEpoch> {
-        let known = self.links.values().filter_map(MemberLink::trouble).filter_map(|trouble| match trouble {
-            Error::Fenced { ours: _, theirs } => Some(theirs),
-            Error::Refused
-            | Error::Silent
-            | Error::Closed
-            | Error::Unreachable(_)
-            | Error::Unauthorized(_)
-            | Error::Refusal(_)
-            | Error::Garbled(_) => None,
-        });
-        known.max()
+    /// When a member answered last at the address where it is now, in this task.
+    pub fn answered_at(&self, member: MemberId) -> Option<Instant> {
+        self.answered.get(&member).copied()
     }
 }

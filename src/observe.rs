@@ -17,12 +17,13 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     net::IpAddr,
     sync::Arc,
+    time::Duration,
 };
 use valkeeper_core::{
     ids::{Digest, MemberId, ShardId},
     observation::{
-        ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, ObjectRef, Observed, PodFacts,
-        Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
+        AgentFacts, ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, ObjectRef, Observed,
+        PodFacts, Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
     },
     spec::DesiredCluster,
 };
@@ -30,7 +31,7 @@ use valkeeper_core::{
 /// Looks at everything; `None` if the resource is gone.
 ///
 /// # Errors
-/// [`Error::Deposed`] if a server knows a later writer.
+/// [`Error::Deposed`] if an agent knows a later writer.
 pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Error> {
     let (namespace, name) = cluster.id.owner.clone();
     let resource = cluster.shell.world.clusters.get(&namespace, &name);
@@ -40,8 +41,8 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
     let (spec, objects) = spec_and_objects(cluster, &resource).await;
     let pods = pods::look(cluster, wanted_or_known(cluster, &spec)).await;
     let addresses = addresses(cluster, &pods);
-    let looks = servers(cluster, &addresses, pace).await?;
-    let (members, evidence) = members(cluster, pods, looks, &addresses);
+    let (looks, agents) = servers(cluster, &addresses, pace).await?;
+    let (members, evidence) = members(cluster, pods, looks, agents, &addresses);
     let routes = routes(cluster, &spec);
     let executed = cluster.executed.clone();
     Ok(Some(Seen { spec: Some(spec), members, routes, objects, evidence, executed }))
@@ -67,6 +68,10 @@ async fn spec_and_objects(
             (spec, facts)
         }
         Err(NotRendered::Refused(invalid)) => (SpecFact::Invalid(invalid.to_string()), BTreeMap::new()),
+        Err(NotRendered::NoAuthority(error)) => {
+            tracing::warn!(error = k8s::chain(&error), "no certificates can be signed");
+            (spec, BTreeMap::new())
+        }
         Err(NotRendered::Unreadable(error)) => {
             tracing::warn!(error = k8s::chain(&error), "a Secret could not be read");
             (spec, BTreeMap::new())
@@ -105,31 +110,55 @@ fn addresses(cluster: &Cluster, pods: &Pods) -> BTreeMap<MemberId, IpAddr> {
     pods.iter().filter_map(of).collect()
 }
 
-/// What the servers answered, by member. Only who has an address is asked.
+/// Wait for the first word of agents that were not asked before, when nothing is to be acted on: a handshake on a busy node.
+/// The first look of a writer waits so long for who is gone, and decides without them.
+const FIRST_WORD_WAIT: Duration = Duration::from_millis(600);
+
+/// The same when there is something to act on.
+const FIRST_WORD_WAIT_URGENT: Duration = Duration::from_millis(50);
+
+type Looks = BTreeMap<MemberId, Observed<Look>>;
+type Agents = BTreeMap<MemberId, Observed<AgentFacts>>;
+
+/// What the servers answered and what their agents have said, by member. Only who has an address is asked.
 async fn servers(
     cluster: &mut Cluster,
     addresses: &BTreeMap<MemberId, IpAddr>,
     pace: Pace,
-) -> Result<BTreeMap<MemberId, Observed<Look>>, Error> {
+) -> Result<(Looks, Agents), Error> {
     if let Some(password) = cluster.owned.operator_password() {
-        cluster.links.log_in_as(objects::USER_OPERATOR, password.expose(), cluster.state.epoch);
+        cluster.links.log_in_as(objects::USER_OPERATOR, password.expose());
     }
     cluster.links.follow(addresses);
-    let looks = cluster.links.look(pace).await;
-    if let Some(theirs) = cluster.links.deposed() {
+    cluster.agents.follow(addresses);
+    let first_word = match pace {
+        Pace::Urgent => FIRST_WORD_WAIT_URGENT,
+        Pace::Normal => FIRST_WORD_WAIT,
+    };
+    let (looks, agents) = tokio::join!(cluster.links.look(pace), cluster.agents.look(first_word));
+    if let Some(theirs) = cluster.agents.board().deposed() {
         return Err(Error::Deposed { theirs });
+    }
+    for member in addresses.keys() {
+        // What is wrong with a server is often wrong with its agent, too: it is asked now and not when its silence is long.
+        if looks.get(member).is_none_or(|look| look.present().is_none())
+            && let Some(link) = cluster.agents.get(*member)
+        {
+            link.check();
+        }
     }
     if looks.values().any(|look| *look == Observed::Unknown(Why::Unauthorized)) {
         // Someone may have changed the password: read it again.
         cluster.secrets.doubt();
     }
-    Ok(looks)
+    Ok((looks, agents))
 }
 
 fn members(
     cluster: &Cluster,
     pods: Pods,
-    mut looks: BTreeMap<MemberId, Observed<Look>>,
+    mut looks: Looks,
+    mut agents: Agents,
     addresses: &BTreeMap<MemberId, IpAddr>,
 ) -> (BTreeMap<MemberId, MemberFacts>, Evidence) {
     let by_address: BTreeMap<String, MemberId> =
@@ -142,6 +171,8 @@ fn members(
             Observed::Absent => Observed::Absent,
             Observed::Present(pod) if address(pod).is_none() => without_address(pod),
             Observed::Present(_) | Observed::Unknown(_) => match looks.remove(&id) {
+                // Its agent saw the process end: no second witness is needed.
+                Some(Observed::Unknown(_)) | None if has_exited(cluster, id) => Observed::Absent,
                 Some(look) => {
                     let trouble = cluster.links.get(id).and_then(MemberLink::trouble);
                     let look = with_container(look, trouble, pod.present().map(|p| container_of(p)));
@@ -160,9 +191,25 @@ fn members(
             Observed::Absent => Observed::Absent,
             Observed::Unknown(why) => Observed::Unknown(why),
         };
-        facts.insert(id, MemberFacts { pod, server });
+        let agent = match &pod {
+            Observed::Absent => Observed::Absent,
+            Observed::Present(_) | Observed::Unknown(_) => {
+                agents.remove(&id).unwrap_or(Observed::Unknown(Why::NotLooked))
+            }
+        };
+        if server.is_unknown() {
+            let answered = cluster.links.answered_at(id).map(|at| (id, cluster.clock.at(at)));
+            evidence.last_answers.extend(answered);
+        }
+        facts.insert(id, MemberFacts { pod, server, agent });
     }
     (facts, evidence)
+}
+
+/// True if the agent said that the process which is known here has ended.
+fn has_exited(cluster: &Cluster, id: MemberId) -> bool {
+    let known = cluster.state.members.get(&id).and_then(|member| member.server());
+    known.is_some_and(|server| cluster.agents.board().has_exited(id, &server.run_id))
 }
 
 /// A refusal where no connection was ever held may be a firewall's. It is death if the kubelet says, too, that the server does
@@ -196,7 +243,7 @@ fn server(
     match look {
         Observed::Present(look) => {
             let taken_at = cluster.clock.at(look.answered_at);
-            let (facts, reading) = look.resolved(by_address, taken_at);
+            let (facts, reading) = look.info.resolved(by_address, taken_at);
             (Observed::Present(facts), Some(reading))
         }
         Observed::Absent => (Observed::Absent, None),

@@ -9,7 +9,9 @@ use crate::{
         apply::{self, Owned, Provenance},
         cache::Cache,
     },
-    objects::{self, AddressType, Context, Credentials, Rendered, SecretText},
+    objects::{self, AddressType, Context, Credentials, Identity, Rendered, SecretText},
+    pki,
+    vault::{self, Authority},
 };
 use k8s_openapi::{
     api::{
@@ -25,7 +27,7 @@ use serde_json::Value;
 use std::{collections::BTreeMap, sync::Arc};
 use valkeeper_core::{
     effect::Outcome,
-    ids::Digest,
+    ids::{Digest, ShardId},
     observation::{LiveObject, ObjectFacts, ObjectKind, ObjectRef, Observed, Why},
 };
 
@@ -34,6 +36,7 @@ use valkeeper_core::{
 struct Basis {
     resource_version: Option<String>,
     credentials: Credentials,
+    identities: BTreeMap<ShardId, Identity>,
     service_uids: BTreeMap<String, String>,
     address_type: AddressType,
 }
@@ -52,6 +55,10 @@ pub struct OwnedObjects {
     rendered: Arc<Vec<Rendered>>,
     /// The passwords, and the version of the Secret they came from (`None`: made here, not seen in a Secret yet).
     credentials: Option<(Option<String>, Credentials)>,
+    /// What signs the cluster's certificates, once it was read.
+    authority: Option<Authority>,
+    /// The certificates, once they were read or made. From then on this memory overrules the Secrets.
+    identities: BTreeMap<ShardId, Identity>,
     digested: BTreeMap<ObjectRef, Digested>,
 }
 
@@ -66,8 +73,22 @@ impl OwnedObjects {
 pub enum NotRendered {
     /// A Secret could not be read.
     Unreadable(k8s::Error),
+    /// There is nothing to sign certificates with.
+    NoAuthority(vault::Error),
     /// The spec names a Secret that cannot be used.
     Refused(Invalid),
+}
+
+impl From<vault::Error> for NotRendered {
+    fn from(error: vault::Error) -> Self {
+        NotRendered::NoAuthority(error)
+    }
+}
+
+impl From<pki::Error> for NotRendered {
+    fn from(error: pki::Error) -> Self {
+        NotRendered::NoAuthority(error.into())
+    }
 }
 
 impl From<k8s::Error> for NotRendered {
@@ -86,6 +107,7 @@ pub async fn render(
     parsed: &Parsed,
 ) -> Result<(), NotRendered> {
     let credentials = credentials(cluster, resource).await?;
+    identities(cluster, parsed).await?;
     let world = &cluster.shell.world;
     let services = world.services.of(&cluster.id.owner);
     let service_uids = services.iter().filter_map(|s| Some((s.name_any(), s.uid()?))).collect();
@@ -98,12 +120,14 @@ pub async fn render(
     let basis = Basis {
         resource_version: resource.resource_version(),
         credentials: credentials.clone(),
+        identities: cluster.owned.identities.clone(),
         service_uids,
         address_type,
     };
     if cluster.owned.basis.as_ref() != Some(&basis) {
         let context = Context {
             credentials,
+            identities: basis.identities.clone(),
             service_uids: basis.service_uids.clone(),
             address_type: basis.address_type,
         };
@@ -134,6 +158,36 @@ async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<
     }
     cluster.owned.credentials = Some((version, credentials.clone()));
     Ok(credentials)
+}
+
+/// The certificates: what the Secrets had when this task began, completed by what is missing or due. A turn comes at least
+/// once a second, so a renewal is never late.
+async fn identities(cluster: &mut Cluster, parsed: &Parsed) -> Result<(), NotRendered> {
+    let vault = &cluster.shell.vault;
+    let now = cluster.shell.clock.now();
+    let authority = match &cluster.owned.authority {
+        Some(known) if !known.issuer.is_due(now) => known.clone(),
+        Some(_) | None => {
+            let authority = vault.authority(&cluster.id).await?;
+            cluster.owned.authority = Some(authority.clone());
+            authority
+        }
+    };
+    let members = |shard: ShardId| parsed.desired.members().filter(move |id| id.shard == shard);
+    for shard in parsed.desired.shard_ids() {
+        let known = match cluster.owned.identities.remove(&shard) {
+            Some(known) => known,
+            None => {
+                let name = objects::names::identity(&cluster.id.owner.1, shard);
+                let live = cluster.secrets.get(&name).await?;
+                live.as_deref().map(Identity::read).unwrap_or_default()
+            }
+        };
+        let lifetime = vault.leaf_lifetime();
+        let identity = known.complete(&authority.roots, &authority.issuer, members(shard), lifetime, now)?;
+        cluster.owned.identities.insert(shard, identity);
+    }
+    Ok(())
 }
 
 /// Wanted and live state of every object that is rendered, or known from before.
@@ -344,6 +398,7 @@ mod tests {
         .unwrap();
         let context = Context {
             credentials: Credentials::complete(None, None, &mut rand::rng()),
+            identities: BTreeMap::new(),
             service_uids: BTreeMap::new(),
             address_type: AddressType::IPv4,
         };

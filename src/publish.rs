@@ -2,7 +2,7 @@
 //! Handed to a task of its own, so that telling never delays doing; written only when it differs from what is there.
 
 use crate::{
-    api::v1alpha1::{JournalPosition, ValkeyCluster, ValkeyClusterStatus},
+    api::v1alpha1::{CertificateStatus, JournalPosition, ValkeyCluster, ValkeyClusterStatus},
     cluster::{Cluster, ClusterId, Shell},
     k8s::{
         self, apply,
@@ -17,6 +17,7 @@ use k8s_openapi::{
 };
 use kube::Resource;
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -26,6 +27,7 @@ use valkeeper_core::{
     effect::Outcome,
     event::{Event, Record},
     ids::Seq,
+    observation::AgentFacts,
     projection::status as projection,
     state::ClusterState,
 };
@@ -158,9 +160,21 @@ fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> 
         ready_members: i32::try_from(members_ready).unwrap_or(i32::MAX),
         members: i32::try_from(members_wanted).unwrap_or(i32::MAX),
         ready: format!("{members_ready}/{members_wanted}"),
+        certificates: certificates(state),
         journal: Some(JournalPosition { seq: signed(state.head.0), epoch: signed(state.epoch.0) }),
         message: if let Some(error) = doubt { k8s::chain(error) } else { message },
     }
+}
+
+/// What the agents that answer serve with, by pod.
+fn certificates(state: &ClusterState) -> BTreeMap<String, CertificateStatus> {
+    let answering = state.members.iter().filter_map(|(id, member)| Some((id, member.agent()?)));
+    let shown = answering.filter(|(_, agent)| !agent.certificate.thumbprint.is_empty());
+    let status = |agent: &AgentFacts| CertificateStatus {
+        thumbprint: agent.certificate.thumbprint.clone(),
+        not_after: agent.certificate.not_after.to_string(),
+    };
+    shown.map(|(id, agent)| (objects::names::pod(&state.name, *id), status(agent))).collect()
 }
 
 fn signed(number: u64) -> i64 {
@@ -268,6 +282,7 @@ pub fn news(before: &ClusterState, record: &Record) -> Vec<News> {
         | Event::SpecChanged(_)
         | Event::PodChanged { .. }
         | Event::ServerChanged { .. }
+        | Event::AgentChanged { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::DecisionClosed { .. } => Vec::new(),

@@ -31,7 +31,7 @@ pub enum Ended {
     Gone,
 }
 
-/// Runs the cluster until it is gone. `deposed_by` is the epoch by which servers refused the run before this one.
+/// Runs the cluster until it is gone. `deposed_by` is the epoch by which agents refused the run before this one.
 ///
 /// # Errors
 /// What keeps this task from going on; [`Error::class`] says how to go on without it.
@@ -51,6 +51,7 @@ pub async fn run(
         let Appended { records, decisions } = record(&mut cluster, turn.events, turn.now).await?;
         let appended_at = Instant::now();
         let news = cluster.fold(&records);
+        cluster.publish_grants();
         let executed = execute::all(&cluster, &decisions, decided_at).await;
         if decisions.iter().any(|d| d.value().promotes()) {
             shell.metrics.outage(OutagePart::Look, decided_at - woken_at);
@@ -139,10 +140,13 @@ pub enum Error {
     /// Leadership ended.
     #[error(transparent)]
     NotLeader(#[from] crate::lease::NotLeader),
-    /// A server knows a higher writer epoch.
-    #[error("a server was claimed by a later writer, of epoch {theirs}")]
+    /// The vault was not opened.
+    #[error("the operator has no identity yet")]
+    NoIdentity,
+    /// An agent knows a higher writer epoch.
+    #[error("an agent obeys a later writer, of epoch {theirs}")]
     Deposed {
-        /// Highest epoch that a server knows.
+        /// Highest epoch that an agent knows.
         theirs: WriterEpoch,
     },
 }
@@ -161,7 +165,8 @@ impl Error {
             Error::Kubernetes(k8s::Error::Malformed { .. }) => Class::Bug,
             Error::Kubernetes(
                 k8s::Error::NotFound { .. } | k8s::Error::Conflict { .. } | k8s::Error::Ambiguous { .. },
-            ) => Class::Transient,
+            )
+            | Error::NoIdentity => Class::Transient,
             Error::NotLeader(_) | Error::Deposed { theirs: _ } => Class::Fenced,
         }
     }
@@ -177,6 +182,7 @@ impl Error {
             Error::Journal(_) => "JournalRefused",
             Error::Kubernetes(k8s::Error::Refused { .. }) => "ApiRefused",
             Error::Kubernetes(_) => "ApiUnavailable",
+            Error::NoIdentity => "NoIdentity",
             Error::NotLeader(_) => "NotLeader",
             Error::Deposed { theirs: _ } => "Fenced",
         }

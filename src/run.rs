@@ -2,6 +2,7 @@
 //! a pause; the others do not notice. When leadership ends, all tasks end with it.
 
 use crate::{
+    agents::news,
     api::{Defaults, v1alpha1::ValkeyCluster},
     args::{JournalStore, RunArgs},
     claim,
@@ -12,6 +13,7 @@ use crate::{
         self,
         client::Clients,
         events::Publisher,
+        keys::KeyStore,
         lease::LeaseStore,
         objects::ConfigMaps,
         watch::{self, Wakers, World},
@@ -19,16 +21,27 @@ use crate::{
     lease::{Campaign, Leadership},
     publish,
     reconcile::{self, Class, Ended},
+    vault::Vault,
 };
 use futures::FutureExt;
 use kube::ResourceExt;
-use std::{collections::HashMap, future::Future, panic::AssertUnwindSafe, sync::Arc};
+use std::{
+    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+};
+use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
 use valkeeper_journal::{Backend, Memory, Segments, Sled};
 
 /// Name of the Lease.
 const LEASE: &str = "valkeeper";
+
+/// Pause before the vault is tried again: one read, and nothing goes on without it.
+const VAULT_AGAIN_PAUSE: Duration = Duration::from_secs(1);
+
+/// How often the operator looks whether its own identity is due: a comparison of two numbers, a few times within the shortest
+/// life.
+const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
 
 /// Why the process cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -57,7 +70,18 @@ pub async fn run(
     pod_uid: Option<String>,
     stop: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let RunArgs { namespace, watch_namespace, journal, default_image, listen, log_format: _ } = args;
+    let RunArgs {
+        namespace,
+        watch_namespace,
+        journal,
+        default_image,
+        agent_image,
+        listen,
+        listen_news,
+        pod_ip,
+        certificate_lifetime,
+        log_format: _,
+    } = args;
     let clients = Clients::infer().await?;
     let namespace = namespace.unwrap_or_else(|| clients.default_namespace.clone());
     let pod = pod_uid.map(|uid| format!("{instance}.{uid}_"));
@@ -65,16 +89,24 @@ pub async fn run(
     let holder = format!("{place}{}", uuid::Uuid::from_bytes(rand::random()));
     let store = LeaseStore::new(clients.requests.clone(), &namespace, LEASE);
     let (mut campaign, leadership) = Campaign::new(store, &namespace, holder.clone(), pod);
+    let clock = Clock::start();
+    let keys = KeyStore::new(clients.requests.clone(), &namespace);
+    let newsroom = TcpListener::bind(listen_news).await.map_err(|e| Error::Listen(listen_news, e))?;
     let shell = Arc::new(Shell {
+        vault: Arc::new(Vault::new(keys, &namespace, clock, &instance, certificate_lifetime)),
+        registry: Arc::default(),
+        news_address: pod_ip
+            .map(|ip| SocketAddr::new(ip, listen_news.port()).to_string())
+            .unwrap_or_default(),
         backend: backend(&journal, &clients, &namespace, &leadership).await?,
         publisher: Publisher::new(clients.requests.clone(), instance.clone()),
         world: World::default(),
         wakers: Wakers::default(),
         metrics: Arc::new(Metrics::default()),
-        defaults: Defaults { image: default_image },
+        defaults: Defaults { image: default_image, agent_image },
         // Its own name in every life: two claims must never be the same bytes.
         writer: holder,
-        clock: Clock::start(),
+        clock,
         leadership,
         clients,
     });
@@ -84,10 +116,14 @@ pub async fn run(
     watches.spawn(async move {
         watch::run(&watched.clients, watch_namespace.as_deref(), &watched.world, &watched.wakers).await;
     });
+    let vault = Arc::clone(&shell.vault);
+    let desk = news::Desk { registry: Arc::clone(&shell.registry), leadership: shell.leadership.clone() };
+    let newsroom = news::serve(newsroom, Arc::new(move || vault.live()), desk);
     let probes = health::serve(listen, Arc::clone(&shell.metrics));
     let mut tasks = Tasks::default();
     tokio::select! {
         served = probes => served.map_err(|e| Error::Listen(listen, e))?,
+        served = newsroom => served.map_err(|e| Error::Listen(listen_news, e))?,
         () = campaign.run() => {}
         () = supervise(&shell, &mut tasks) => {}
         _ended = watches.join_next() => return Err(Error::WatchesEnded),
@@ -130,11 +166,34 @@ async fn supervise(shell: &Arc<Shell>, tasks: &mut Tasks) {
         shell.metrics.leads();
         tokio::select! {
             () = leadership.lost() => tracing::warn!("leadership ended: all tasks stop"),
-            () = tasks.keep(shell) => {}
+            () = lead(shell, tasks) => {}
         }
         tasks.running.shutdown().await;
         tasks.by_uid.clear();
         shell.metrics.stands_by();
+    }
+}
+
+/// What a leader does: opens the vault, then runs the tasks and keeps its own identity fresh.
+async fn lead(shell: &Arc<Shell>, tasks: &mut Tasks) {
+    while let Err(error) = shell.vault.open().await {
+        tracing::warn!(error = k8s::chain(&error), "the certificate authority cannot be opened");
+        tokio::time::sleep(VAULT_AGAIN_PAUSE).await;
+    }
+    let refresh = async {
+        loop {
+            tokio::time::sleep(IDENTITY_PERIOD).await;
+            if let Err(error) = shell.vault.open().await {
+                tracing::warn!(
+                    error = k8s::chain(&error),
+                    "the operator's own identity could not be renewed"
+                );
+            }
+        }
+    };
+    tokio::select! {
+        () = refresh => {}
+        () = tasks.keep(shell) => {}
     }
 }
 

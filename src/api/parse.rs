@@ -7,11 +7,13 @@ use std::collections::BTreeMap;
 use valkeeper_core::{
     config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
     ids::MemberId,
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Profile, SwitchoverWish, Topology},
+    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, SwitchoverWish, Topology},
 };
 
 /// Image unless the user or the operator's flag names one.
 pub const IMAGE_DEFAULT: &str = "valkey/valkey:9.1.2";
+/// Image with the agent unless the operator's flag names one: the operator's own.
+pub const AGENT_IMAGE_DEFAULT: &str = concat!("valkeeper/valkeeper:", env!("CARGO_PKG_VERSION"));
 /// Replicas of a shard of topology Replication unless the user says how many: two, so that after a failover there is
 /// still one.
 pub const REPLICAS_DEFAULT: u16 = 2;
@@ -37,13 +39,15 @@ impl Invalid {
 /// What the operator's flags decide where the spec says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Defaults {
-    /// Image with valkey-server, valkey-cli and sh.
+    /// Image with valkey-server.
     pub image: String,
+    /// Image with the agent.
+    pub agent_image: String,
 }
 
 impl Default for Defaults {
     fn default() -> Self {
-        Defaults { image: IMAGE_DEFAULT.to_owned() }
+        Defaults { image: IMAGE_DEFAULT.to_owned(), agent_image: AGENT_IMAGE_DEFAULT.to_owned() }
     }
 }
 
@@ -61,6 +65,8 @@ pub struct Volume {
 pub struct Workload {
     /// Image of the members.
     pub image: String,
+    /// Image that the agent comes from.
+    pub agent_image: String,
     /// The members' volume, if they have one.
     pub volume: Option<Volume>,
     /// Everything of valkey.conf.
@@ -118,7 +124,10 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         settings: settings(&spec.config, version, memory_limit_bytes)?,
     };
     let restart = annotation(cluster, api::ANNOTATION_RESTART).map(str::to_owned);
-    Ok(Parsed { desired, workload: Workload { image, volume, config, restart } })
+    Ok(Parsed {
+        desired,
+        workload: Workload { image, agent_image: defaults.agent_image.clone(), volume, config, restart },
+    })
 }
 
 /// The value of an annotation; an empty one is none.
@@ -173,7 +182,7 @@ fn profile(profile: api::Profile) -> Profile {
 }
 
 fn failover(failover: &api::Failover) -> Result<FailoverPolicy, Invalid> {
-    let api::Failover { mode, detection_window_ms } = *failover;
+    let api::Failover { mode, detection_window_ms, isolation } = *failover;
     if !api::DETECTION_WINDOW_MS.contains(&detection_window_ms) {
         let (least, most) = api::DETECTION_WINDOW_MS.into_inner();
         let allowed = format!("allowed: {least} to {most} milliseconds");
@@ -183,7 +192,11 @@ fn failover(failover: &api::Failover) -> Result<FailoverPolicy, Invalid> {
         api::FailoverMode::Automatic => FailoverMode::Automatic,
         api::FailoverMode::Manual => FailoverMode::Manual,
     };
-    Ok(FailoverPolicy { mode, detection_window_ms })
+    let isolation = match isolation {
+        api::Isolation::On => Isolation::On,
+        api::Isolation::Off => Isolation::Off,
+    };
+    Ok(FailoverPolicy { mode, detection_window_ms, isolation })
 }
 
 /// Reads `2`, `0-2`, `2@monday`, `0-2@monday`. The whole text is the token: another text is another wish.

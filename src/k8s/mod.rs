@@ -5,6 +5,7 @@ pub mod apply;
 pub mod cache;
 pub mod client;
 pub mod events;
+pub mod keys;
 pub mod lease;
 pub mod objects;
 pub mod secrets;

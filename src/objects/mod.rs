@@ -4,6 +4,7 @@
 mod configmap;
 pub mod digest;
 mod endpointslice;
+mod identity;
 pub mod names;
 mod pdb;
 mod pod;
@@ -12,8 +13,9 @@ mod services;
 mod statefulset;
 
 pub use digest::{DigestKey, live_digest};
-pub use pod::{BOOT_SCRIPT_SHELL, boot_script, readiness_script};
-pub use secret::{Credentials, SecretText, USER_DEFAULT, USER_OPERATOR, USER_PROBE, USER_REPLICA};
+pub use identity::Identity;
+pub use pod::{AGENT_PORT, METRICS_PORT, OPERATOR_PORT};
+pub use secret::{Credentials, SecretText, USER_DEFAULT, USER_OPERATOR, USER_REPLICA};
 
 use crate::api::{Parsed, v1alpha1::ValkeyCluster};
 use serde_json::{Value, json};
@@ -44,6 +46,8 @@ pub enum AddressType {
 pub struct Context {
     /// Passwords. The caller keeps them until they are seen in the Secret: others would be another rendering.
     pub credentials: Credentials,
+    /// Certificates and keys of the agents, by shard. The caller keeps them likewise.
+    pub identities: BTreeMap<ShardId, Identity>,
     /// `metadata.uid` of the Services seen, by name. A write Service's EndpointSlice is rendered once its uid is here.
     pub service_uids: BTreeMap<String, String>,
     /// IP family of the pods.
@@ -96,10 +100,14 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
     let mut out = vec![
         scene.seal(ObjectKind::Secret, secret::system(&scene)),
         scene.seal(ObjectKind::Secret, secret::auth(&scene)),
+    ];
+    let identities = parsed.desired.shard_ids().filter_map(|shard| identity::render(&scene, shard));
+    out.extend(identities.map(|secret| scene.seal(ObjectKind::Secret, secret)));
+    out.extend([
         scene.seal(ObjectKind::ConfigMap, configmap::render(&scene)),
         scene.seal(ObjectKind::Service, services::members(&scene)),
         scene.seal(ObjectKind::Service, services::headless(&scene)),
-    ];
+    ]);
     for shard in parsed.desired.shard_ids() {
         out.push(scene.seal(ObjectKind::Service, services::primary(&scene, shard)));
         out.push(scene.seal(ObjectKind::Service, services::replicas(&scene, shard)));

@@ -12,6 +12,8 @@ pub const ROLE_LABEL: &str = "valkeeper.io/role";
 pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Value of that label on slices that the operator owns.
 pub const SLICE_MANAGER: &str = "valkeeper.io";
+/// Name of the init container that brings the agent.
+pub const AGENT_CONTAINER: &str = "agent";
 /// Name of the Valkey container.
 pub const CONTAINER: &str = "valkey";
 /// Name of the volume with the data.
@@ -65,6 +67,11 @@ pub fn auth(cluster: &str) -> String {
 /// The Secret for members and the operator.
 pub fn system(cluster: &str) -> String {
     format!("{cluster}-system")
+}
+
+/// The Secret with the certificates and keys of a shard's agents.
+pub fn identity(cluster: &str, shard: ShardId) -> String {
+    format!("{cluster}-identity-{shard}")
 }
 
 /// Shard 0 has the plain name: most clusters have one shard.

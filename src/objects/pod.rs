@@ -1,60 +1,56 @@
-//! The pod of a member: the boot gate, the probes, and nothing that Pod Security `restricted` refuses.
+//! The pod of a member: the agent as its first process, which starts the server at the boot gate, and nothing that Pod
+//! Security `restricted` refuses.
 
 use super::{DigestKey, Scene, digest, names, secret};
 use crate::api::v1alpha1::{ANNOTATION_RESTART, ImagePullPolicy, Scheduling};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use valkeeper_core::{
-    config::{
-        AOF_DIR, CONF_DIR, DATA_DIR, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, PORT, RDB_FILE,
-        SECRET_DIR, SHUTDOWN_TIMEOUT_S,
-    },
+    config::{CONF_DIR, DATA_DIR, PORT, SECRET_DIR, SHUTDOWN_TIMEOUT_S},
     ids::ShardId,
 };
 
-/// Shell that runs the scripts: any POSIX one.
-pub const BOOT_SCRIPT_SHELL: [&str; 2] = ["sh", "-c"];
+/// Port of the agent's gRPC, for the operator and for the agents of the same shard.
+pub const AGENT_PORT: u16 = 7443;
+/// Port of the agent's probes and metrics.
+pub const METRICS_PORT: u16 = 9121;
+/// Port at which the operator takes news from agents.
+pub const OPERATOR_PORT: u16 = 8443;
+/// Where the init container puts the agent.
+const AGENT_DIR: &str = "/valkeeper";
+/// Where the agent finds what it proves itself with.
+const IDENTITY_DIR: &str = "/etc/valkeeper/identity";
 /// User and group of the official image's server.
 const USER_ID: u32 = 999;
-/// Time to stop in seconds: Valkey waits [`SHUTDOWN_TIMEOUT_S`] for its replicas and then writes a snapshot, which
-/// takes as long again for each few GiB.
-const GRACE_PERIOD_S: u32 = SHUTDOWN_TIMEOUT_S + 50;
+/// Longest wait of a leaving primary for its handover in seconds: the agent's own bound.
+const HANDOVER_S: u32 = 5;
+/// Rate at which a snapshot is written while stopping, in bytes per second: what a slow network volume takes.
+const SAVE_RATE_BYTES: u64 = 50 << 20;
+/// Time for a snapshot in seconds where no memory limit says how much data there can be: 2 GiB at that rate.
+const SAVE_UNLIMITED_S: u32 = 40;
+/// Time for everything else in seconds: signals, a last sync of files, the end of the process.
+const STOP_MARGIN_S: u32 = 5;
 /// Readiness in seconds: it only feeds the `-replicas` Service and people (failover and writes do not wait for it), so
-/// two seconds of lag for one short process are a fair price.
+/// two seconds of lag are a fair price.
 const READINESS_PERIOD_S: u32 = 2;
-/// Liveness: a server that refuses connections for 50 seconds is broken. Silence alone is the operator's to judge, so
-/// the probe asks for a connection and not for an answer; restarts by kubelet would race with fencing.
+/// Liveness, period in seconds and attempts: the agent says when its server is beyond hope, with bounds of its own; this
+/// is for an agent that does not answer either.
 const LIVENESS: (u32, u32) = (10, 5);
-/// Startup: seconds and attempts until the port must be open. Valkey opens it before it loads its data.
+/// Startup: seconds and attempts until the server listens. Valkey does so before it loads its data.
 const STARTUP: (u32, u32) = (1, 60);
+/// Longest wait for an answer to a probe in seconds: the agent answers from memory.
+const PROBE_TIMEOUT_S: u32 = 2;
 /// Annotations that make a change of what is mounted a change of the template, that is: a rollout.
 const ANNOTATION_CONFIG: &str = "valkeeper.io/config";
 const ANNOTATION_USERS: &str = "valkeeper.io/users";
 
-/// Decides the boot gate and becomes the server. The server starts as a replica of an address where nobody answers:
-/// it serves no one as primary and refuses PSYNC (a replica without link does), so that nothing can copy from it
-/// until the operator has spoken. The port says whether there was a data file.
-pub fn boot_script(data: &str, conf: &str) -> String {
-    format!(
-        r#"set -eu
-rdb={data}/{RDB_FILE} aof={data}/{AOF_DIR}
-gate={GATE_PORT_BLANK}
-if [ -e "$rdb" ] || [ -d "$aof" ]; then gate={GATE_PORT_HISTORY}; fi
-set -- {conf}/valkey.conf --replicaof {GATE_ADDRESS} "$gate" --replica-announce-ip "$POD_IP"
-# With the append-only file on, a server does not look at a snapshot that stands alone: it would start empty.
-if [ -e "$rdb" ] && [ ! -d "$aof" ]; then set -- "$@" --appendonly no; fi
-exec valkey-server "$@""#
-    )
-}
-
-/// Ready is: primary, or replica with its link up. Not at the gate, not loading, not in a first synchronisation. The
-/// probe's user has no password, so the one given is no secret.
-pub fn readiness_script() -> String {
-    format!(
-        r#"set -- $(valkey-cli -p {PORT} --user {user} --pass none --no-auth-warning role 2>/dev/null)
-[ "${{1:-}}" = master ] || {{ [ "${{1:-}}" = slave ] && [ "${{4:-}}" = connected ]; }}"#,
-        user = secret::USER_PROBE
-    )
+/// Time to stop in seconds: a handover, then the server waits for its replicas and writes a snapshot of at most the memory
+/// limit.
+fn grace_period_s(memory_limit_bytes: Option<u64>) -> u32 {
+    let save_s = memory_limit_bytes.map_or(SAVE_UNLIMITED_S, |limit| {
+        u32::try_from(limit.div_ceil(SAVE_RATE_BYTES)).unwrap_or(u32::MAX / 2)
+    });
+    SHUTDOWN_TIMEOUT_S + HANDOVER_S + STOP_MARGIN_S + save_s
 }
 
 /// The pod template of a shard, without the annotation of its revision.
@@ -90,7 +86,7 @@ fn pod_spec(scene: &Scene<'_>, shard: ShardId) -> Value {
     let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
-        "terminationGracePeriodSeconds": GRACE_PERIOD_S,
+        "terminationGracePeriodSeconds": grace_period_s(scene.parsed.workload.config.memory_limit_bytes),
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": USER_ID,
@@ -99,8 +95,9 @@ fn pod_spec(scene: &Scene<'_>, shard: ShardId) -> Value {
             "fsGroupChangePolicy": "OnRootMismatch",
             "seccompProfile": { "type": "RuntimeDefault" },
         },
+        "initContainers": [init_container(scene)],
         "containers": [container(scene)],
-        "volumes": volumes(scene),
+        "volumes": volumes(scene, shard),
     });
     if !scene.cluster.spec.image_pull_secrets.is_empty() {
         pod["imagePullSecrets"] = json!(scene.cluster.spec.image_pull_secrets);
@@ -142,35 +139,26 @@ fn container(scene: &Scene<'_>) -> Value {
         ImagePullPolicy::IfNotPresent => "IfNotPresent",
         ImagePullPolicy::Never => "Never",
     };
-    let [shell, flag] = BOOT_SCRIPT_SHELL;
-    let connect = json!({ "port": PORT });
+    let agent = format!("{AGENT_DIR}/valkeeper-agent");
+    let conf = format!("{CONF_DIR}/valkey.conf");
     let mut container = json!({
         "name": names::CONTAINER,
         "image": scene.parsed.workload.image,
         "imagePullPolicy": pull,
-        "command": [shell, flag, boot_script(DATA_DIR, CONF_DIR)],
-        "env": [{ "name": "POD_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } }],
-        "ports": [{ "name": "valkey", "containerPort": PORT, "protocol": "TCP" }],
-        "securityContext": {
-            "allowPrivilegeEscalation": false,
-            "capabilities": { "drop": ["ALL"] },
-            "readOnlyRootFilesystem": true,
-            "runAsNonRoot": true,
-            "seccompProfile": { "type": "RuntimeDefault" },
-        },
-        "startupProbe": { "tcpSocket": connect, "periodSeconds": STARTUP.0, "failureThreshold": STARTUP.1 },
-        "livenessProbe": { "tcpSocket": connect, "periodSeconds": LIVENESS.0, "failureThreshold": LIVENESS.1 },
-        "readinessProbe": {
-            "exec": { "command": [shell, flag, readiness_script()] },
-            "periodSeconds": READINESS_PERIOD_S,
-            "timeoutSeconds": READINESS_PERIOD_S,
-            "failureThreshold": 1,
-        },
+        "command": [agent, "run", "--cluster", scene.name(), "--", "valkey-server", conf],
+        "env": [field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("POD_IP", "status.podIP")],
+        "ports": [port("valkey", PORT), port("agent", AGENT_PORT), port("metrics", METRICS_PORT)],
+        "securityContext": security(),
+        "startupProbe": probe("/startupz", STARTUP),
+        "livenessProbe": probe("/livez", LIVENESS),
+        "readinessProbe": probe("/readyz", (READINESS_PERIOD_S, 1)),
         "volumeMounts": [
             { "name": names::DATA_VOLUME, "mountPath": DATA_DIR },
             { "name": "tmp", "mountPath": "/tmp" },
             { "name": "conf", "mountPath": CONF_DIR, "readOnly": true },
             { "name": "secret", "mountPath": SECRET_DIR, "readOnly": true },
+            { "name": "identity", "mountPath": IDENTITY_DIR, "readOnly": true },
+            { "name": "agent", "mountPath": AGENT_DIR, "readOnly": true },
         ],
     });
     if let Some(resources) = &scene.cluster.spec.resources {
@@ -179,7 +167,52 @@ fn container(scene: &Scene<'_>) -> Value {
     container
 }
 
-fn volumes(scene: &Scene<'_>) -> Value {
+/// Copies the agent to where the Valkey image finds it. Its resources are the server's, so that the pod's class of service is
+/// what the user chose; they are not added up.
+fn init_container(scene: &Scene<'_>) -> Value {
+    let mut container = json!({
+        "name": names::AGENT_CONTAINER,
+        "image": scene.parsed.workload.agent_image,
+        // The operator's own image, which is there or is pulled once.
+        "imagePullPolicy": "IfNotPresent",
+        "command": ["/valkeeper-agent", "install", AGENT_DIR],
+        "securityContext": security(),
+        "volumeMounts": [{ "name": "agent", "mountPath": AGENT_DIR }],
+    });
+    if let Some(resources) = &scene.cluster.spec.resources {
+        container["resources"] = json!(resources);
+    }
+    container
+}
+
+fn security() -> Value {
+    json!({
+        "allowPrivilegeEscalation": false,
+        "capabilities": { "drop": ["ALL"] },
+        "readOnlyRootFilesystem": true,
+        "runAsNonRoot": true,
+        "seccompProfile": { "type": "RuntimeDefault" },
+    })
+}
+
+fn field(name: &str, path: &str) -> Value {
+    json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
+}
+
+fn port(name: &str, number: u16) -> Value {
+    json!({ "name": name, "containerPort": number, "protocol": "TCP" })
+}
+
+fn probe(path: &str, (period_s, failures): (u32, u32)) -> Value {
+    json!({
+        "httpGet": { "path": path, "port": METRICS_PORT },
+        "periodSeconds": period_s,
+        "timeoutSeconds": PROBE_TIMEOUT_S,
+        "failureThreshold": failures,
+    })
+}
+
+fn volumes(scene: &Scene<'_>, shard: ShardId) -> Value {
     let mut volumes = vec![
         json!({ "name": "tmp", "emptyDir": {} }),
         json!({ "name": "conf", "configMap": { "name": names::config(scene.name()) } }),
@@ -190,6 +223,11 @@ fn volumes(scene: &Scene<'_>) -> Value {
             // The plain passwords in the Secret are for the operator: they stay out of the pod.
             "items": [{ "key": "users.acl", "path": "users.acl" }, { "key": "auth.conf", "path": "auth.conf" }],
         }}),
+        json!({ "name": "identity", "secret": {
+            "secretName": names::identity(scene.name(), shard),
+            "defaultMode": 0o440,
+        }}),
+        json!({ "name": "agent", "emptyDir": {} }),
     ];
     if scene.parsed.workload.volume.is_none() {
         volumes.push(json!({ "name": names::DATA_VOLUME, "emptyDir": {} }));

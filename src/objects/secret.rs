@@ -12,21 +12,17 @@ use valkeeper_core::{config::PORT, ids::ShardId};
 
 /// The user of clients.
 pub const USER_DEFAULT: &str = "default";
-/// The user that the operator logs in as. It makes the user `op-<epoch>` for its changes and deletes those of former
-/// writers, and can do nothing else but look.
+/// The user that the operator logs in as. It can look and nothing else: what changes a server goes through its agent.
 pub const USER_OPERATOR: &str = "valkeeper";
 /// The user of replication.
 pub const USER_REPLICA: &str = "replica";
-/// The user of probes: no password, so that none is in an argument; it can ask for the role and nothing else.
-pub const USER_PROBE: &str = "probe";
 
 /// Length of a made password: 62^32 is about 190 bits.
 const PASSWORD_LENGTH: usize = 32;
 const KEY_OPERATOR: &str = "operator-password";
 const KEY_REPLICA: &str = "replica-password";
 const KEY_DEFAULT: &str = "default-password";
-const OPERATOR_RULES: &str = "+ping +info +role +auth +hello +client|id +client|setinfo +client|setname \
-                              +acl|deluser +acl|list +acl|setuser +acl|users +acl|whoami";
+const OPERATOR_RULES: &str = "+ping +info +role";
 const REPLICA_RULES: &str = "+ping +psync +replconf +sync";
 
 /// A secret text. It is shown only by `expose`, so that each use can be found.
@@ -132,8 +128,7 @@ pub(super) fn users(credentials: &Credentials) -> String {
     format!(
         "user {USER_DEFAULT} on {} ~* &* +@all\n\
          user {USER_OPERATOR} on {} resetchannels -@all {OPERATOR_RULES}\n\
-         user {USER_REPLICA} on {} resetchannels -@all {REPLICA_RULES}\n\
-         user {USER_PROBE} on nopass resetchannels -@all +ping +role\n",
+         user {USER_REPLICA} on {} resetchannels -@all {REPLICA_RULES}\n",
         default.hashed(),
         operator.hashed(),
         replica.hashed(),
@@ -164,7 +159,7 @@ pub(super) fn auth(scene: &Scene<'_>) -> Value {
 }
 
 /// Base64, as the API has it.
-fn encoded(text: &str) -> Value {
+pub(super) fn encoded(text: &str) -> Value {
     serde_json::to_value(ByteString(text.as_bytes().to_vec())).unwrap_or_default()
 }
 

@@ -1,16 +1,22 @@
 //! What holds for every object of every cluster, and the scripts run by a real shell.
 
 use super::*;
-use crate::api::{Defaults, parse_all};
-use k8s_openapi::api::{
-    apps::v1::StatefulSet,
-    core::v1::{ConfigMap, Secret, Service},
-    discovery::v1::EndpointSlice,
-    policy::v1::PodDisruptionBudget,
+use crate::{
+    api::{Defaults, parse_all},
+    pki::{self, Certified},
+};
+use k8s_openapi::{
+    ByteString,
+    api::{
+        apps::v1::StatefulSet,
+        core::v1::{ConfigMap, Secret, Service},
+        discovery::v1::EndpointSlice,
+        policy::v1::PodDisruptionBudget,
+    },
 };
 use rand::{SeedableRng, rngs::StdRng};
 use serde::{Serialize, de::DeserializeOwned};
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, process::Command};
+use valkeeper_core::ids::{MemberId, Timestamp};
 
 fn cluster(spec: Value) -> ValkeyCluster {
     serde_json::from_value(json!({
@@ -22,10 +28,41 @@ fn cluster(spec: Value) -> ValkeyCluster {
     .unwrap()
 }
 
+/// Made once: keys are random, and rendering twice shall give the same bytes.
+fn identities() -> BTreeMap<ShardId, Identity> {
+    static MADE: std::sync::OnceLock<BTreeMap<ShardId, Identity>> = std::sync::OnceLock::new();
+    let make = || {
+        let root = Certified::root(NOW).unwrap();
+        let issuer = root.intermediate(&pki::cluster_uri("shop", "orders"), NOW).unwrap();
+        let of = |shard| {
+            Identity::default().complete(
+                &root.chain,
+                &issuer,
+                members(shard),
+                pki::LEAF_LIFETIME_DEFAULT,
+                NOW,
+            )
+        };
+        [0, 1].map(|shard| (ShardId(shard), of(shard).unwrap())).into()
+    };
+    MADE.get_or_init(make).clone()
+}
+
+fn members(shard: u16) -> impl Iterator<Item = MemberId> {
+    (0..3).map(move |ordinal| MemberId::new(shard, ordinal))
+}
+
+const NOW: Timestamp = Timestamp(1_800_000_000_000_000_000);
+
 fn context() -> Context {
     let credentials = Credentials::complete(None, Some("top secret%".into()), &mut StdRng::seed_from_u64(7));
     let uids = ["orders-primary", "orders-primary-1"].map(|name| (name.to_owned(), format!("uid of {name}")));
-    Context { credentials, service_uids: uids.into(), address_type: AddressType::IPv4 }
+    Context {
+        credentials,
+        identities: identities(),
+        service_uids: uids.into(),
+        address_type: AddressType::IPv4,
+    }
 }
 
 fn rendered(spec: Value) -> Vec<Rendered> {
@@ -85,6 +122,8 @@ fn a_cluster_of_two_shards_has_these_objects_in_this_order() {
         [
             "Secret/orders-system",
             "Secret/orders-auth",
+            "Secret/orders-identity-0",
+            "Secret/orders-identity-1",
             "ConfigMap/orders-config",
             "Service/orders",
             "Service/orders-headless",
@@ -139,7 +178,7 @@ fn a_statefulset_as_the_server_returns_it_is_no_difference_and_a_change_is_one()
         ("/spec/replicas", json!(1)),
         ("/spec/template/spec/containers/0/image", json!("evil")),
         ("/spec/template/spec/containers/0/securityContext/readOnlyRootFilesystem", json!(false)),
-        ("/spec/template/spec/containers/0/command/2", json!("exec valkey-server")),
+        ("/spec/template/spec/containers/0/command/3", json!("another")),
         ("/metadata/labels/valkeeper.io~1shard", json!("9")),
     ];
     for (path, value) in changes {
@@ -227,8 +266,9 @@ fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
     };
     let users = read("Secret/orders-system", "users.acl");
     let names: Vec<&str> = users.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
-    assert_eq!(names, ["default", "valkeeper", "replica", "probe"]);
-    assert!(users.lines().take(3).all(|l| l.split(' ').nth(3).unwrap().len() == 65));
+    assert_eq!(names, ["default", "valkeeper", "replica"]);
+    assert!(users.lines().nth(1).unwrap().ends_with("resetchannels -@all +ping +info +role"));
+    assert!(users.lines().all(|l| l.split(' ').nth(3).unwrap().len() == 65));
     assert!(!users.contains(context().credentials.operator.expose()));
     let auth = read("Secret/orders-system", "auth.conf");
     assert_eq!(
@@ -303,81 +343,70 @@ fn a_slice_waits_for_the_uid_of_its_service() {
 
 #[test]
 fn a_pod_is_the_member_that_its_name_says() {
-    use valkeeper_core::ids::MemberId;
     let member = MemberId::new(1, 2);
     assert_eq!(names::member_of_pod("orders", &names::pod("orders", member)), Some(member));
     assert_eq!(names::member_of_pod("orders", "orders-web-0-1"), None);
     assert_eq!(names::member_of_pod("orders", "other-0-1"), None);
 }
 
-/// Runs a script with a command of this name that shows its arguments, or prints `output`.
-fn run(dir: &Path, script: &str, command: &str, body: &str) -> (bool, String) {
-    let bin = dir.join("bin");
-    fs::create_dir_all(&bin).unwrap();
-    let fake = bin.join(command);
-    fs::write(&fake, format!("#!/bin/sh\n{body}\n")).unwrap();
-    fs::set_permissions(&fake, fs::Permissions::from_mode(0o755)).unwrap();
-    let path = format!("{}:{}", bin.display(), std::env::var("PATH").unwrap());
-    let [shell, flag] = BOOT_SCRIPT_SHELL;
-    let output = Command::new(shell)
-        .args([flag, script])
-        .env("PATH", path)
-        .env("POD_IP", "10.1.2.3")
-        .output()
-        .unwrap();
-    (output.status.success(), String::from_utf8(output.stdout).unwrap())
-}
-
-struct TempDir(std::path::PathBuf);
-
-impl TempDir {
-    fn new(name: &str) -> Self {
-        let dir = std::env::temp_dir().join(format!("valkeeper-{name}-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        TempDir(dir)
-    }
-}
-
-impl Drop for TempDir {
-    fn drop(&mut self) {
-        let _ = fs::remove_dir_all(&self.0);
-    }
+fn identity_secret() -> Secret {
+    serde_json::from_value(find(&rendered(full()), "Secret/orders-identity-0").value).unwrap()
 }
 
 #[test]
-fn the_boot_script_picks_the_gate_by_what_is_in_the_data_directory() {
-    let dir = TempDir::new("boot");
-    let data = dir.0.join("data");
-    fs::create_dir_all(data.join("lost+found")).unwrap();
-    let boot = || {
-        let script = boot_script(data.to_str().unwrap(), "/conf");
-        run(&dir.0, &script, "valkey-server", "echo \"$@\"")
+fn certificates_that_are_good_are_kept_and_those_that_are_due_are_made_anew() {
+    let root = Certified::root(NOW).unwrap();
+    let issuer = root.intermediate(&pki::cluster_uri("shop", "orders"), NOW).unwrap();
+    let complete = |known: Identity, now: Timestamp| {
+        known.complete(&root.chain, &issuer, members(0), pki::LEAF_LIFETIME_DEFAULT, now).unwrap()
     };
-    let line = |gate: &str, more: &str| {
-        let text =
-            format!("/conf/valkey.conf --replicaof 127.0.0.1 {gate} --replica-announce-ip 10.1.2.3{more}\n");
-        (true, text)
-    };
-    assert_eq!(boot(), line("2", ""), "nothing there: blank");
-    fs::write(data.join("dump.rdb"), "").unwrap();
-    assert_eq!(boot(), line("1", " --appendonly no"), "a snapshot alone must be loaded");
-    fs::create_dir(data.join("appendonlydir")).unwrap();
-    assert_eq!(boot(), line("1", ""), "both");
-    fs::remove_file(data.join("dump.rdb")).unwrap();
-    assert_eq!(boot(), line("1", ""), "append-only files alone");
+    let first = complete(Identity::default(), NOW);
+    assert_eq!(complete(first.clone(), NOW.plus_millis(4 * 24 * 3_600_000)), first);
+    let renewed = complete(first.clone(), NOW.plus_millis(5 * 24 * 3_600_000));
+    assert!(renewed.leaves.iter().all(|(ordinal, leaf)| first.leaves[ordinal] != *leaf));
+    // Another cluster's, another member's: neither is kept.
+    let strange = Identity { leaves: [(0, first.leaves[&1].clone())].into(), ..first.clone() };
+    assert_ne!(complete(strange, NOW).leaves[&0], first.leaves[&1]);
+    assert_ne!(
+        complete(identities()[&ShardId(0)].clone(), NOW).leaves[&0],
+        identities()[&ShardId(0)].leaves[&0]
+    );
 }
 
 #[test]
-fn ready_is_a_primary_or_a_replica_in_sync_and_nothing_else() {
-    let dir = TempDir::new("ready");
-    let ready =
-        |reply: &str| run(&dir.0, &readiness_script(), "valkey-cli", &format!("printf '%b' '{reply}'")).0;
-    assert!(ready("master\\n3129659\\n10.0.0.2\\n6379\\n3129242\\n"));
-    assert!(ready("slave\\n10.0.0.1\\n6379\\nconnected\\n3167038\\n"));
-    for state in ["connect", "connecting", "sync", "handshake"] {
-        assert!(!ready(&format!("slave\\n127.0.0.1\\n1\\n{state}\\n-1\\n")), "{state}");
+fn an_identity_reads_back_as_it_was_written_and_damage_is_left_out() {
+    let written = identities()[&ShardId(0)].clone();
+    let mut secret = identity_secret();
+    assert_eq!(Identity::read(&secret), written);
+    if let Some(data) = &mut secret.data {
+        data.remove("1.key");
+        data.insert("2.crt".to_owned(), ByteString(b"garbage".to_vec()));
     }
-    assert!(!ready("LOADING Valkey is loading the dataset in memory\\n"));
-    assert!(!ready("NOAUTH Authentication required.\\n"));
-    assert!(!ready(""));
+    assert_eq!(Identity::read(&secret).leaves.keys().collect::<Vec<_>>(), [&0]);
+}
+
+#[test]
+fn a_renewed_certificate_is_no_new_revision() {
+    let cluster = cluster(full());
+    let parsed = parse_all(&cluster, &Defaults::default()).unwrap();
+    let before = find(&rendered(full()), "StatefulSet/orders-0");
+    let without = Context { identities: BTreeMap::new(), ..context() };
+    let after = find(&render_all(&cluster, &parsed, &without), "StatefulSet/orders-0");
+    assert_eq!(before.revision, after.revision);
+}
+
+#[test]
+fn the_time_to_stop_grows_with_the_data() {
+    let grace = |spec: Value| {
+        let set = find(&rendered(spec), "StatefulSet/orders-0").value;
+        set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap()
+    };
+    let with_memory = |memory: &str| {
+        let mut spec = full();
+        spec["resources"] = json!({ "limits": { "memory": memory } });
+        grace(spec)
+    };
+    assert_eq!(with_memory("1000Mi"), 10 + 5 + 5 + 20);
+    assert_eq!(with_memory("10000Mi") - with_memory("1000Mi"), 180);
+    assert_eq!(grace(json!({ "topology": "Replication" })), 60);
 }

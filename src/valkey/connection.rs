@@ -1,7 +1,7 @@
-//! One socket to one server, logged in as the epoch's user, with a task of its own that sees the socket's end without
+//! One socket to one server, logged in as the operator's user, with a task of its own that sees the socket's end without
 //! anybody asking: the driver of the `redis` connection reads all the time and returns when the peer is gone.
 
-use super::{Error, fence, parse::Look, secret::Credentials};
+use super::{Error, look::Look, secret::Credentials};
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, aio::MultiplexedConnection, cmd,
 };
@@ -11,7 +11,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
-    time::Duration,
 };
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -58,22 +57,14 @@ impl Connection {
             drop(alive);
         });
         let connection = Connection { commands, ended, _driver: Arc::new(Driver(task)) };
-        fence::log_in(&connection, credentials).await?;
+        let Credentials { user, password } = credentials;
+        connection.ask::<()>(cmd("AUTH").arg(&**user).arg(password.expose())).await?;
         Ok(connection)
     }
 
     /// Sends one command once. Unbounded.
-    pub(super) async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
         Ok(command.query_async(&mut self.commands.clone()).await?)
-    }
-
-    /// Sends one command once. `Silent` after the bound: then nobody knows whether it was executed.
-    pub(super) async fn ask_within<T: FromRedisValue>(
-        &self,
-        bound: Duration,
-        command: &Cmd,
-    ) -> Result<T, Error> {
-        tokio::time::timeout(bound, self.ask(command)).await.unwrap_or(Err(Error::Silent))
     }
 
     /// Asks the server what it is, in one round trip. Unbounded.
@@ -82,11 +73,6 @@ impl Connection {
         info.arg("server").arg("replication").arg("persistence");
         let text: String = self.ask(&info).await?;
         Ok(Look::parse(&text, Instant::now())?)
-    }
-
-    /// [`Connection::look`] with a bound.
-    pub(super) async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
-        tokio::time::timeout(bound, self.look()).await.unwrap_or(Err(Error::Silent))
     }
 
     /// True once the socket has ended.

@@ -1,7 +1,7 @@
 //! The operator's link to one member: a held connection whose end is the first witness of the process's death, and a
 //! new connection, refused, as the second. Silence is neither, and a refusal alone may be a firewall's.
 
-use super::{Error, connection::Connection, parse::Look, secret::Credentials};
+use super::{Error, connection::Connection, look::Look, secret::Credentials};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -115,8 +115,8 @@ impl MemberLink {
         }
     }
 
-    /// The connection that effects use: what was held at the last look, unless it has ended since.
-    pub(super) fn held(&self) -> Option<Connection> {
+    /// What was held at the last look, unless it has ended since.
+    fn held(&self) -> Option<Connection> {
         let state = self.state();
         state.held.as_ref().map(|held| held.connection.clone()).filter(|connection| !connection.has_ended())
     }

@@ -1,32 +1,28 @@
-//! The only home of the `redis` crate: what one valkey-server says of itself and what it is told to do. It knows
+//! The operator's only home of the `redis` crate: what one valkey-server says of itself. It looks and changes nothing; it knows
 //! addresses, credentials and text; nothing of Kubernetes, of steps or of the driver.
 //!
-//! - [`parse`]: INFO text to types          - [`secret`]: credentials that never show themselves
-//! - [`connection`]: one logged-in socket   - [`fence`]: the user `op-<epoch>`, by which a deposed operator is shut out
+//! - [`look`]: one answer of a server        - [`secret`]: credentials that never show themselves
+//! - [`connection`]: one logged-in socket
 //! - [`member`]: one held link per member, which sees the death of its process
-//! - [`command`]: effects, each checked, sent once and verified
 
-pub mod command;
 mod connection;
-pub mod fence;
+pub mod look;
 pub mod member;
-pub mod parse;
 pub mod secret;
 
+pub use look::Look;
 pub use member::{MemberLink, Target, Wake};
-pub use parse::{Look, RawSource, resolve};
 pub use secret::{Credentials, Secret};
 
-use parse::Garbled;
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::{error::Error as _, io, sync::Arc};
-use valkeeper_core::{ids::WriterEpoch, observation::Why};
+use valkeeper_core::{info::Garbled, observation::Why};
 
 /// Characters of a server's refusal that are kept: enough for every message Valkey has, and a bound on what a foreign
 /// server can put into the journal.
 const REFUSAL_CHARS_MAX: usize = 160;
 
-/// Why a server could not be asked or told. Carries no argument of any command, so no secret.
+/// Why a server could not be asked. Carries no argument of any command, so no secret.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Error {
     /// Nothing listens at the address.
@@ -47,14 +43,6 @@ pub enum Error {
     /// The server refused a command. Holds the error's code and text, shortened.
     #[error("the server refuses: {0}")]
     Refusal(String),
-    /// A newer writer has been here.
-    #[error("epoch {ours} is deposed: the server already knows epoch {theirs}")]
-    Fenced {
-        /// Epoch of this writer.
-        ours: WriterEpoch,
-        /// Highest epoch the server knows.
-        theirs: WriterEpoch,
-    },
     /// The answer cannot be understood.
     #[error(transparent)]
     Garbled(#[from] Garbled),
@@ -65,7 +53,7 @@ impl Error {
     pub fn why(&self) -> Why {
         match self {
             Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_) => Why::Silent,
-            Error::Unauthorized(_) | Error::Fenced { .. } => Why::Unauthorized,
+            Error::Unauthorized(_) => Why::Unauthorized,
             Error::Refusal(_) | Error::Garbled(_) => Why::Garbled,
         }
     }

@@ -26,7 +26,10 @@ fn a_short_spec_gets_the_documented_defaults() {
     let Parsed { desired, workload } = parsed(json!({ "topology": "Replication" }));
     assert_eq!((desired.generation, desired.shards, desired.replicas_per_shard), (3, 1, 2));
     assert_eq!(desired.profile, Profile::Durable);
-    assert_eq!(desired.failover, FailoverPolicy { mode: FailoverMode::Automatic, detection_window_ms: 3000 });
+    assert_eq!(
+        desired.failover,
+        FailoverPolicy { mode: FailoverMode::Automatic, detection_window_ms: 3000, isolation: Isolation::On }
+    );
     assert_eq!(workload.image, IMAGE_DEFAULT);
     assert_eq!(workload.volume, Some(Volume { size: "1Gi".into(), class: None }));
     assert_eq!(workload.config.files, Files::RdbAof);

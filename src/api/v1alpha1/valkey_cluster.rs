@@ -95,7 +95,7 @@ pub struct ValkeyClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 5))]
     pub replicas: Option<u16>,
-    /// Image with valkey-server, valkey-cli and sh. Default: the operator's.
+    /// Image with valkey-server. Default: the operator's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 512))]
     pub image: Option<String>,
@@ -260,11 +260,30 @@ pub struct Failover {
     #[serde(default = "defaults::detection_window_ms")]
     #[schemars(range(min = 1000, max = 60000))]
     pub detection_window_ms: i64,
+    /// Whether the primary of a shard of three or more members stops accepting writes when neither the operator nor a majority
+    /// of the members confirms it. Off: it goes on, and another is promoted only after a fence that can be seen. In
+    /// YAML the word needs quotes: `"Off"`.
+    #[serde(default)]
+    pub isolation: Isolation,
+}
+
+/// Whether a primary that nobody confirms stops accepting writes.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum Isolation {
+    /// It stops, a second before another may be promoted.
+    #[default]
+    On,
+    /// It goes on.
+    Off,
 }
 
 impl Default for Failover {
     fn default() -> Self {
-        Failover { mode: FailoverMode::default(), detection_window_ms: DETECTION_WINDOW_DEFAULT_MS }
+        Failover {
+            mode: FailoverMode::default(),
+            detection_window_ms: DETECTION_WINDOW_DEFAULT_MS,
+            isolation: Isolation::default(),
+        }
     }
 }
 
@@ -328,12 +347,25 @@ pub struct ValkeyClusterStatus {
     /// `readyMembers/members`.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub ready: String,
+    /// Certificates that the members' agents serve with, by pod.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub certificates: BTreeMap<String, CertificateStatus>,
     /// Position of the journal when this was published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalPosition>,
     /// What the operator waits for or refuses, in a sentence.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub message: String,
+}
+
+/// A certificate of an agent.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct CertificateStatus {
+    /// Hex of its SHA-256.
+    pub thumbprint: String,
+    /// End of its validity, RFC 3339.
+    pub not_after: String,
 }
 
 /// A position in the journal.

@@ -1,0 +1,255 @@
+//! The operator's link to one agent: a held channel, greeted whenever it is new or nothing was heard for too long.
+
+use super::{
+    Board,
+    call::{CALL_MAX, CallError, greet},
+};
+use crate::k8s;
+use futures::future::join_all;
+use std::{
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tonic::transport::Channel;
+use valkeeper_agent::{
+    link::connect,
+    tls::{Accept, Live, Peer},
+};
+use valkeeper_core::{
+    ids::{MemberId, WriterEpoch},
+    observation::{AgentFacts, Observed},
+};
+
+/// How long an agent may say nothing before it is asked: two of its heartbeats with their jitter.
+const SILENCE_MAX: Duration = Duration::from_secs(12);
+
+/// First and longest pause before an agent that did not answer is asked again. The first is short because a restarted pod's
+/// agent is there a moment after its address; the longest is that of a turn.
+const AGAIN_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Bound on making a connection, handshake included: two round trips and two signatures, on a busy node.
+const CONNECT_MAX: Duration = Duration::from_secs(1);
+
+/// How one cluster's agents are reached.
+#[derive(Clone)]
+pub struct Dial {
+    /// The operator's identity.
+    pub live: Live,
+    /// host:port at which agents bring their news; empty if they cannot.
+    pub news_address: String,
+    /// Where what they say is kept.
+    pub board: Arc<Board>,
+}
+
+/// Who is expected where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The member.
+    pub member: MemberId,
+    /// Where its agent listens.
+    pub address: SocketAddr,
+    /// The name its certificate must have.
+    pub peer: Peer,
+}
+
+/// A link to one agent. Dropping it ends the connection.
+pub struct AgentLink {
+    contact: Arc<Contact>,
+    task: JoinHandle<()>,
+}
+
+struct Contact {
+    place: Place,
+    dial: Dial,
+    channel: Mutex<Option<Channel>>,
+    check: Notify,
+    /// True once it has answered, or failed to.
+    settled: watch::Sender<bool>,
+}
+
+impl Drop for AgentLink {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl AgentLink {
+    /// Reaches out to the agent at once, and keeps in touch.
+    pub fn open(place: Place, dial: Dial) -> AgentLink {
+        let settled = watch::Sender::new(false);
+        let contact =
+            Arc::new(Contact { place, dial, channel: Mutex::default(), check: Notify::new(), settled });
+        let task = tokio::spawn(tend(Arc::clone(&contact)));
+        AgentLink { contact, task }
+    }
+
+    /// Who is expected where.
+    pub fn place(&self) -> &Place {
+        &self.contact.place
+    }
+
+    /// The epoch that commands carry.
+    pub(super) fn epoch(&self) -> WriterEpoch {
+        self.contact.dial.board.epoch()
+    }
+
+    pub(super) fn channel(&self) -> Option<Channel> {
+        self.contact.channel()
+    }
+
+    pub(super) fn deposed(&self, by: WriterEpoch) {
+        self.contact.deposed(by);
+    }
+
+    /// Something is wrong with the member: ask the agent again, soon.
+    pub fn check(&self) {
+        self.contact.check.notify_one();
+    }
+
+    /// Returns when the agent has answered or failed to, once.
+    pub async fn settled(&self) {
+        let mut settled = self.contact.settled.subscribe();
+        // The sender lives as long as `self`.
+        let _ = settled.wait_for(|settled| *settled).await;
+    }
+}
+
+impl Contact {
+    fn channel(&self) -> Option<Channel> {
+        self.channel.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn deposed(&self, by: WriterEpoch) {
+        let board = &self.dial.board;
+        board.depose(by.max(WriterEpoch(board.epoch().0.saturating_add(1))));
+    }
+
+    /// Connects if there is no channel yet, and greets.
+    async fn greet(&self) -> Result<(), String> {
+        let Dial { live, news_address, board } = &self.dial;
+        let channel = match self.channel() {
+            Some(channel) => channel,
+            None => {
+                let accept = Accept::Exactly(self.place.peer.clone());
+                let connecting = connect(live, accept, self.place.address, CONNECT_MAX);
+                let connected = tokio::time::timeout(CONNECT_MAX, connecting).await;
+                let channel =
+                    connected.map_err(|_| "no connection in time".to_owned())?.map_err(|e| k8s::chain(&e))?;
+                *self.channel.lock().unwrap_or_else(PoisonError::into_inner) = Some(channel.clone());
+                channel
+            }
+        };
+        let state = greet(channel, board.epoch(), news_address).await.map_err(|error| {
+            if let CallError::Deposed { by, words: _ } = &error {
+                self.deposed(*by);
+            }
+            error.to_string()
+        })?;
+        board.heard(self.place.member, state).map_err(|malformed| malformed.to_string())
+    }
+
+    /// Returns when the agent should be asked: nothing was heard for too long, or someone has a doubt.
+    async fn is_doubted(&self) {
+        loop {
+            let heard_at = self.dial.board.heard_at(self.place.member);
+            let Some(due) = heard_at.map(|at| at + SILENCE_MAX) else { return };
+            tokio::select! {
+                () = self.check.notified() => return,
+                () = tokio::time::sleep_until(due) => {
+                    if self.dial.board.heard_at(self.place.member).is_none_or(|at| at + SILENCE_MAX <= Instant::now()) {
+                        return;
+                    }
+                }
+            }
+        }
+    }
+}
+
+async fn tend(contact: Arc<Contact>) {
+    let (first, longest) = AGAIN_PAUSE;
+    let (mut pause, mut failing) = (first, false);
+    loop {
+        let greeted = tokio::time::timeout(CONNECT_MAX + CALL_MAX, contact.greet()).await;
+        match greeted.unwrap_or_else(|_| Err("no answer in time".to_owned())) {
+            Ok(()) => {
+                contact.settled.send_replace(true);
+                if std::mem::take(&mut failing) {
+                    tracing::info!(member = %contact.place.member, "the agent answers");
+                }
+                pause = first;
+                contact.is_doubted().await;
+            }
+            Err(error) => {
+                if contact.dial.board.facts(contact.place.member).present().is_some() || !failing {
+                    tracing::info!(member = %contact.place.member, error, "the agent does not answer");
+                }
+                failing = true;
+                contact.dial.board.silent(contact.place.member);
+                contact.settled.send_replace(true);
+                tokio::time::sleep(pause).await;
+                pause = (pause * 2).min(longest);
+            }
+        }
+    }
+}
+
+/// The links to the agents of one cluster.
+pub struct AgentLinks {
+    namespace: String,
+    cluster: String,
+    port: u16,
+    dial: Dial,
+    links: BTreeMap<MemberId, AgentLink>,
+}
+
+impl AgentLinks {
+    /// None yet. `port` is where agents listen, at the addresses of their pods.
+    pub fn new(namespace: &str, cluster: &str, port: u16, dial: Dial) -> AgentLinks {
+        let (namespace, cluster) = (namespace.to_owned(), cluster.to_owned());
+        AgentLinks { namespace, cluster, port, dial, links: BTreeMap::new() }
+    }
+
+    /// What the agents have said.
+    pub fn board(&self) -> &Board {
+        &self.dial.board
+    }
+
+    /// The link to a member's agent.
+    pub fn get(&self, member: MemberId) -> Option<&AgentLink> {
+        self.links.get(&member)
+    }
+
+    /// Brings the links in line with the members' addresses.
+    pub fn follow(&mut self, addresses: &BTreeMap<MemberId, IpAddr>) {
+        let board = Arc::clone(&self.dial.board);
+        self.links.retain(|member, link| {
+            let stays = addresses.get(member) == Some(&link.place().address.ip());
+            if !stays {
+                board.forget(*member);
+            }
+            stays
+        });
+        for (member, address) in addresses {
+            self.links.entry(*member).or_insert_with(|| {
+                let (namespace, cluster) = (self.namespace.clone(), self.cluster.clone());
+                let peer = Peer::Member { namespace, cluster, member: *member };
+                let address = SocketAddr::new(*address, self.port);
+                AgentLink::open(Place { member: *member, address, peer }, self.dial.clone())
+            });
+        }
+    }
+
+    /// What is known of the agents. Waits for the first answer of new ones, at most `bound`.
+    pub async fn look(&self, bound: Duration) -> BTreeMap<MemberId, Observed<AgentFacts>> {
+        let all = join_all(self.links.values().map(AgentLink::settled));
+        let _ = tokio::time::timeout(bound, all).await;
+        self.links.keys().map(|member| (*member, self.dial.board.facts(*member))).collect()
+    }
+}

@@ -1,0 +1,203 @@
+//! Takes agents' news: HTTPS with mutual TLS, `POST /v1/news`. Who speaks is who the certificate says, never the body.
+
+use super::Registry;
+use crate::lease::Leadership;
+use axum::{
+    Router,
+    body::Bytes,
+    extract::{ConnectInfo, DefaultBodyLimit, State, connect_info::Connected},
+    http::StatusCode,
+    response::{IntoResponse, Response},
+    routing::post,
+    serve::{IncomingStream, Listener},
+};
+use prost::Message;
+use std::{io, sync::Arc, time::Duration};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::{Semaphore, mpsc},
+    task::JoinSet,
+};
+use valkeeper_agent::{
+    link::MESSAGE_BYTES_MAX,
+    proto::{News, NewsReply},
+    tls::{ALPN_HTTP1, Accept, Live, Peer, Secured},
+};
+use valkeeper_core::ids::{MemberId, Seq};
+
+/// Handshakes under way at once: each costs a signature (0.1 ms of a core), and after an operator's start every agent
+/// of a thousand clusters comes within a second or two.
+const HANDSHAKES_MAX: usize = 256;
+
+/// Bound on a handshake: a stranger that connects and says nothing holds one of [`HANDSHAKES_MAX`] for so long.
+const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
+
+/// Connections that are through and not taken up yet: taking one up is a spawn, so this is never a queue for long.
+const WAITING_MAX: usize = 64;
+
+/// Pause after the system refused to accept (no file descriptors left): they come back when others close.
+const ACCEPT_AGAIN_PAUSE: Duration = Duration::from_millis(100);
+
+/// Gives the operator's identity, once there is one.
+pub type Identity = Arc<dyn Fn() -> Option<Live> + Send + Sync>;
+
+/// What the endpoint needs.
+#[derive(Clone)]
+pub struct Desk {
+    /// The boards of the clusters.
+    pub registry: Arc<Registry>,
+    /// Only who leads takes news: another would confirm what it does not know.
+    pub leadership: Leadership,
+}
+
+/// Serves until it is dropped.
+///
+/// # Errors
+/// The listener's.
+pub async fn serve(listener: TcpListener, identity: Identity, desk: Desk) -> io::Result<()> {
+    let (secured, waiting) = mpsc::channel(WAITING_MAX);
+    let mut acceptor = JoinSet::new();
+    acceptor.spawn(accept(listener, identity, secured));
+    let router = Router::new()
+        .route("/v1/news", post(take))
+        .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX))
+        .with_state(desk);
+    axum::serve(Through(waiting), router.into_make_service_with_connect_info::<Caller>()).await
+}
+
+/// Accepts and shakes hands, many at once: one that is slow keeps nobody waiting.
+async fn accept(listener: TcpListener, identity: Identity, secured: mpsc::Sender<Secured>) {
+    let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let mut handshakes = JoinSet::new();
+    loop {
+        while handshakes.try_join_next().is_some() {}
+        let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _address)) => stream,
+            Err(error) => {
+                tracing::warn!(%error, "a connection of an agent could not be accepted");
+                tokio::time::sleep(ACCEPT_AGAIN_PAUSE).await;
+                continue;
+            }
+        };
+        // Nobody leads here yet, so there is no identity to show: the agent comes again.
+        let Some(live) = identity() else { continue };
+        let secured = secured.clone();
+        handshakes.spawn(async move {
+            let _permit = permit;
+            match shake_hands(&live, stream).await {
+                // The receiver is gone only when the process ends.
+                Ok(stream) => drop(secured.send(stream).await),
+                Err(error) => tracing::debug!(%error, "a connection for news was refused"),
+            }
+        });
+    }
+}
+
+async fn shake_hands(live: &Live, stream: TcpStream) -> io::Result<Secured> {
+    stream.set_nodelay(true)?;
+    let handshake = live.accept(&Accept::AnyMember, ALPN_HTTP1, stream);
+    tokio::time::timeout(HANDSHAKE_MAX, handshake)
+        .await
+        .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
+}
+
+/// Connections that have been through the handshake.
+struct Through(mpsc::Receiver<Secured>);
+
+impl Listener for Through {
+    type Io = Secured;
+    type Addr = Peer;
+
+    async fn accept(&mut self) -> (Secured, Peer) {
+        match self.0.recv().await {
+            Some(stream) => {
+                let peer = stream.peer.clone();
+                (stream, peer)
+            }
+            // The acceptor has ended with its server: there is nothing to wait for.
+            None => std::future::pending().await,
+        }
+    }
+
+    fn local_addr(&self) -> io::Result<Peer> {
+        Err(io::ErrorKind::Unsupported.into())
+    }
+}
+
+/// Who is at the other end.
+#[derive(Clone)]
+struct Caller(Peer);
+
+impl Connected<IncomingStream<'_, Through>> for Caller {
+    fn connect_info(stream: IncomingStream<'_, Through>) -> Caller {
+        Caller(stream.remote_addr().clone())
+    }
+}
+
+async fn take(
+    State(desk): State<Desk>,
+    ConnectInfo(Caller(peer)): ConnectInfo<Caller>,
+    body: Bytes,
+) -> Response {
+    let Ok(news) = News::decode(body) else {
+        return (StatusCode::BAD_REQUEST, "not a message of the contract\n").into_response();
+    };
+    let Some((namespace, cluster, member)) = speaks_for(&peer, &news) else {
+        return (StatusCode::FORBIDDEN, "the certificate is another's\n").into_response();
+    };
+    let board = desk.registry.find(&(namespace, cluster));
+    let Some(board) = board.filter(|_| desk.leadership.check().is_ok()) else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not led from here\n").into_response();
+    };
+    let News { state, confirm, .. } = news;
+    let grant = state.as_ref().and_then(|state| state.brief.as_ref()).map(|brief| Seq(brief.grant));
+    if let Some(state) = state
+        && let Err(malformed) = board.heard(member, state)
+    {
+        tracing::warn!(%peer, %malformed, "an agent's news cannot be understood");
+        return (StatusCode::BAD_REQUEST, malformed.to_string()).into_response();
+    }
+    let confirmed = confirm && grant.is_some_and(|grant| board.confirms(member, grant));
+    // Said only by who still leads now: whoever comes next waits longer than this answer takes.
+    if desk.leadership.check().is_err() {
+        return (StatusCode::SERVICE_UNAVAILABLE, "not led from here any more\n").into_response();
+    }
+    NewsReply { confirmed, epoch: board.epoch().0 }.encode_to_vec().into_response()
+}
+
+/// The member that both the certificate and the body name.
+fn speaks_for(peer: &Peer, news: &News) -> Option<(String, String, MemberId)> {
+    match peer {
+        Peer::Member { namespace, cluster, member } => {
+            let same =
+                news.namespace == *namespace && news.cluster == *cluster && news.member == member.to_string();
+            same.then(|| (namespace.clone(), cluster.clone(), *member))
+        }
+        Peer::Operator(_) => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn nobody_speaks_for_another() {
+        let (namespace, cluster) = ("shop".to_owned(), "orders".to_owned());
+        let peer = Peer::Member { namespace, cluster, member: MemberId::new(0, 1) };
+        let news = |namespace: &str, cluster: &str, member: &str| News {
+            namespace: namespace.into(),
+            cluster: cluster.into(),
+            member: member.into(),
+            ..News::default()
+        };
+        assert!(speaks_for(&peer, &news("shop", "orders", "0-1")).is_some());
+        for other in
+            [news("shop", "orders", "0-2"), news("shop", "bills", "0-1"), news("prod", "orders", "0-1")]
+        {
+            assert_eq!(speaks_for(&peer, &other), None);
+        }
+        assert_eq!(speaks_for(&Peer::Operator("one".into()), &news("shop", "orders", "0-1")), None);
+    }
+}

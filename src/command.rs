@@ -1,0 +1,221 @@
+//! Effects on members. Looking is the operator's own; whatever changes a server is told to its agent, with the grant it is
+//! done under. Each command is sent once; what is not certain is a failure, and the next look says how things are.
+
+use crate::{
+    agents::{AgentLink, CallError, Endpoint, Paused},
+    cluster::Cluster,
+    valkey::{Look, MemberLink},
+};
+use std::time::Duration;
+use tokio::time::Instant;
+use valkeeper_core::{
+    agent::{Brief, isolation::MEMBERS_MIN},
+    decision::Decision,
+    effect::{Effect, Outcome, Server},
+    ids::{MemberId, Seq, ShardId},
+    info::{RawRole, RawSource},
+    observation::{Link, Observed},
+};
+use valkeeper_journal::Recorded;
+
+/// How long writes stay paused beyond the bound of a handover: the demotion must have been answered by then, or the old
+/// primary would accept what nobody waits for. Milliseconds.
+const PAUSE_MARGIN_MS: u32 = 3_000;
+
+/// Between two looks at a replica that is catching up: it takes a few milliseconds, and each of these is one of outage. The
+/// timer rounds it up to its own millisecond.
+const CATCH_UP_PAUSE: Duration = Duration::from_micros(100);
+
+/// Performs an effect on a member; `None` if it is none.
+pub async fn perform(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Option<Outcome> {
+    let told = match effect {
+        Effect::Promote { server, replid, offset, consents } => {
+            let brief = brief(cluster, decision, server.member.shard);
+            let at = Paused { replid: replid.clone(), offset: *offset };
+            match agent_of(cluster, server) {
+                Ok(agent) => agent.promote(server, &brief, &at, *consents).await.map_err(Outcome::from),
+                Err(superseded) => Err(superseded),
+            }
+        }
+        Effect::Promise { member, address, candidate } => {
+            let promised =
+                Brief { grant: decision.seq(), holder: Some(*candidate), ..terms(cluster, member.shard) };
+            match agent(cluster, *member, address) {
+                Ok(agent) => agent.promise(&promised).await.map_err(Outcome::from),
+                Err(superseded) => Err(superseded),
+            }
+        }
+        Effect::Brief { member, address } => match agent(cluster, *member, address) {
+            Ok(agent) => agent.tell(&brief(cluster, decision, member.shard)).await.map_err(Outcome::from),
+            Err(superseded) => Err(superseded),
+        },
+        Effect::Fence { server } => match agent_of(cluster, server) {
+            Ok(agent) => agent.fence(server).await.map_err(Outcome::from),
+            Err(superseded) => Err(superseded),
+        },
+        Effect::Attach { server, to: _, to_address } => {
+            let brief = brief(cluster, decision, server.member.shard);
+            match agent_of(cluster, server) {
+                Ok(agent) => {
+                    let to = Endpoint::of_member(to_address);
+                    agent.attach(server, &brief, &to).await.map_err(Outcome::from)
+                }
+                Err(superseded) => Err(superseded),
+            }
+        }
+        Effect::Disconnect { server } => match agent_of(cluster, server) {
+            Ok(agent) => agent.disconnect(server).await.map_err(Outcome::from),
+            Err(superseded) => Err(superseded),
+        },
+        Effect::Handover { from, to, consents, timeout_ms } => {
+            let brief = brief(cluster, decision, to.member.shard);
+            match (side(cluster, from), side(cluster, to)) {
+                (Ok(from), Ok(to)) => {
+                    return Some(handover(&from, &to, &brief, *consents, *timeout_ms).await);
+                }
+                (Err(superseded), _) | (_, Err(superseded)) => Err(superseded),
+            }
+        }
+        Effect::Route { .. }
+        | Effect::Label { .. }
+        | Effect::DeletePod { .. }
+        | Effect::Apply { .. }
+        | Effect::ReleaseFinalizer => return None,
+    };
+    Some(told.err().unwrap_or(Outcome::Verified))
+}
+
+/// Who holds the shard's grant while this decision is executed: whom it gives it to, or else who has it.
+fn brief(cluster: &Cluster, decision: &Recorded<Decision>, shard: ShardId) -> Brief {
+    let given = decision.value().grant.map(|member| (member, decision.seq()));
+    let held = || cluster.state.shards.get(&shard).and_then(|known| known.holder());
+    let (holder, grant) = given.or_else(held).map_or((None, Seq(0)), |(member, seq)| (Some(member), seq));
+    Brief { grant, holder, ..terms(cluster, shard) }
+}
+
+/// Who the members are, and for how long a holder may go on unconfirmed.
+fn terms(cluster: &Cluster, shard: ShardId) -> Brief {
+    let Some(spec) = &cluster.state.spec else { return Brief::default() };
+    let roster: Vec<MemberId> = spec.members().filter(|id| id.shard == shard).collect();
+    let isolation_ms = if roster.len() >= MEMBERS_MIN { spec.failover.isolation_ms() } else { 0 };
+    Brief { grant: Seq(0), holder: None, roster, isolation_ms }
+}
+
+/// The link to a member's agent, if it leads to the address that the effect names.
+fn agent<'a>(cluster: &'a Cluster, member: MemberId, address: &str) -> Result<&'a AgentLink, Outcome> {
+    match cluster.agents.get(member) {
+        Some(link) if link.place().address.ip().to_string() == address => Ok(link),
+        Some(link) => Err(Outcome::Superseded(format!("{member} is at {} now", link.place().address.ip()))),
+        None => Err(Outcome::Superseded(format!("{member} has no address now"))),
+    }
+}
+
+fn agent_of<'a>(cluster: &'a Cluster, server: &Server) -> Result<&'a AgentLink, Outcome> {
+    agent(cluster, server.member, &server.address)
+}
+
+fn side<'a>(cluster: &'a Cluster, server: &'a Server) -> Result<Side<'a>, Outcome> {
+    let agent = agent_of(cluster, server)?;
+    let link = cluster.links.get(server.member);
+    let link = link.ok_or_else(|| Outcome::Superseded(format!("{} has no address now", server.member)))?;
+    Ok(Side { agent, link, server })
+}
+
+/// One of the two servers of a handover.
+pub struct Side<'a> {
+    /// Its agent, who is told.
+    pub agent: &'a AgentLink,
+    /// The server, which is looked at.
+    pub link: &'a MemberLink,
+    /// Which process it must be.
+    pub server: &'a Server,
+}
+
+impl Side<'_> {
+    async fn look(&self) -> Result<Look, Outcome> {
+        let Server { member, run_id, address: _ } = self.server;
+        match self.link.look().await {
+            Observed::Present(look) if look.run_id == *run_id => Ok(look),
+            Observed::Present(look) => Err(Outcome::Superseded(format!(
+                "{member} is another process: {}, not {run_id}",
+                look.run_id
+            ))),
+            Observed::Absent | Observed::Unknown(_) => {
+                Err(Outcome::Superseded(format!("{member} does not answer")))
+            }
+        }
+    }
+}
+
+/// Hands the grant of `brief` over from a primary to its replica: writes pause, the replica catches up, the old primary is
+/// demoted, and only then the other is promoted. Before the demotion every failure leaves the primary as it was; after it
+/// there is none until the next turn, and never two.
+pub async fn handover(
+    from: &Side<'_>,
+    to: &Side<'_>,
+    brief: &Brief,
+    consents: u64,
+    timeout_ms: u32,
+) -> Outcome {
+    let until = Instant::now() + Duration::from_millis(timeout_ms.into());
+    match prepared(from, to, timeout_ms, until).await {
+        Ok(paused) => swap(from, to, brief, &paused, consents).await,
+        Err(outcome) => outcome,
+    }
+}
+
+/// Checks the pair, pauses writes and waits until the replica has them all.
+async fn prepared(
+    from: &Side<'_>,
+    to: &Side<'_>,
+    timeout_ms: u32,
+    until: Instant,
+) -> Result<Paused, Outcome> {
+    let (old, new) = tokio::join!(from.look(), to.look());
+    let (old, new) = (old?, new?);
+    if old.role != RawRole::Primary {
+        return Err(Outcome::Superseded("it is not a primary any more".to_owned()));
+    }
+    let target = from.link.target();
+    let source = RawSource { host: target.address.to_string(), port: target.port };
+    if new.role != (RawRole::Replica { source, link: Link::Up }) {
+        return Err(Outcome::Superseded("the other is not a linked replica of it".to_owned()));
+    }
+    let paused = from.agent.pause(from.server, timeout_ms.saturating_add(PAUSE_MARGIN_MS)).await;
+    let paused = match paused {
+        Ok(paused) => paused,
+        Err(error) => return Err(given_up(from, error.into()).await),
+    };
+    while Instant::now() < until {
+        match to.look().await {
+            Ok(look) if look.replid == paused.replid && look.offset >= paused.offset => return Ok(paused),
+            Ok(_) => tokio::time::sleep(CATCH_UP_PAUSE).await,
+            Err(lost) => return Err(given_up(from, Outcome::Failed(lost.to_string())).await),
+        }
+    }
+    let late = Outcome::Failed("the replica did not catch up; the primary goes on".to_owned());
+    Err(given_up(from, late).await)
+}
+
+async fn swap(from: &Side<'_>, to: &Side<'_>, brief: &Brief, paused: &Paused, consents: u64) -> Outcome {
+    let target = to.link.target();
+    let endpoint = Endpoint { host: target.address.to_string(), port: target.port };
+    if let Err(error) = from.agent.attach(from.server, brief, &endpoint).await {
+        let words = format!("the old primary was not demoted: {error}");
+        return given_up(from, Outcome::Failed(words)).await;
+    }
+    match to.agent.promote(to.server, brief, paused, consents).await {
+        Ok(()) => Outcome::Verified,
+        Err(CallError::Deposed { words, .. } | CallError::Refused(words) | CallError::Failed(words)) => {
+            Outcome::Failed(format!("the old primary is demoted, and the other was not promoted: {words}"))
+        }
+    }
+}
+
+/// Lets writes go on. If that fails, the pause ends by itself.
+async fn given_up(from: &Side<'_>, outcome: Outcome) -> Outcome {
+    if let Err(error) = from.agent.resume(from.server).await {
+        tracing::warn!(member = %from.server.member, %error, "writes stay paused until the pause ends by itself");
+    }
+    outcome
+}
