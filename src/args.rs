@@ -26,7 +26,7 @@ pub struct Args {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the operator.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Prints the CustomResourceDefinition as YAML.
     Crd,
 }

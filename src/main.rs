@@ -19,7 +19,7 @@ fn main() -> anyhow::Result<()> {
         Command::Run(args) => {
             log(args.log_format);
             let runtime = tokio::runtime::Runtime::new().context("the runtime does not start")?;
-            runtime.block_on(operate(args))
+            runtime.block_on(operate(*args))
         }
     }
 }

@@ -146,10 +146,9 @@ impl Certified {
             (at(validity.not_before.timestamp()), at(validity.not_after.timestamp()));
         let names = parsed.subject_alternative_name().ok().flatten();
         let uri = names.and_then(|all| {
-            all.value.general_names.iter().find_map(|name| match name {
-                GeneralName::URI(uri) => Some((*uri).to_owned()),
-                // No certificate of ours has another kind of name.
-                _other => None,
+            all.value.general_names.iter().find_map(|name| {
+                let GeneralName::URI(uri) = name else { return None };
+                Some((*uri).to_owned())
             })
         });
         let (subject, signed_by) = (parsed.subject().to_string(), parsed.issuer().to_string());

@@ -112,7 +112,7 @@ pub fn rust() -> impl Iterator<Item = &'static Source> {
 
 /// Sources of the programs, without tests and benches.
 pub fn programs() -> impl Iterator<Item = &'static Source> {
-    let homes = ["src/", "core/src/", "journal/src/", "replay/src/"];
+    let homes = ["src/", "agent/src/", "core/src/", "journal/src/", "replay/src/"];
     rust().filter(move |s| homes.iter().any(|home| s.path.starts_with(home)))
 }
 
