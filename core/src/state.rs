@@ -19,6 +19,10 @@ use std::collections::{BTreeMap, BTreeSet};
 /// the primary is what broke the link, and looks are a second apart. Milliseconds.
 const BROKEN_BY_LOSS_MS: i64 = 2_000;
 
+/// Histories of a shard that are remembered besides the last two: one a promotion, and a member that missed more than
+/// eight of them without being looked at is a stranger. Count.
+const HISTORIES_MAX: usize = 8;
+
 /// What is known of a member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberState {
@@ -90,6 +94,9 @@ pub struct ShardState {
     /// The history that `history` continued when that primary was promoted.
     #[serde(default)]
     pub parent_history: Option<ReplId>,
+    /// The histories before that, latest first: a member that is still on one of them is far behind, but not a stranger.
+    #[serde(default)]
+    pub older_histories: Vec<ReplId>,
     /// Where the write Service points.
     pub route: Observed<RouteFacts>,
 }
@@ -295,6 +302,12 @@ impl ClusterState {
         shard.in_force = higher.map(|(member, _)| *member).or(shard.in_force);
         let holder = shard.in_force.filter(serves).and_then(|holder| self.members.get(&holder));
         if let Some(facts) = holder.and_then(|m| m.server()) {
+            let older = [shard.parent_history.take(), shard.history.take()].into_iter().flatten();
+            for id in older.filter(|id| *id != facts.replid && Some(id) != facts.replid2.as_ref()) {
+                shard.older_histories.retain(|known| *known != id);
+                shard.older_histories.insert(0, id);
+            }
+            shard.older_histories.truncate(HISTORIES_MAX);
             shard.history = Some(facts.replid.clone());
             shard.parent_history.clone_from(&facts.replid2);
         }

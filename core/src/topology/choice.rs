@@ -16,6 +16,8 @@ enum Lineage {
     /// It has data, but nothing says which: Valkey does not keep the replication id in an append-only file. Counts only
     /// if nobody of known lineage is there.
     Unproven,
+    /// One that was the shard's several promotions ago.
+    Ancestor,
     /// The history that the shard's last primary continued when it was promoted.
     Parent,
     /// The history of the shard's last primary.
@@ -110,7 +112,7 @@ fn reject_forks(
 fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) -> Option<MemberId> {
     let ((_, best, _), first) = eligible.first()?;
     match best {
-        Lineage::Continued | Lineage::Current | Lineage::Parent => Some(*first),
+        Lineage::Continued | Lineage::Current | Lineage::Parent | Lineage::Ancestor => Some(*first),
         Lineage::Unproven => {
             let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.1 == *i));
             let named = view.spec.switchover.as_ref().filter(|w| view.is_open(&w.token)).map(|w| w.to);
@@ -203,6 +205,8 @@ fn lineage(known: &ShardState, facts: &ServerFacts) -> Result<Lineage, RejectRea
         Ok(Lineage::Continued)
     } else if known.parent_history.as_ref() == Some(&facts.replid) {
         Ok(Lineage::Parent)
+    } else if known.older_histories.contains(&facts.replid) {
+        Ok(Lineage::Ancestor)
     } else if gated || known.history.is_none() {
         Ok(Lineage::Unproven)
     } else {
