@@ -1,0 +1,134 @@
+//! A primary's confirmations: asked of every peer twice a second; when they run out, its writes are stopped, and if they
+//! cannot be stopped in time, its server is.
+
+use crate::shared::{Agent, Known};
+use futures::future::join_all;
+use std::time::Duration;
+use tokio::time::Instant;
+use valkeeper_core::ids::{MemberId, Seq, Timestamp};
+
+/// Between two rounds of questions.
+const CONFIRM_PERIOD: Duration = Duration::from_millis(500);
+/// Pause before stopping or allowing writes is tried again.
+const RETRY_PAUSE: Duration = Duration::from_millis(100);
+
+/// What is to be done now.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Duty {
+    /// Confirmations have run out, or someone has a higher grant.
+    Stop,
+    /// Confirmed again, or not a primary any more.
+    Allow,
+    /// Until then, nothing; `None`: until something changes.
+    Wait(Option<Timestamp>),
+}
+
+fn duty(known: &Known, now: Timestamp) -> Duty {
+    let may_write = known.held.as_ref().is_none_or(|held| held.may_write(now));
+    match (may_write, known.stopped.is_some()) {
+        (false, false) if known.is_primary() => Duty::Stop,
+        (true, true) => Duty::Allow,
+        (true, false) => Duty::Wait(known.held.as_ref().and_then(|held| held.until())),
+        (false, true | false) => Duty::Wait(None),
+    }
+}
+
+/// Confirms for ever.
+pub async fn run(agent: &Agent) {
+    tokio::join!(ask(agent), obey(agent));
+}
+
+/// Asks every peer, round by round.
+async fn ask(agent: &Agent) {
+    let me = agent.me();
+    loop {
+        let begun = Instant::now();
+        let claim = agent.read(|known| {
+            let held = known.held.as_ref().filter(|held| held.has_window() && held.deposed().is_none());
+            held.map(|_| (known.ledger.brief.grant, known.ledger.peers(me).collect::<Vec<MemberId>>()))
+        });
+        if let Some((grant, peers)) = claim {
+            join_all(peers.iter().map(|id| ask_one(agent, *id, grant))).await;
+        }
+        tokio::time::sleep_until(begun + CONFIRM_PERIOD).await;
+    }
+}
+
+async fn ask_one(agent: &Agent, peer: MemberId, grant: Seq) {
+    let sent = agent.at(Instant::now());
+    match agent.peers.confirm(peer, grant).await {
+        Ok(answer) => {
+            agent.update(|known| {
+                let same = known.ledger.brief.grant == grant;
+                if let Some(held) = known.held.as_mut().filter(|_| same) {
+                    held.by_peer(peer, sent, answer);
+                }
+            });
+            agent.confirm_now.notify_one();
+        }
+        Err(error) => tracing::debug!(peer = %peer, error = %error, "a peer has not confirmed"),
+    }
+}
+
+/// Does what the confirmations say, at the moment they say it.
+async fn obey(agent: &Agent) {
+    loop {
+        let now = agent.at(Instant::now());
+        let until = match agent.read(|known| duty(known, now)) {
+            Duty::Stop => {
+                stop(agent).await;
+                Some(Instant::now() + RETRY_PAUSE)
+            }
+            Duty::Allow => {
+                allow(agent).await;
+                Some(Instant::now() + RETRY_PAUSE)
+            }
+            Duty::Wait(until) => until.map(|at| agent.instant(at)),
+        };
+        let woken = agent.confirm_now.notified();
+        match until {
+            Some(at) => drop(tokio::time::timeout_at(at, woken).await),
+            None => woken.await,
+        }
+    }
+}
+
+async fn stop(agent: &Agent) {
+    let process = agent.read(|known| known.process);
+    let stopped = agent.local.stop_writes().await;
+    if agent.read(|known| known.process) != process {
+        return;
+    }
+    match stopped {
+        Ok(configured) => {
+            agent.update(|known| known.stopped = Some(configured));
+            let deposed = agent.read(|known| known.held.as_ref().and_then(|held| held.deposed()));
+            tracing::warn!(
+                by_grant = deposed.map(|grant| grant.0),
+                "nobody confirms the grant: writes are stopped"
+            );
+        }
+        Err(error) => {
+            tracing::error!(error = %error, "writes cannot be stopped: the server is ended");
+            if let Some(process) = process {
+                process.kill();
+            }
+        }
+    }
+}
+
+async fn allow(agent: &Agent) {
+    let configured = agent.read(|known| known.stopped.clone()).flatten();
+    let allowed = match &configured {
+        Some(configured) => agent.local.allow_writes(configured).await,
+        // Refused before the agent came: somebody else's setting.
+        None => Ok(()),
+    };
+    match allowed {
+        Ok(()) => {
+            agent.update(|known| known.stopped = None);
+            tracing::info!("writes are allowed again");
+        }
+        Err(error) => tracing::warn!(error = %error, "writes cannot be allowed yet"),
+    }
+}

@@ -1,0 +1,144 @@
+//! The server at the gate while the operator is away: asks every peer, has the core judge, and does what it says.
+
+use crate::shared::{Agent, Known};
+use futures::future::join_all;
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use tokio::time::Instant;
+use valkeeper_core::{
+    agent::{Answer, Data, PeerAnswer, Verdict, gate::judge},
+    decision::HoldReason,
+    ids::{MemberId, Seq},
+    info::RawSource,
+    observation::Gate,
+};
+
+/// Between two judgements: as often as peers are asked to confirm.
+const JUDGE_PERIOD: Duration = Duration::from_millis(500);
+
+/// Judges for ever.
+pub async fn run(agent: &Agent) {
+    loop {
+        if let Some(data) = agent.read(waiting) {
+            judge_once(agent, data).await;
+        }
+        tokio::time::sleep(JUDGE_PERIOD).await;
+    }
+}
+
+/// The data of a server that holds at the gate and has loaded, unless it is about to end.
+fn waiting(known: &Known) -> Option<Data> {
+    if known.is_at_gate() && !known.leaving { known.data() } else { None }
+}
+
+async fn judge_once(agent: &Agent, data: Data) {
+    let (ledger, away, run_id) =
+        agent.read(|known| (known.ledger.clone(), known.operator_away(), known.run_id.clone()));
+    let me = agent.me();
+    let mut answers: BTreeMap<MemberId, PeerAnswer> = BTreeMap::new();
+    let mut addresses: BTreeMap<MemberId, IpAddr> = BTreeMap::new();
+    if away {
+        // Only answers of this round: what a peer said before may not be so any more.
+        let asked = ledger.peers(me).map(|id| async move { (id, agent.peers.ask(id).await) });
+        for (id, answer) in join_all(asked).await {
+            match answer {
+                Ok((answer, ip)) => {
+                    answers.insert(id, answer);
+                    addresses.insert(id, ip);
+                }
+                Err(error) => tracing::debug!(peer = %id, error = %error, "a peer has not answered"),
+            }
+        }
+    }
+    match judge(me, &ledger, &data, away, &answers) {
+        Verdict::Hold(reason, about) => hold(agent, reason, about),
+        Verdict::Attach(to) => {
+            let grant = answers.get(&to).map(|answer| answer.grant);
+            if let (Some(grant), Some(ip)) = (grant, addresses.get(&to)) {
+                attach(agent, &run_id, to, grant, *ip).await;
+            }
+        }
+        Verdict::Resume => resume(agent, &run_id, ledger.brief.grant).await,
+    }
+}
+
+fn hold(agent: &Agent, reason: HoldReason, about: Option<MemberId>) {
+    let gate = Gate::Holding(reason);
+    let before = agent.update(|known| {
+        // Whoever has moved it since knows better.
+        if waiting(known).is_some() { std::mem::replace(&mut known.gate, gate) } else { gate }
+    });
+    if before != gate {
+        let about = about.map(|id| id.to_string());
+        tracing::info!(reason = reason.code(), about, "the server holds at the gate");
+    }
+}
+
+/// True if everything is as it was judged. To be asked while holding `acting`.
+fn still(agent: &Agent, run_id: &str) -> bool {
+    agent.read(|known| waiting(known).is_some() && known.operator_away() && known.run_id == run_id)
+}
+
+async fn attach(agent: &Agent, run_id: &str, to: MemberId, grant: Seq, ip: IpAddr) {
+    let _acting = agent.acting.lock().await;
+    if !still(agent, run_id) {
+        return;
+    }
+    let learned = agent.write(|ledger| {
+        ledger.support(to, grant)?;
+        ledger.left = None;
+        Ok(())
+    });
+    if let Err(error) = learned.await {
+        tracing::warn!(error = %error, to = %to, "the holder is not followed");
+        return;
+    }
+    let source = RawSource { host: ip.to_string(), port: agent.config.args.server_port };
+    match agent.local.attach(&source).await {
+        Ok(info) => {
+            agent.seen(info);
+            agent.update(|known| known.gate = Gate::Attached(to));
+            tracing::info!(to = %to, "the operator is away: the server follows the holder of the grant");
+        }
+        Err(error) => tracing::warn!(error = %error, to = %to, "the server does not follow the holder"),
+    }
+}
+
+async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
+    let asked_at = Instant::now();
+    let me = agent.me();
+    let peers: Vec<MemberId> = agent.read(|known| known.ledger.peers(me).collect());
+    let asked = peers.iter().map(|id| async move { (*id, agent.peers.consent(*id, grant).await) });
+    for (id, answer) in join_all(asked).await {
+        match answer {
+            Ok(Answer::Confirmed) => {}
+            Ok(Answer::Deposed { grant }) => {
+                tracing::info!(peer = %id, grant = grant.0, "a peer refuses its consent");
+                return hold(agent, HoldReason::ConsentRefused, Some(id));
+            }
+            Err(error) => {
+                tracing::info!(peer = %id, error = %error, "a peer has not consented");
+                return hold(agent, HoldReason::PeerUnanswered, Some(id));
+            }
+        }
+    }
+    let _acting = agent.acting.lock().await;
+    if !still(agent, run_id) || agent.read(|known| known.ledger.brief.grant) != grant {
+        return;
+    }
+    if let Err(error) = agent.write(|ledger| Ok(ledger.left = None)).await {
+        tracing::warn!(error = %error, "the server does not resume");
+        return;
+    }
+    match agent.local.promote().await {
+        Ok(info) => {
+            agent.seen(info);
+            agent.hold_grant(asked_at);
+            agent.update(|known| known.gate = Gate::Resumed);
+            tracing::info!(
+                grant = grant.0,
+                "the operator is away and everyone consents: the server resumes as primary"
+            );
+        }
+        Err(error) => tracing::warn!(error = %error, "the server does not resume"),
+    }
+}

@@ -1,0 +1,234 @@
+//! The agent's own connection to its server, over a socket that nobody else can open: the only home of `redis` here.
+
+use redis::{
+    AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
+    aio::MultiplexedConnection, cmd,
+};
+use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use tokio::{net::UnixStream, sync::Mutex};
+use valkeeper_core::info::{Garbled, Info, RawRole, RawSource};
+
+/// Bound on a command: longer than the stall of a fork, shorter than the default detection window of 3 s.
+const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
+/// Bound on stopping writes; then the server is ended instead. The windows leave a second for both.
+const STOP_TIMEOUT: Duration = Duration::from_millis(200);
+/// Between two looks for what a command brings about: it takes a millisecond.
+const POLL_PAUSE: Duration = Duration::from_millis(1);
+/// A number of replicas that no server has: with it every write is refused.
+const REPLICAS_NEVER: &str = "2147483647";
+/// Lag in seconds at which the number counts at all; 0 would turn it off.
+const LAG_FOR_NEVER: &str = "10";
+const MIN_REPLICAS: &str = "min-replicas-to-write";
+const MIN_REPLICAS_LAG: &str = "min-replicas-max-lag";
+
+/// Why a command has no result.
+#[derive(Debug, thiserror::Error)]
+pub enum Error {
+    /// No answer in time: it may or may not have been done.
+    #[error("no answer from the server in time")]
+    Silent,
+    /// The server refused it; its words.
+    #[error("the server refuses: {0}")]
+    Refused(String),
+    /// No connection, or it broke.
+    #[error("no connection to the server: {0}")]
+    Lost(String),
+    /// An answer that is none.
+    #[error("the server's answer cannot be understood")]
+    Garbled(#[from] Garbled),
+    /// Done, and not seen to have an effect.
+    #[error("sent and accepted, but {0}")]
+    Unverified(&'static str),
+}
+
+impl Error {
+    /// True if the server is alive all the same: it has answered.
+    pub fn is_answer(&self) -> bool {
+        match self {
+            Error::Refused(_) | Error::Garbled(_) | Error::Unverified(_) => true,
+            Error::Silent | Error::Lost(_) => false,
+        }
+    }
+
+    fn of(error: &RedisError) -> Error {
+        let lost = error.is_io_error() || error.is_connection_dropped() || error.is_connection_refusal();
+        if error.is_timeout() {
+            Error::Silent
+        } else if lost {
+            Error::Lost(error.category().to_owned())
+        } else {
+            Error::Refused(error.to_string())
+        }
+    }
+}
+
+/// What was configured before writes were stopped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Configured {
+    min_replicas: String,
+    max_lag: String,
+}
+
+/// The connection.
+pub struct Local {
+    socket: PathBuf,
+    user: &'static str,
+    password: String,
+    held: Mutex<Option<MultiplexedConnection>>,
+}
+
+impl Local {
+    pub fn new(socket: PathBuf, user: &'static str, password: String) -> Local {
+        Local { socket, user, password, held: Mutex::new(None) }
+    }
+
+    /// Forgets the connection: another server is started.
+    pub async fn forget(&self) {
+        *self.held.lock().await = None;
+    }
+
+    async fn connection(&self) -> Result<MultiplexedConnection, Error> {
+        let mut held = self.held.lock().await;
+        if let Some(connection) = &*held {
+            return Ok(connection.clone());
+        }
+        let stream =
+            UnixStream::connect(&self.socket).await.map_err(|e| Error::Lost(e.kind().to_string()))?;
+        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+        let config = AsyncConnectionConfig::new().set_response_timeout(None);
+        let (mut connection, driver) =
+            MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| Error::of(&e))?;
+        // It ends with the last handle, or with the socket.
+        tokio::spawn(driver);
+        let mut auth = cmd("AUTH");
+        auth.arg(self.user).arg(&self.password);
+        auth.query_async::<()>(&mut connection).await.map_err(|e| Error::of(&e))?;
+        *held = Some(connection.clone());
+        Ok(connection)
+    }
+
+    async fn settle<T>(
+        &self,
+        bound: Duration,
+        asked: impl Future<Output = Result<T, Error>>,
+    ) -> Result<T, Error> {
+        let result = tokio::time::timeout(bound, asked).await.unwrap_or(Err(Error::Silent));
+        if let Err(Error::Lost(_)) = &result {
+            self.forget().await;
+        }
+        result
+    }
+
+    async fn ask_within<T: FromRedisValue>(&self, bound: Duration, command: &Cmd) -> Result<T, Error> {
+        let asked = async {
+            let mut connection = self.connection().await?;
+            command.query_async(&mut connection).await.map_err(|error| Error::of(&error))
+        };
+        self.settle(bound, asked).await
+    }
+
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        self.ask_within(COMMAND_TIMEOUT, command).await
+    }
+
+    /// Everything that INFO says.
+    pub async fn info_text(&self) -> Result<String, Error> {
+        self.ask(cmd("INFO").arg("everything")).await
+    }
+
+    /// Asks the server what it is. The text has the sections server, replication, persistence.
+    pub async fn look_within(&self, bound: Duration) -> Result<(Info, String), Error> {
+        let mut info = cmd("INFO");
+        info.arg("server").arg("replication").arg("persistence");
+        let text: String = self.ask_within(bound, &info).await?;
+        Ok((Info::parse(&text)?, text))
+    }
+
+    /// [`Local::look_within`] with the bound of a command.
+    pub async fn look(&self) -> Result<Info, Error> {
+        Ok(self.look_within(COMMAND_TIMEOUT).await?.0)
+    }
+
+    /// `REPLICAOF NO ONE`, seen to be done.
+    pub async fn promote(&self) -> Result<Info, Error> {
+        self.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
+        self.until(|info| info.role == RawRole::Primary, "it is not a primary").await
+    }
+
+    /// `REPLICAOF` an address, seen to be done; paused clients go on and learn that this is a replica now.
+    pub async fn attach(&self, to: &RawSource) -> Result<Info, Error> {
+        self.ask::<()>(cmd("REPLICAOF").arg(&to.host).arg(to.port)).await?;
+        self.unpause().await?;
+        let follows = |info: &Info| match &info.role {
+            RawRole::Primary => false,
+            RawRole::Replica { source, link: _ } => source == to,
+        };
+        self.until(follows, "it does not follow that address").await
+    }
+
+    async fn until(&self, holds: impl Fn(&Info) -> bool, otherwise: &'static str) -> Result<Info, Error> {
+        let until = tokio::time::Instant::now() + COMMAND_TIMEOUT;
+        loop {
+            let info = self.look().await?;
+            if holds(&info) {
+                return Ok(info);
+            }
+            if tokio::time::Instant::now() >= until {
+                return Err(Error::Unverified(otherwise));
+            }
+            tokio::time::sleep(POLL_PAUSE).await;
+        }
+    }
+
+    /// Makes writes wait. They go on by themselves after `timeout_ms`.
+    pub async fn pause(&self, timeout_ms: u32) -> Result<(), Error> {
+        self.ask(cmd("CLIENT").arg("PAUSE").arg(timeout_ms).arg("WRITE")).await
+    }
+
+    /// Lets writes go on.
+    pub async fn unpause(&self) -> Result<(), Error> {
+        self.ask(cmd("CLIENT").arg("UNPAUSE")).await
+    }
+
+    /// Ends the connections of clients, but not those of `spared` users and the agent's own.
+    pub async fn disconnect(&self, spared: &str) -> Result<u64, Error> {
+        let users: Vec<String> = self.ask(cmd("ACL").arg("USERS")).await?;
+        let mut ended = 0;
+        // Not one command for all: what spares a user is only known to the newest servers.
+        for user in users.iter().filter(|user| *user != spared && *user != self.user) {
+            let mut kill = cmd("CLIENT");
+            kill.arg("KILL").arg("TYPE").arg("normal").arg("USER").arg(user).arg("SKIPME").arg("yes");
+            ended += self.ask::<u64>(&kill).await?;
+        }
+        Ok(ended)
+    }
+
+    /// Makes the server refuse every write; answers with what was configured before, `None` if it refused already.
+    pub async fn stop_writes(&self) -> Result<Option<Configured>, Error> {
+        let mut both: Pipeline = redis::pipe();
+        both.cmd("CONFIG").arg("GET").arg(MIN_REPLICAS).arg(MIN_REPLICAS_LAG);
+        both.cmd("CONFIG").arg("SET").arg(MIN_REPLICAS).arg(REPLICAS_NEVER);
+        both.arg(MIN_REPLICAS_LAG).arg(LAG_FOR_NEVER).ignore();
+        let asked = async {
+            let mut connection = self.connection().await?;
+            both.query_async::<(BTreeMap<String, String>,)>(&mut connection).await.map_err(|e| Error::of(&e))
+        };
+        let (before,) = self.settle(STOP_TIMEOUT, asked).await?;
+        let value = |name: &str| before.get(name).cloned().unwrap_or_default();
+        let found = Configured { min_replicas: value(MIN_REPLICAS), max_lag: value(MIN_REPLICAS_LAG) };
+        Ok((found.min_replicas != REPLICAS_NEVER).then_some(found))
+    }
+
+    /// Puts back what was configured before.
+    pub async fn allow_writes(&self, configured: &Configured) -> Result<(), Error> {
+        let Configured { min_replicas, max_lag } = configured;
+        let mut set = cmd("CONFIG");
+        set.arg("SET").arg(MIN_REPLICAS).arg(min_replicas).arg(MIN_REPLICAS_LAG).arg(max_lag);
+        self.ask(&set).await
+    }
+
+    /// Turns the append-only file on, which was left off so that the snapshot would be loaded.
+    pub async fn append(&self) -> Result<(), Error> {
+        self.ask(cmd("CONFIG").arg("SET").arg("appendonly").arg("yes")).await
+    }
+}

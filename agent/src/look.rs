@@ -1,0 +1,101 @@
+//! Looks at the server again and again: whether it answers, and what it says.
+
+use crate::{local::Error, shared::Agent};
+use std::{path::Path, time::Duration};
+use tokio::time::Instant;
+use valkeeper_core::info::RawRole;
+
+/// Between two looks at a server that runs, and the bound on each: silence is known within a second.
+const LOOK_PERIOD: Duration = Duration::from_millis(500);
+/// Between two looks at one that is starting: nothing else waits for it as long.
+const STARTING_PERIOD: Duration = Duration::from_millis(10);
+/// Between two looks at one that is loading.
+const LOADING_PERIOD: Duration = Duration::from_millis(50);
+/// Between two looks at the control group.
+const CGROUP_PERIOD: Duration = Duration::from_secs(1);
+
+/// Looks for ever.
+pub async fn run(agent: &Agent) {
+    let mut cgroup_at = Instant::now();
+    loop {
+        let process = agent.read(|known| known.process);
+        if process.is_some() {
+            look(agent).await;
+        }
+        if cgroup_at <= Instant::now() {
+            let kills = oom_kills(&agent.config.args.cgroup);
+            agent.update(|known| known.oom_kills = kills.unwrap_or(known.oom_kills));
+            cgroup_at = Instant::now() + CGROUP_PERIOD;
+        }
+        let pause = agent.read(|known| match (&known.process, &known.info) {
+            (Some(_), None) => STARTING_PERIOD,
+            (Some(_), Some(info)) if info.loading => LOADING_PERIOD,
+            (Some(_) | None, Some(_) | None) => LOOK_PERIOD,
+        });
+        let _ = tokio::time::timeout(pause, agent.look_now.notified()).await;
+    }
+}
+
+async fn look(agent: &Agent) {
+    let sent = Instant::now();
+    let process = agent.read(|known| known.process);
+    let looked = agent.local.look_within(LOOK_PERIOD).await;
+    if agent.read(|known| known.process) != process {
+        // The answer, if it is one, is of a server that is gone.
+        return;
+    }
+    match looked {
+        Ok((info, text)) => {
+            let saves =
+                !text.contains("rdb_last_bgsave_status:err") && !text.contains("aof_last_write_status:err");
+            let serves = !info.loading && !crate::shared::is_at_gate(&info);
+            agent.seen(info);
+            agent.update(|known| known.no_space &= !saves);
+            if serves {
+                settle(agent).await;
+            }
+        }
+        Err(error) if error.is_answer() => agent.update(|known| {
+            known.silent_since = None;
+            known.last_answer = sent;
+        }),
+        Err(
+            Error::Silent | Error::Lost(_) | Error::Refused(_) | Error::Garbled(_) | Error::Unverified(_),
+        ) => {
+            agent.update(|known| {
+                // Before its first answer a server is starting, not silent.
+                if known.info.is_some() {
+                    known.silent_since.get_or_insert(sent);
+                }
+            });
+        }
+    }
+}
+
+/// What is left to do once a server has left the gate, by whomever.
+async fn settle(agent: &Agent) {
+    if agent.read(|known| known.ledger.left.is_some()) {
+        // What it left is no longer where it is.
+        if let Err(error) = agent.write(|ledger| Ok(ledger.left = None)).await {
+            tracing::warn!(error = %error, "what the last server left is still in the ledger");
+        }
+    }
+    let linked = |role: &RawRole| match role {
+        RawRole::Primary => true,
+        RawRole::Replica { source: _, link } => *link == valkeeper_core::observation::Link::Up,
+    };
+    let append =
+        agent.read(|known| known.aof_left_off && known.info.as_ref().is_some_and(|i| linked(&i.role)));
+    if append {
+        match agent.local.append().await {
+            Ok(()) => agent.update(|known| known.aof_left_off = false),
+            Err(error) => tracing::warn!(error = %error, "the append-only file cannot be turned on yet"),
+        }
+    }
+}
+
+/// OOM kills in the control group since it was made.
+fn oom_kills(cgroup: &Path) -> Option<u64> {
+    let text = std::fs::read_to_string(cgroup.join("memory.events")).ok()?;
+    text.lines().find_map(|line| line.strip_prefix("oom_kill "))?.trim().parse().ok()
+}

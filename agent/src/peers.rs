@@ -1,0 +1,144 @@
+//! The shard's other agents: found by name, asked over held connections, each question bounded.
+
+use crate::args::Config;
+use std::{
+    collections::BTreeMap,
+    io,
+    net::{IpAddr, SocketAddr},
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+use tonic::{Status, transport::Channel};
+use valkeeper_agent::{
+    link::{self, MESSAGE_BYTES_MAX},
+    proto::{self, peer_client::PeerClient},
+    tls::{Accept, Live, Peer},
+    wire::Malformed,
+};
+use valkeeper_core::{
+    agent::{Answer, PeerAnswer},
+    ids::{MemberId, Seq},
+};
+
+/// Port of every agent's gRPC services.
+pub const GRPC_PORT: u16 = 7443;
+/// Bound on finding, connecting and asking: the next round of questions comes as soon, and a round must not hold it up.
+const ASK_TIMEOUT: Duration = Duration::from_millis(450);
+/// Bound on a consent, for which the other writes to its disk.
+const CONSENT_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Why a peer has not answered.
+#[derive(Debug, thiserror::Error)]
+pub enum Unanswered {
+    #[error("no answer in time")]
+    Silent,
+    #[error("its name is unknown")]
+    Unknown(#[source] io::Error),
+    #[error("it cannot be reached")]
+    Unreached(#[from] tonic::transport::Error),
+    #[error("it answers {}", .0.code())]
+    Status(#[from] Status),
+    #[error("its answer cannot be understood")]
+    Malformed(#[from] Malformed),
+}
+
+#[derive(Clone)]
+struct Held {
+    client: PeerClient<Channel>,
+    ip: IpAddr,
+}
+
+/// Connections to the peers.
+#[derive(Clone)]
+pub struct Peers {
+    cluster: String,
+    namespace: String,
+    me: MemberId,
+    given: Arc<BTreeMap<MemberId, SocketAddr>>,
+    live: Live,
+    held: Arc<Mutex<BTreeMap<MemberId, Held>>>,
+}
+
+impl Peers {
+    pub fn new(config: &Config, live: Live) -> Peers {
+        Peers {
+            cluster: config.args.cluster.clone(),
+            namespace: config.namespace.clone(),
+            me: config.me,
+            given: Arc::new(config.peer_addresses()),
+            live,
+            held: Arc::default(),
+        }
+    }
+
+    async fn find(&self, member: MemberId) -> Result<SocketAddr, Unanswered> {
+        if let Some(address) = self.given.get(&member) {
+            return Ok(*address);
+        }
+        let Peers { cluster, namespace, .. } = self;
+        let name = format!("{cluster}-{member}.{cluster}-headless.{namespace}.svc");
+        let mut found = tokio::net::lookup_host((name, GRPC_PORT)).await.map_err(Unanswered::Unknown)?;
+        found.next().ok_or_else(|| Unanswered::Unknown(io::ErrorKind::NotFound.into()))
+    }
+
+    async fn client(&self, member: MemberId) -> Result<Held, Unanswered> {
+        let held = self.held.lock().unwrap_or_else(PoisonError::into_inner).get(&member).cloned();
+        if let Some(held) = held {
+            return Ok(held);
+        }
+        let address = self.find(member).await?;
+        let peer = Peer::Member { namespace: self.namespace.clone(), cluster: self.cluster.clone(), member };
+        let channel = link::connect(&self.live, Accept::Exactly(peer), address, ASK_TIMEOUT).await?;
+        let client = PeerClient::new(channel).max_decoding_message_size(MESSAGE_BYTES_MAX);
+        let held = Held { client, ip: address.ip() };
+        self.held.lock().unwrap_or_else(PoisonError::into_inner).insert(member, held.clone());
+        Ok(held)
+    }
+
+    async fn bounded<T>(
+        &self,
+        member: MemberId,
+        bound: Duration,
+        asked: impl Future<Output = Result<T, Unanswered>>,
+    ) -> Result<T, Unanswered> {
+        let result = tokio::time::timeout(bound, asked).await.unwrap_or(Err(Unanswered::Silent));
+        if result.is_err() {
+            // Its address may be another one by now.
+            self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&member);
+        }
+        result
+    }
+
+    fn claim(&self, grant: Seq) -> proto::ConfirmRequest {
+        proto::ConfirmRequest { holder: self.me.to_string(), grant: grant.0 }
+    }
+
+    /// Asks a peer to confirm this member's grant.
+    pub async fn confirm(&self, member: MemberId, grant: Seq) -> Result<Answer, Unanswered> {
+        let asked = async {
+            let mut held = self.client(member).await?;
+            Ok(Answer::from(held.client.confirm(self.claim(grant)).await?.get_ref()))
+        };
+        self.bounded(member, ASK_TIMEOUT, asked).await
+    }
+
+    /// Asks a peer for its consent to this member's return.
+    pub async fn consent(&self, member: MemberId, grant: Seq) -> Result<Answer, Unanswered> {
+        let asked = async {
+            let mut held = self.client(member).await?;
+            Ok(Answer::from(held.client.consent(self.claim(grant)).await?.get_ref()))
+        };
+        self.bounded(member, CONSENT_TIMEOUT, asked).await
+    }
+
+    /// Asks a peer what it knows; with the address it answers at.
+    pub async fn ask(&self, member: MemberId) -> Result<(PeerAnswer, IpAddr), Unanswered> {
+        let asked = async {
+            let mut held = self.client(member).await?;
+            let question = proto::AskRequest { member: self.me.to_string() };
+            let reply = held.client.ask(question).await?.into_inner();
+            Ok((PeerAnswer::try_from(reply)?, held.ip))
+        };
+        self.bounded(member, ASK_TIMEOUT, asked).await
+    }
+}

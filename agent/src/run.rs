@@ -1,0 +1,190 @@
+//! The agent's life: one server after the other, each at the gate, until it is told to end.
+
+use crate::{
+    args::{Config, RunArgs},
+    boot, confirm, gate, http, identity, leave,
+    local::Local,
+    look,
+    memory::Memory,
+    news, service,
+    shared::Agent,
+    supervise::{Child, Ended, Supervisor},
+};
+use anyhow::Context;
+use std::{
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+use tokio::{
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+    time::Instant,
+};
+use valkeeper_agent::tls::Live;
+use valkeeper_core::{decision::HoldReason, observation::Gate};
+
+/// A server that lived shorter than this died quickly: its own fault, most likely.
+const QUICK: Duration = Duration::from_secs(10);
+/// Pause before the second restart in a row after quick deaths; it doubles each time. The first comes at once.
+const RESTART_PAUSE: Duration = Duration::from_millis(200);
+/// Longest pause: what a person waits for who mends the cause.
+const RESTART_PAUSE_MAX: Duration = Duration::from_secs(10);
+/// How often the pause doubles until it is the longest.
+const DOUBLINGS_MAX: u32 = 6;
+
+/// The agent that log lines of the server are read for.
+static AGENT: OnceLock<Arc<Agent>> = OnceLock::new();
+
+/// Runs until the server has ended for good; its status.
+pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
+    // First, so that a signal is never lost and never ends PID 1 by default.
+    let mut asked = signal(SignalKind::terminate())?;
+    let mut interrupted = signal(SignalKind::interrupt())?;
+    let config = Config::read(args)?;
+    let supervisor = Supervisor::start()?;
+    let (memory, ledger) = Memory::open(&config.args.data).context("the ledger")?;
+    let identity = identity::read(&config).context("the identity")?;
+    let password = boot::password();
+    let local = Local::new(boot::socket(&config), boot::USER, password.clone());
+    let agent = Arc::new(Agent::new(config, Live::new(identity), local, memory, ledger));
+    let _ = AGENT.set(agent.clone());
+    tracing::info!(member = %agent.me(), "the agent starts");
+    serve(&agent).await?;
+    let mut deaths: u32 = 0;
+    loop {
+        let begun = Instant::now();
+        let mut child = start(&agent, &supervisor, &password).await?;
+        let ended = tokio::select! {
+            ended = &mut child.ended => gone(ended),
+            () = told(&mut asked, &mut interrupted) => {
+                let ended = leave::leave(&agent, &mut child, told(&mut asked, &mut interrupted)).await;
+                tracing::info!(%ended, "the server has ended");
+                return Ok(ended.status());
+            }
+        };
+        ended_by_itself(&agent, ended).await;
+        deaths = if begun.elapsed() < QUICK { deaths + 1 } else { 1 };
+        let pause = pause(deaths);
+        if !pause.is_zero() {
+            tracing::warn!(
+                deaths,
+                pause_ms = u64::try_from(pause.as_millis()).unwrap_or(0),
+                "quick deaths in a row"
+            );
+        }
+        tokio::select! {
+            () = tokio::time::sleep(pause) => {}
+            () = told(&mut asked, &mut interrupted) => return Ok(ended.status()),
+        }
+    }
+}
+
+fn pause(deaths: u32) -> Duration {
+    match deaths.checked_sub(2) {
+        None => Duration::ZERO,
+        Some(n) => (RESTART_PAUSE * 2u32.pow(n.min(DOUBLINGS_MAX))).min(RESTART_PAUSE_MAX),
+    }
+}
+
+async fn told(asked: &mut Signal, interrupted: &mut Signal) {
+    tokio::select! {
+        _ = asked.recv() => {}
+        _ = interrupted.recv() => {}
+    }
+}
+
+/// How it ended; the sender is only dropped when the runtime ends.
+pub fn gone(ended: Result<Ended, oneshot::error::RecvError>) -> Ended {
+    ended.unwrap_or(Ended::Exit(i32::from(u8::MAX)))
+}
+
+async fn serve(agent: &Arc<Agent>) -> anyhow::Result<()> {
+    service::serve(agent.clone()).await.context("gRPC")?;
+    http::serve(agent.clone()).await.context("probes")?;
+    macro_rules! task {
+        ($run:path) => {
+            let agent = agent.clone();
+            tokio::spawn(async move { $run(&agent).await });
+        };
+    }
+    task!(look::run);
+    task!(confirm::run);
+    task!(gate::run);
+    task!(news::run);
+    task!(identity::watch);
+    Ok(())
+}
+
+async fn start(agent: &Agent, supervisor: &Supervisor, password: &str) -> anyhow::Result<Child> {
+    let boot::Start { mut command, files, aof_left_off } =
+        boot::prepare(&agent.config, password).context("preparing the server")?;
+    let _ = std::fs::remove_file(boot::socket(&agent.config));
+    agent.local.forget().await;
+    let child = supervisor.spawn(&mut command, line).context("starting the server")?;
+    tracing::info!(pid = child.process.id(), ?files, "the server is started at the gate");
+    agent.update(|known| {
+        known.process = Some(child.process);
+        (known.files, known.aof_left_off) = (files, aof_left_off);
+        known.since = Instant::now();
+        known.last_answer = known.since;
+        (known.info, known.drawn, known.silent_since) = (None, None, None);
+        (known.stopped, known.held) = (None, None);
+        known.gate = Gate::Holding(HoldReason::Starting);
+    });
+    agent.look_now.notify_one();
+    Ok(child)
+}
+
+/// Takes the end of the server to where everybody looks.
+pub fn note_end(agent: &Agent, ended: Ended) {
+    agent.update(|known| {
+        known.process = None;
+        known.exited = ended.to_string();
+        if !known.run_id.is_empty() {
+            known.exited_run_id = std::mem::take(&mut known.run_id);
+        }
+        known.since = Instant::now();
+        (known.info, known.drawn, known.silent_since) = (None, None, None);
+        (known.stopped, known.held) = (None, None);
+        known.restarts += 1;
+    });
+    agent.confirm_now.notify_one();
+}
+
+async fn ended_by_itself(agent: &Agent, ended: Ended) {
+    note_end(agent, ended);
+    tracing::warn!(%ended, "the server has ended; another is started at the gate");
+    agent.local.forget().await;
+}
+
+/// A line of the server's: its level is one character after the time.
+fn line(text: &str) {
+    if text.contains("No space left on device")
+        && let Some(agent) = AGENT.get()
+    {
+        agent.update(|known| known.no_space = true);
+    }
+    let level = [" # ", " * ", " - ", " . "].iter().filter_map(|mark| Some((text.find(mark)?, *mark))).min();
+    match level {
+        Some((at, mark)) => {
+            let said = text.get(at + mark.len()..).unwrap_or_default();
+            match mark {
+                " # " => tracing::warn!(target: "valkey", "{said}"),
+                " * " => tracing::info!(target: "valkey", "{said}"),
+                _ => tracing::debug!(target: "valkey", "{said}"),
+            }
+        }
+        None => tracing::info!(target: "valkey", "{text}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_first_restart_comes_at_once_and_the_pauses_grow_to_a_bound() {
+        let pauses: Vec<u128> = (1..=9).map(|deaths| pause(deaths).as_millis()).collect();
+        assert_eq!(pauses, [0, 200, 400, 800, 1_600, 3_200, 6_400, 10_000, 10_000]);
+    }
+}

@@ -1,0 +1,264 @@
+//! What the operator tells.
+
+use super::{caller, malformed, unchanged};
+use crate::{local, shared::Agent};
+use std::{sync::Arc, time::Duration};
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use valkeeper_agent::{proto, tls::Peer, wire};
+use valkeeper_core::{
+    agent::{Brief, Ledger, Refusal},
+    ids::{Seq, WriterEpoch},
+    info::{Info, RawRole, RawSource},
+    observation::{Gate, Link},
+};
+
+/// Bound on the end of a killed process: a kernel that writes out its memory on a slow disk.
+const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// Longest host:port that is understood: a DNS name and a port.
+const ADDRESS_CHARS_MAX: usize = 260;
+
+/// The service.
+pub struct Commands(pub Arc<Agent>);
+
+type Answer<T> = Result<Response<T>, Status>;
+
+fn superseded(why: impl Into<String>) -> Status {
+    Status::failed_precondition(why.into())
+}
+
+fn failed(error: &local::Error) -> Status {
+    match error {
+        local::Error::Silent => Status::deadline_exceeded(error.to_string()),
+        local::Error::Lost(_) => Status::unavailable(error.to_string()),
+        local::Error::Refused(_) | local::Error::Garbled(_) | local::Error::Unverified(_) => {
+            Status::unknown(error.to_string())
+        }
+    }
+}
+
+impl Commands {
+    fn done(&self) -> Answer<proto::Done> {
+        Ok(Response::new(proto::Done { state: Some(self.0.state()) }))
+    }
+
+    fn from_operator<T>(request: Request<T>) -> Result<T, Status> {
+        match caller(&request)? {
+            Peer::Operator(_) => Ok(request.into_inner()),
+            Peer::Member { .. } => Err(Status::permission_denied("for the operator only")),
+        }
+    }
+
+    /// Changes the ledger by what a writer of `epoch` says, if no later one has spoken.
+    async fn obey<T>(
+        &self,
+        epoch: u64,
+        rule: impl FnOnce(&mut Ledger) -> Result<T, Refusal>,
+    ) -> Result<T, Status> {
+        let epoch = WriterEpoch(epoch);
+        // The epoch counts even if the rest is refused: who speaks, speaks.
+        self.0.write(|ledger| ledger.obey(epoch)).await.map_err(unchanged)?;
+        self.0.heard();
+        let both = |ledger: &mut Ledger| {
+            ledger.obey(epoch)?;
+            rule(ledger)
+        };
+        self.0.write(both).await.map_err(unchanged)
+    }
+
+    /// How long ago the present holder was confirmed here.
+    fn confirmed_ago_ms(&self, grant: Seq) -> Option<i64> {
+        self.0.read(|known| {
+            let now = self.0.at(Instant::now());
+            // A holder that may write confirms itself.
+            let own = known.held.as_ref().filter(|held| held.may_write(now)).map(|_| 0);
+            let ago = |at: Instant| i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX);
+            own.or(known.confirmed.filter(|(confirmed, _)| *confirmed == grant).map(|(_, at)| ago(at)))
+        })
+    }
+
+    /// The server, if it is the process that the operator means.
+    async fn checked(&self, run_id: &str) -> Result<Info, Status> {
+        let info = self.0.local.look().await;
+        let info = info.map_err(|error| superseded(format!("could not check the server: {error}")))?;
+        if info.run_id != run_id {
+            return Err(superseded(format!("it is another process: {}, not {run_id}", info.run_id)));
+        }
+        Ok(info)
+    }
+
+    fn promotable(info: &Info, replid: &str, offset: i64) -> Result<(), Status> {
+        match &info.role {
+            RawRole::Primary => return Err(superseded("it is a primary already")),
+            RawRole::Replica { source: _, link: Link::Syncing } => {
+                return Err(superseded("it is being synchronised and has no complete data set"));
+            }
+            RawRole::Replica { source: _, link: Link::Up | Link::Down } => {}
+        }
+        if info.loading {
+            return Err(superseded("it is loading its data set"));
+        }
+        if info.replid.0 != replid {
+            return Err(superseded(format!("it is on history {}, not {replid}", info.replid)));
+        }
+        if info.offset < offset {
+            return Err(superseded(format!("it is at offset {}, not at {offset}", info.offset)));
+        }
+        Ok(())
+    }
+}
+
+/// Takes the brief; what the server left is of no use once it has left the gate.
+fn take(ledger: &mut Ledger, brief: &Brief, at_gate: bool) -> Result<(), Refusal> {
+    ledger.learn(brief)?;
+    if !at_gate {
+        ledger.left = None;
+    }
+    Ok(())
+}
+
+#[tonic::async_trait]
+impl proto::agent_server::Agent for Commands {
+    async fn greet(&self, request: Request<proto::GreetRequest>) -> Answer<proto::AgentState> {
+        let proto::GreetRequest { epoch, news_address } = Self::from_operator(request)?;
+        if news_address.len() > ADDRESS_CHARS_MAX {
+            return Err(malformed(wire::Malformed("news_address")));
+        }
+        self.obey(epoch, |_| Ok(())).await?;
+        self.0.update(|known| known.news_address = Some(news_address).filter(|address| !address.is_empty()));
+        // The operator judges by what comes back: the server as it is, not as it was half a second ago.
+        self.0.look_now.notify_one();
+        Ok(Response::new(self.0.state()))
+    }
+
+    async fn tell(&self, request: Request<proto::TellRequest>) -> Answer<proto::Done> {
+        let proto::TellRequest { epoch, brief } = Self::from_operator(request)?;
+        let brief = wire::brief(brief).map_err(malformed)?;
+        self.obey(epoch, |ledger| ledger.learn(&brief)).await?;
+        if brief.holder == Some(self.0.me()) && self.0.read(|known| known.is_primary()) {
+            self.0.hold_grant(Instant::now());
+        }
+        self.done()
+    }
+
+    async fn promise(&self, request: Request<proto::PromiseRequest>) -> Answer<proto::Done> {
+        let proto::PromiseRequest { epoch, brief } = Self::from_operator(request)?;
+        let brief = wire::brief(brief).map_err(malformed)?;
+        // Within the rule, so that nobody is confirmed between the look and the promise.
+        let rule = |ledger: &mut Ledger| ledger.promise(&brief, self.confirmed_ago_ms(ledger.brief.grant));
+        self.obey(epoch, rule).await?;
+        self.done()
+    }
+
+    async fn promote(&self, request: Request<proto::PromoteRequest>) -> Answer<proto::Done> {
+        let proto::PromoteRequest { epoch, brief, run_id, replid, offset, consents } =
+            Self::from_operator(request)?;
+        let brief = wire::brief(brief).map_err(malformed)?;
+        if brief.holder != Some(self.0.me()) {
+            return Err(superseded("the grant is another member's"));
+        }
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        let info = self.checked(&run_id).await?;
+        Self::promotable(&info, &replid, offset)?;
+        let spoken = Instant::now();
+        let accept = |ledger: &mut Ledger| {
+            ledger.accept(&brief, consents)?;
+            ledger.left = None;
+            Ok(())
+        };
+        self.obey(epoch, accept).await?;
+        let info = self.0.local.promote().await.map_err(|error| failed(&error))?;
+        self.0.seen(info);
+        self.0.hold_grant(spoken);
+        self.0.update(|known| known.gate = Gate::Commanded);
+        tracing::info!(grant = brief.grant.0, "the server is primary");
+        self.done()
+    }
+
+    async fn attach(&self, request: Request<proto::AttachRequest>) -> Answer<proto::Done> {
+        let proto::AttachRequest { epoch, brief, run_id, host, port } = Self::from_operator(request)?;
+        let brief = wire::brief(brief).map_err(malformed)?;
+        let port = u16::try_from(port).map_err(|_| malformed(wire::Malformed("port")))?;
+        if host.len() > ADDRESS_CHARS_MAX || host.is_empty() || port == 0 {
+            return Err(malformed(wire::Malformed("host")));
+        }
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        self.checked(&run_id).await?;
+        self.obey(epoch, |ledger| take(ledger, &brief, false)).await?;
+        let to = RawSource { host, port };
+        let info = self.0.local.attach(&to).await.map_err(|error| failed(&error))?;
+        self.0.seen(info);
+        self.0.update(|known| known.gate = Gate::Commanded);
+        self.0.confirm_now.notify_one();
+        tracing::info!(host = to.host, port, "the server follows");
+        self.done()
+    }
+
+    async fn pause(&self, request: Request<proto::PauseRequest>) -> Answer<proto::PauseReply> {
+        let proto::PauseRequest { epoch, run_id, timeout_ms } = Self::from_operator(request)?;
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        if self.checked(&run_id).await?.role != RawRole::Primary {
+            return Err(superseded("it is not a primary any more"));
+        }
+        self.0.local.pause(timeout_ms).await.map_err(|error| failed(&error))?;
+        let info = self.0.local.look().await.map_err(|error| failed(&error))?;
+        Ok(Response::new(proto::PauseReply {
+            replid: info.replid.0,
+            offset: info.offset,
+            state: Some(self.0.state()),
+        }))
+    }
+
+    async fn resume(&self, request: Request<proto::ServerRequest>) -> Answer<proto::Done> {
+        let proto::ServerRequest { epoch, run_id } = Self::from_operator(request)?;
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        self.checked(&run_id).await?;
+        self.0.local.unpause().await.map_err(|error| failed(&error))?;
+        self.done()
+    }
+
+    async fn disconnect(&self, request: Request<proto::ServerRequest>) -> Answer<proto::Done> {
+        let proto::ServerRequest { epoch, run_id } = Self::from_operator(request)?;
+        self.obey(epoch, |_| Ok(())).await?;
+        self.checked(&run_id).await?;
+        let spared = &self.0.config.args.operator_user;
+        let ended = self.0.local.disconnect(spared).await.map_err(|error| failed(&error))?;
+        tracing::info!(ended, "clients are disconnected");
+        self.done()
+    }
+
+    async fn fence(&self, request: Request<proto::ServerRequest>) -> Answer<proto::Done> {
+        let proto::ServerRequest { epoch, run_id } = Self::from_operator(request)?;
+        if run_id.is_empty() {
+            return Err(malformed(wire::Malformed("run_id")));
+        }
+        self.obey(epoch, |_| Ok(())).await?;
+        // Not behind another command, which may be waiting for the very server that is to end.
+        let target = self.0.read(|known| (known.run_id == run_id).then_some(known.process).flatten());
+        let Some(process) = target else {
+            return if self.0.read(|known| known.exited_run_id == run_id) {
+                self.done()
+            } else {
+                Err(superseded("it is another process"))
+            };
+        };
+        let mut changed = self.0.changed.subscribe();
+        process.kill();
+        let gone = async {
+            while self.0.read(|known| known.process == Some(process)) {
+                if changed.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::time::timeout(FENCE_TIMEOUT, gone)
+            .await
+            .map_err(|_| Status::deadline_exceeded("killed, and not gone yet"))?;
+        tracing::warn!("the server is fenced");
+        self.done()
+    }
+}

@@ -1,0 +1,94 @@
+//! What the shard's other members ask.
+
+use super::{caller, malformed, unchanged};
+use crate::shared::{Agent, Unchanged};
+use std::sync::Arc;
+use tokio::time::Instant;
+use tonic::{Request, Response, Status};
+use valkeeper_agent::{proto, tls::Peer, wire};
+use valkeeper_core::{
+    agent::{Ledger, PeerAnswer, Refusal},
+    ids::{MemberId, Seq},
+};
+
+/// The service.
+pub struct Questions(pub Arc<Agent>);
+
+/// A member speaks for itself only.
+fn from_member<T>(request: &Request<T>, claimed: &str) -> Result<MemberId, Status> {
+    let claimed = wire::member(claimed, "member").map_err(malformed)?;
+    match caller(request)? {
+        Peer::Member { namespace: _, cluster: _, member } if *member == claimed => Ok(claimed),
+        Peer::Member { .. } | Peer::Operator(_) => {
+            Err(Status::permission_denied("a member speaks for itself"))
+        }
+    }
+}
+
+impl Questions {
+    /// Notes when this was. Within the rule, so that no promise is judged by what was before.
+    fn confirmed(&self, grant: Seq) {
+        self.0.update(|known| known.confirmed = Some((grant, Instant::now())));
+    }
+
+    fn reply(&self, result: Result<(), Unchanged>) -> Result<proto::ConfirmReply, Status> {
+        let confirmed = match result {
+            Ok(()) => true,
+            Err(Unchanged::Refused(
+                Refusal::OldGrant { .. }
+                | Refusal::OtherHolder { .. }
+                | Refusal::Consented { .. }
+                | Refusal::Confirmed { .. }
+                | Refusal::Deposed { .. },
+            )) => false,
+            // Not a refusal: nobody may conclude that there is a higher grant.
+            Err(error @ Unchanged::Unwritten(_)) => return Err(unchanged(error)),
+        };
+        Ok(self.0.read(|known| {
+            let brief = &known.ledger.brief;
+            let holder = brief.holder.map(|id| id.to_string()).unwrap_or_default();
+            proto::ConfirmReply { confirmed, grant: brief.grant.0, holder }
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl proto::peer_server::Peer for Questions {
+    async fn confirm(
+        &self,
+        request: Request<proto::ConfirmRequest>,
+    ) -> Result<Response<proto::ConfirmReply>, Status> {
+        let holder = from_member(&request, &request.get_ref().holder)?;
+        let grant = Seq(request.get_ref().grant);
+        let rule = |ledger: &mut Ledger| {
+            ledger.support(holder, grant)?;
+            self.confirmed(grant);
+            Ok(())
+        };
+        self.reply(self.0.write(rule).await).map(Response::new)
+    }
+
+    async fn ask(&self, request: Request<proto::AskRequest>) -> Result<Response<proto::AskReply>, Status> {
+        from_member(&request, &request.get_ref().member)?;
+        let answer = self.0.read(|known| PeerAnswer {
+            grant: known.ledger.brief.grant,
+            holder: known.ledger.brief.holder,
+            server: known.server(),
+        });
+        Ok(Response::new((&answer).into()))
+    }
+
+    async fn consent(
+        &self,
+        request: Request<proto::ConfirmRequest>,
+    ) -> Result<Response<proto::ConfirmReply>, Status> {
+        let holder = from_member(&request, &request.get_ref().holder)?;
+        let grant = Seq(request.get_ref().grant);
+        let rule = |ledger: &mut Ledger| {
+            ledger.consent(holder, grant)?;
+            self.confirmed(grant);
+            Ok(())
+        };
+        self.reply(self.0.write(rule).await).map(Response::new)
+    }
+}

@@ -1,0 +1,360 @@
+//! What the agent's tasks share: the ledger, what is known of the server, and who has spoken lately. Rules are the core's;
+//! here is what they are asked with.
+
+use crate::{
+    args::Config,
+    boot::Files,
+    local::{Configured, Local},
+    memory::Memory,
+    peers::Peers,
+    supervise::Process,
+};
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{
+    sync::{Notify, watch},
+    time::Instant,
+};
+use valkeeper_agent::{proto, tls::Live, wire};
+use valkeeper_core::{
+    agent::{Answer, Confirmations, Data, History, Ledger, PeerServer, Refusal},
+    decision::HoldReason,
+    ids::{MemberId, ReplId, Seq, Timestamp},
+    info::{Info, RawRole, resolve},
+    observation::{Gate, Link, Source},
+};
+
+/// The operator is away if nothing has been heard of it for this long: the default detection window, so that a
+/// restart of the operator alone (a second or two) moves nobody.
+pub const AWAY: Duration = Duration::from_secs(3);
+
+/// What is known of the member now.
+pub struct Known {
+    pub ledger: Ledger,
+    /// The server's process, if one runs.
+    pub process: Option<Process>,
+    pub files: Files,
+    pub aof_left_off: bool,
+    /// When the process was started, or the last one ended.
+    pub since: Instant,
+    pub run_id: String,
+    pub exited: String,
+    pub exited_run_id: String,
+    /// The last answer of this process.
+    pub info: Option<Info>,
+    /// History that it had when it had loaded, which says nothing if nothing was loaded that could.
+    pub drawn: Option<ReplId>,
+    /// When the first question was sent that has no answer.
+    pub silent_since: Option<Instant>,
+    pub last_answer: Instant,
+    pub gate: Gate,
+    pub leaving: bool,
+    /// Set while writes are refused: what to put back.
+    pub stopped: Option<Option<Configured>>,
+    /// The grant held, while its server is primary by it.
+    pub held: Option<Confirmations>,
+    /// When this agent confirmed another holder's grant last.
+    pub confirmed: Option<(Seq, Instant)>,
+    pub no_space: bool,
+    pub oom_kills: u64,
+    pub restarts: u64,
+    pub news_address: Option<String>,
+    pub operator_heard: Instant,
+    number: u64,
+}
+
+impl Known {
+    fn new(ledger: Ledger) -> Known {
+        let now = Instant::now();
+        Known {
+            ledger,
+            process: None,
+            files: Files::Blank,
+            aof_left_off: false,
+            since: now,
+            run_id: String::new(),
+            exited: String::new(),
+            exited_run_id: String::new(),
+            info: None,
+            drawn: None,
+            silent_since: None,
+            last_answer: now,
+            gate: Gate::Holding(HoldReason::Starting),
+            leaving: false,
+            stopped: None,
+            held: None,
+            confirmed: None,
+            no_space: false,
+            oom_kills: 0,
+            restarts: 0,
+            news_address: None,
+            operator_heard: now,
+            number: 0,
+        }
+    }
+
+    /// True if the server is primary.
+    pub fn is_primary(&self) -> bool {
+        self.info.as_ref().is_some_and(|info| info.role == RawRole::Primary)
+    }
+
+    /// True if the server is at the gate, loaded or not.
+    pub fn is_at_gate(&self) -> bool {
+        self.info.as_ref().is_some_and(is_at_gate)
+    }
+
+    /// The server's data, once it has loaded.
+    pub fn data(&self) -> Option<Data> {
+        let info = self.info.as_ref().filter(|info| !info.loading)?;
+        let drawn = self.drawn.as_ref()?;
+        Some(match self.files {
+            Files::Blank if info.replid == *drawn => Data::Blank,
+            Files::Rdb if info.replid == *drawn => Data::Unproven,
+            Files::Aof if info.replid == *drawn => {
+                self.ledger.left.clone().map_or(Data::Unproven, Data::Proven)
+            }
+            Files::Blank | Files::Rdb | Files::Aof | Files::RdbWithHistory => Data::Proven(history(info)),
+        })
+    }
+
+    /// The server as a peer is told of it.
+    pub fn server(&self) -> PeerServer {
+        let (Some(info), Some(data)) = (&self.info, self.data()) else {
+            return PeerServer::Starting;
+        };
+        match &info.role {
+            RawRole::Primary => PeerServer::Primary,
+            RawRole::Replica { source: _, link: Link::Syncing } => PeerServer::Starting,
+            RawRole::Replica { source: _, link: Link::Up | Link::Down } if is_at_gate(info) => {
+                PeerServer::AtGate(data)
+            }
+            RawRole::Replica { source: _, link: Link::Up | Link::Down } => PeerServer::Running(data),
+        }
+    }
+
+    /// True if nobody else will decide.
+    pub fn operator_away(&self) -> bool {
+        self.operator_heard.elapsed() >= AWAY
+    }
+}
+
+/// True of a server that follows the gate.
+pub fn is_at_gate(info: &Info) -> bool {
+    match &info.role {
+        RawRole::Primary => false,
+        RawRole::Replica { source, link: _ } => match resolve(source, &BTreeMap::new()) {
+            Source::Gate { had_history: _ } => true,
+            Source::Member(_) | Source::Foreign(_) => false,
+        },
+    }
+}
+
+/// How far a server is.
+pub fn history(info: &Info) -> History {
+    let before = info.replid2.clone().zip(info.replid2_offset);
+    History { replid: info.replid.clone(), offset: info.offset, before }
+}
+
+/// Why the ledger did not change.
+#[derive(Debug, thiserror::Error)]
+pub enum Unchanged {
+    /// A rule says so.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be written.
+    #[error("the ledger cannot be written")]
+    Unwritten(#[source] io::Error),
+}
+
+/// The agent.
+pub struct Agent {
+    pub config: Config,
+    pub live: Live,
+    pub local: Local,
+    pub peers: Peers,
+    memory: Memory,
+    /// Held while the ledger is changed and written.
+    writing: tokio::sync::Mutex<()>,
+    known: Mutex<Known>,
+    /// Number of the newest state.
+    pub changed: watch::Sender<u64>,
+    /// Someone wants the server looked at now.
+    pub look_now: Notify,
+    /// Confirmations or the server's role have changed.
+    pub confirm_now: Notify,
+    /// Held by whoever changes the server's role.
+    pub acting: tokio::sync::Mutex<()>,
+    started: Instant,
+    instance: String,
+}
+
+impl Agent {
+    pub fn new(config: Config, live: Live, local: Local, memory: Memory, ledger: Ledger) -> Agent {
+        let peers = Peers::new(&config, live.clone());
+        Agent {
+            config,
+            live,
+            local,
+            peers,
+            memory,
+            writing: tokio::sync::Mutex::new(()),
+            known: Mutex::new(Known::new(ledger)),
+            changed: watch::Sender::new(0),
+            look_now: Notify::new(),
+            confirm_now: Notify::new(),
+            acting: tokio::sync::Mutex::new(()),
+            started: Instant::now(),
+            instance: format!("{:016x}", rand::random::<u64>()),
+        }
+    }
+
+    pub fn me(&self) -> MemberId {
+        self.config.me
+    }
+
+    /// The agent's own clock, which never goes back.
+    pub fn at(&self, instant: Instant) -> Timestamp {
+        let nanos = instant.saturating_duration_since(self.started).as_nanos();
+        Timestamp(i64::try_from(nanos).unwrap_or(i64::MAX))
+    }
+
+    /// The moment on tokio's clock of a time on the agent's.
+    pub fn instant(&self, at: Timestamp) -> Instant {
+        self.started + Duration::from_nanos(u64::try_from(at.0).unwrap_or(0))
+    }
+
+    /// Reads what is known.
+    pub fn read<T>(&self, read: impl FnOnce(&Known) -> T) -> T {
+        read(&self.known.lock().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Changes what is known. Whatever of it the operator is told makes news.
+    pub fn update<T>(&self, change: impl FnOnce(&mut Known) -> T) -> T {
+        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let before = self.facts(&known);
+        let changed = change(&mut known);
+        if self.facts(&known) != before {
+            known.number += 1;
+            self.changed.send_replace(known.number);
+        }
+        changed
+    }
+
+    /// Makes news of something that is not in what is known: a new certificate.
+    pub fn renew(&self) {
+        let number = self.update(|known| {
+            known.number += 1;
+            known.number
+        });
+        self.changed.send_replace(number);
+    }
+
+    /// Everything that the operator is told.
+    pub fn state(&self) -> proto::AgentState {
+        self.read(|known| {
+            let silent = known.silent_since.map_or(0, |since| since.elapsed().as_millis().max(1));
+            let silent_ms = i64::try_from(silent).unwrap_or(i64::MAX);
+            proto::AgentState { number: known.number, silent_ms, ..self.facts(known) }
+        })
+    }
+
+    /// What does not change while nothing happens.
+    fn facts(&self, known: &Known) -> proto::AgentState {
+        let (gate, hold_reason, attached_to) = wire::gate_words(known.gate);
+        let identity = self.live.current();
+        proto::AgentState {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            epoch: known.ledger.epoch.0,
+            brief: Some((&known.ledger.brief).into()),
+            consents: known.ledger.consents,
+            number: 0,
+            instance: self.instance.clone(),
+            run_id: known.run_id.clone(),
+            exited: known.exited.clone(),
+            exited_run_id: known.exited_run_id.clone(),
+            silent_ms: i64::from(known.silent_since.is_some()),
+            gate: gate.to_owned(),
+            hold_reason: hold_reason.to_owned(),
+            attached_to,
+            leaving: known.leaving,
+            writes_stopped: known.stopped.is_some(),
+            certificate_thumbprint: identity.thumbprint.clone(),
+            certificate_not_after: identity.not_after_s,
+            disk_full: known.no_space,
+            oom_kills: known.oom_kills,
+        }
+    }
+
+    /// Changes the ledger by a rule: on disk before this returns, or not at all.
+    pub async fn write<T>(
+        &self,
+        rule: impl FnOnce(&mut Ledger) -> Result<T, Refusal>,
+    ) -> Result<T, Unchanged> {
+        let writing = self.writing.lock().await;
+        let before = self.read(|known| known.ledger.clone());
+        let mut after = before.clone();
+        let result = rule(&mut after)?;
+        if after != before {
+            let (memory, copy) = (self.memory.clone(), after.clone());
+            let written = tokio::task::spawn_blocking(move || memory.write(&copy)).await;
+            written.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
+                if error.kind() == io::ErrorKind::StorageFull {
+                    self.update(|known| known.no_space = true);
+                }
+                Unchanged::Unwritten(error)
+            })?;
+            let (me, now) = (self.me(), self.at(Instant::now()));
+            self.update(|known| {
+                known.ledger = after;
+                let brief = &known.ledger.brief;
+                // A holder that learns of a higher grant of another's is deposed, whoever says so.
+                if let Some(held) = known.held.as_mut().filter(|_| brief.holder != Some(me)) {
+                    held.by_peer(me, now, Answer::Deposed { grant: brief.grant });
+                }
+            });
+            self.confirm_now.notify_one();
+        }
+        drop(writing);
+        Ok(result)
+    }
+
+    /// From `spoken` on the grant is held under the ledger's terms.
+    pub fn hold_grant(&self, spoken: Instant) {
+        let at = self.at(spoken);
+        self.update(|known| {
+            let brief = &known.ledger.brief;
+            known.held = Some(Confirmations::new(brief.roster.len(), brief.isolation_ms, at));
+        });
+        self.confirm_now.notify_one();
+    }
+
+    /// Takes over what the server has just said.
+    pub fn seen(&self, info: Info) {
+        let was_primary = self.read(Known::is_primary);
+        self.update(|known| {
+            known.exited.clear();
+            known.run_id.clone_from(&info.run_id);
+            known.silent_since = None;
+            known.last_answer = Instant::now();
+            if known.drawn.is_none() && !info.loading {
+                known.drawn = Some(info.replid.clone());
+            }
+            if info.role != RawRole::Primary {
+                known.held = None;
+            }
+            known.info = Some(info);
+        });
+        if was_primary != self.read(Known::is_primary) {
+            self.confirm_now.notify_one();
+        }
+    }
+
+    /// The operator has spoken.
+    pub fn heard(&self) {
+        self.update(|known| known.operator_heard = Instant::now());
+    }
+}
