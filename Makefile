@@ -62,6 +62,17 @@ cluster-down: ## Remove the local cluster
 	@tests/cluster/cluster down
 
 .PHONY: bench
-bench: cluster-up ## The journal next to bare fdatasync; write outage of ten kills next to Valkey Sentinel (see cluster-down)
+bench: cluster-up ## Journal next to bare fdatasync; write outage of ten kills, part by part, next to Valkey Sentinel (see cluster-down)
 	@cargo bench -q --locked -p valkeeper-journal
 	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench failover
+
+.PHONY: bench-sled
+bench-sled: cluster-up ## The same kills with the journal in sled instead of ConfigMaps
+	@VALKEEPER_JOURNAL=sled tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench failover -- --no-sentinel
+
+# Options of the benchmark, such as "--rounds 5 --persistence off --no-agent".
+LOSS ?=
+
+.PHONY: bench-loss
+bench-loss: cluster-up ## Acknowledged writes lost when a primary is killed: a plain StatefulSet next to Valkeeper (LOSS="--rounds 5")
+	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench loss -- $(LOSS)

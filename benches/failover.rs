@@ -1,5 +1,7 @@
 //! Write outage of ten killed primaries: Valkeeper on real pods, then Valkey Sentinel as plain processes, on the same
-//! machine in the same run, seen by the same client. Prints figures and asserts none. Started by `make bench`.
+//! machine in the same run, seen by the same client. Prints figures, and for
+//! Valkeeper where the time went; asserts none. Started by `make bench`; `--no-sentinel` leaves the other side out, and
+//! VALKEEPER_JOURNAL=sled keeps the journal in sled.
 
 #[path = "../tests/e2e/support/mod.rs"]
 mod support;
@@ -15,9 +17,12 @@ use std::{
     time::{Duration, Instant},
 };
 use support::{
-    Place, checkout,
+    Place,
+    breakdown::{Breakdown, Clock, Measured},
+    checkout,
+    journal::Journal,
     load::{Figures, Load, Loss, TIMEOUT_READ, Target, maximum, median},
-    operator::Operator,
+    operator::{Operator, Store},
     process::kill_server,
     resp::{Connection, PORT, Reach, Role},
     subject::{Subject, numbers},
@@ -60,9 +65,16 @@ async fn run() -> anyhow::Result<()> {
     println!(
         "{KILLS} kills of each (SIGKILL of the primary's process under load), milliseconds without an acknowledged write"
     );
-    let ours = valkeeper(place).await.context("Valkeeper")?;
+    let (ours, breakdown) = valkeeper(place).await.context("Valkeeper")?;
     row("Valkeeper, client that asks for roles", &ours.roles_ms, Some(&ours.loss));
     row("Valkeeper, client of the Service", &ours.service_ms, None);
+    println!("of which, with the journal in {:?}:", Store::of_environment()?);
+    for line in breakdown.lines() {
+        println!("{line}");
+    }
+    if std::env::args().any(|word| word == "--no-sentinel") {
+        return Ok(());
+    }
     let theirs = sentinel().await.context("Sentinel")?;
     let name = format!("Sentinel (down-after {DOWN_AFTER_MS}), client that asks for roles");
     row(&name, &theirs.roles_ms, Some(&theirs.loss));
@@ -78,29 +90,42 @@ fn row(name: &str, values: &[f64], loss: Option<&Loss>) {
     println!("{name:<55} median {:7.0}  maximum {:7.0}{loss}", median(values), maximum(values));
 }
 
-async fn valkeeper(place: Place) -> anyhow::Result<Figures> {
+async fn valkeeper(place: Place) -> anyhow::Result<(Figures, Breakdown)> {
     let client = support::client().await?;
-    Operator::install(&client, place).await?;
+    let operator = Operator::install(&client, place).await?;
     support::restricted_namespace(&client, NAMESPACE).await?;
     let (namespace, name) = (NAMESPACE.to_owned(), "bench".to_owned());
     let subject = Subject { client, namespace, name, reach: Reach::Direct, place };
     subject.apply(&json!({ "topology": "Replication", "replicas": 2, "profile": "Cache" })).await?;
     subject.ready().await?;
     let load = Load::start(&subject).await?;
+    let clock = Clock::start()?;
     let mut faults = Vec::new();
     for _ in 0..KILLS {
         let primary = subject.protected(PATIENCE).await?;
         // Not while the last start of a member is fresh: kube-proxy makes a change wait that comes within a second after
         // another. Members in kubelet's back-off are not waited for, which is to Valkeeper's disadvantage.
         load.grows_by(WRITES_BETWEEN, PATIENCE).await?;
-        faults.push(kill_server(place, &subject.namespace, &primary)?);
+        let before = Measured::now(&operator).await?;
+        let fault = kill_server(place, &subject.namespace, &primary)?;
         load.flows(PATIENCE).await?;
+        faults.push((fault, before.next(&operator).await?));
     }
     subject.protected(PATIENCE).await?;
-    let figures = Figures::of(&subject, &load.finish()?, &faults).await?;
+    let logs = load.finish()?;
+    let moments: Vec<Instant> = faults.iter().map(|(fault, _)| *fault).collect();
+    let figures = Figures::of(&subject, &logs, &moments).await?;
+    let journal = match Store::of_environment()? {
+        Store::ConfigMaps => Journal::of(&subject).await?,
+        Store::Sled => {
+            let uid = subject.get().await?.metadata.uid.context("no UID")?;
+            Journal::of_sled(operator.pid().await?, &uid)?
+        }
+    };
+    let breakdown = Breakdown::of(&clock, &journal.records()?, &logs, &faults)?;
     subject.delete().await?;
     support::delete_namespace(&subject.client, NAMESPACE).await?;
-    Ok(figures)
+    Ok((figures, breakdown))
 }
 
 /// Processes on loopback: members and sentinels have an address each, so that all may use their usual port.

@@ -63,11 +63,11 @@ async fn tell(world: &World, scenario: &Scenario) -> bool {
     let seconds = begun.elapsed().as_secs_f64();
     match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done after {} s", SCENARIO_MAX.as_secs()))) {
         Ok(figures) => {
-            println!("ok   {:<18} {seconds:6.1} s  {figures}", scenario.name);
+            println!("ok   {:<22} {seconds:6.1} s  {figures}", scenario.name);
             true
         }
         Err(error) => {
-            println!("FAIL {:<18} {seconds:6.1} s  {error:#}", scenario.name);
+            println!("FAIL {:<22} {seconds:6.1} s  {error:#}", scenario.name);
             report(world).await;
             // The next scenario shall not fail for this one's sake.
             if let Err(error) = world.start_over().await {

@@ -1,11 +1,11 @@
-//! The primary's process killed without warning, and the primary's pod deleted.
+//! The primary's process killed without warning.
 
 use super::World;
 use crate::support::{
     load::{Figures, Load},
     process::kill_server,
 };
-use anyhow::{Context, bail};
+use anyhow::Context;
 use std::time::{Duration, Instant};
 
 /// Kills in a row. The first of each member is followed by an immediate restart, the others by kubelet's back-off.
@@ -35,24 +35,4 @@ pub async fn ten(world: &World) -> anyhow::Result<String> {
     figures.nothing_lost()?;
     subject.ready().await?;
     Ok(figures.line())
-}
-
-/// The primary's pod deleted, as by an eviction.
-pub async fn pod_deleted(world: &World) -> anyhow::Result<String> {
-    let subject = &world.subject;
-    let primary = subject.protected(BACK_OFF_MAX).await?;
-    let load = Load::start(subject).await?;
-    let fault = Instant::now();
-    subject.delete_pod(&primary.name).await?;
-    load.flows(Duration::from_secs(60)).await?;
-    subject.ready().await?;
-    let members = subject.members().await?;
-    if members.iter().any(|m| m.uid == primary.uid) {
-        bail!("the deleted pod {} is still there", primary.name);
-    }
-    let now = subject.primary().await?;
-    let logs = load.finish()?;
-    let figures = Figures::of(subject, &logs, &[fault]).await?;
-    figures.nothing_lost()?;
-    Ok(format!("{} -> {}; {}", primary.name, now.name, figures.line()))
 }

@@ -1,6 +1,9 @@
 //! The scenarios, in order, and what they share.
 
+mod agent;
 mod bad_input;
+mod handover;
+mod isolation;
 mod kills;
 mod life;
 mod operator_away;
@@ -59,7 +62,15 @@ macro_rules! scenario {
 pub const SCENARIOS: &[Scenario] = &[
     scenario!("create", WithNothing, false, life::create),
     scenario!("ten-kills", WithAReadyCluster, false, kills::ten),
-    scenario!("primary-pod-deleted", WithAReadyCluster, false, kills::pod_deleted),
+    scenario!("server-killed", WithAReadyCluster, true, agent::server_killed),
+    scenario!("agent-killed", WithAReadyCluster, true, agent::agent_killed),
+    scenario!("restarted-empty", WithAReadyCluster, true, agent::restarted_empty),
+    scenario!("restarted-empty-alone", WithAReadyCluster, true, agent::restarted_empty_alone),
+    scenario!("flushed", WithAReadyCluster, false, agent::flushed),
+    scenario!("primary-pod-deleted", WithAReadyCluster, false, handover::pod_deleted),
+    scenario!("node-drained", WithAReadyCluster, false, handover::node_drained),
+    scenario!("operator-away", WithAReadyCluster, false, handover::operator_away),
+    scenario!("primary-isolated", WithAReadyCluster, true, isolation::primary_isolated),
     scenario!("primary-frozen", WithAReadyCluster, true, silence::frozen),
     scenario!("operator-killed", WithAReadyCluster, true, operator_away::killed_in_a_failover),
     scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),

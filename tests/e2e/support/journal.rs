@@ -16,11 +16,16 @@ pub struct Journal {
     /// The file.
     pub path: PathBuf,
     cluster: String,
+    /// A folder of this journal's own, if it is not the one file.
+    scratch: Option<PathBuf>,
 }
 
 impl Drop for Journal {
     fn drop(&mut self) {
-        let _ = std::fs::remove_file(&self.path);
+        let _ = match &self.scratch {
+            Some(folder) => std::fs::remove_dir_all(folder),
+            None => std::fs::remove_file(&self.path),
+        };
     }
 }
 
@@ -28,6 +33,20 @@ impl Drop for Journal {
 const EXIT_FOUND: i32 = 3;
 
 impl Journal {
+    /// Copies the volume with the operator's sled store as it is at this moment, as after a crash.
+    pub fn of_sled(operator_pid: u32, uid: &str) -> anyhow::Result<Journal> {
+        let scratch = std::env::temp_dir().join(format!("valkeeper-sled-{}", std::process::id()));
+        let volume = format!("/proc/{operator_pid}/root{}", operator::SLED_VOLUME);
+        let _ = std::fs::remove_dir_all(&scratch);
+        let copied = Command::new("cp").args(["-r", &volume]).arg(&scratch).output().context("cp")?;
+        let path = scratch.join(operator::SLED_STORE);
+        let journal = Journal { path, cluster: uid.to_owned(), scratch: Some(scratch) };
+        if !copied.status.success() {
+            bail!("cp: {}", String::from_utf8_lossy(&copied.stderr).trim());
+        }
+        Ok(journal)
+    }
+
     /// Reads the journals and chooses that of the subject, which exists.
     pub async fn of(subject: &Subject) -> anyhow::Result<Journal> {
         let uid = subject.get().await?.uid().context("a resource without UID")?;
@@ -47,7 +66,7 @@ impl Journal {
         }
         let path = std::env::temp_dir().join(format!("valkeeper-journals-{}.json", std::process::id()));
         std::fs::write(&path, json!({ "apiVersion": "v1", "kind": "List", "items": items }).to_string())?;
-        Ok(Journal { path, cluster: uid.to_owned() })
+        Ok(Journal { path, cluster: uid.to_owned(), scratch: None })
     }
 
     fn run(&self, verb: &[&str]) -> anyhow::Result<Output> {
@@ -72,6 +91,12 @@ impl Journal {
     pub fn lines(&self, pattern: &str) -> anyhow::Result<Vec<String>> {
         let text = self.ask(&["log", "-g", pattern])?;
         Ok(text.lines().filter(|line| line.contains(pattern)).map(str::to_owned).collect())
+    }
+
+    /// Every record, oldest first.
+    pub fn records(&self) -> anyhow::Result<Vec<Value>> {
+        let text = self.ask(&["export"])?;
+        text.lines().map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
     }
 
     /// Failovers that the audit knows.

@@ -52,6 +52,7 @@ pub struct Log {
 pub struct Load {
     stop: Arc<AtomicBool>,
     acknowledged: Vec<(&'static str, Arc<AtomicUsize>)>,
+    keys: Vec<String>,
     writers: Vec<JoinHandle<Log>>,
     addresses: Option<tokio::task::JoinHandle<()>>,
 }
@@ -82,8 +83,10 @@ impl Load {
     pub fn on(targets: Vec<(&'static str, Target)>, reach: &Reach, password: &str) -> anyhow::Result<Load> {
         let stop = Arc::new(AtomicBool::new(false));
         let run = format!("{:x}", std::time::UNIX_EPOCH.elapsed()?.as_nanos());
-        let (mut acknowledged, mut writers) = (Vec::new(), Vec::new());
+        let (mut acknowledged, mut writers, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (client, target) in targets {
+            let key = format!("tests:{run}:{client}");
+            keys.push(key.clone());
             let count = Arc::new(AtomicUsize::new(0));
             let writer = Writer {
                 target,
@@ -91,12 +94,17 @@ impl Load {
                 password: password.to_owned(),
                 stop: Arc::clone(&stop),
                 acknowledged: Arc::clone(&count),
-                log: Log { client, key: format!("tests:{run}:{client}"), acks: Vec::new() },
+                log: Log { client, key, acks: Vec::new() },
             };
             acknowledged.push((client, count));
             writers.push(std::thread::Builder::new().name(client.to_owned()).spawn(|| writer.run())?);
         }
-        Ok(Load { stop, acknowledged, writers, addresses: None })
+        Ok(Load { stop, acknowledged, keys, writers, addresses: None })
+    }
+
+    /// Names of the sets that are written.
+    pub fn keys(&self) -> Vec<String> {
+        self.keys.clone()
     }
 
     /// Waits until every writer has been acknowledged after this call.
@@ -115,10 +123,25 @@ impl Load {
 
     /// Waits until every writer has been acknowledged so many times more.
     pub async fn grows_by(&self, writes: usize, patience: Duration) -> anyhow::Result<()> {
+        self.grows(|_| true, writes, patience).await
+    }
+
+    /// The same for one of them.
+    pub async fn grows_of(&self, client: &str, writes: usize, patience: Duration) -> anyhow::Result<()> {
+        self.grows(|one| one == client, writes, patience).await
+    }
+
+    async fn grows(
+        &self,
+        which: impl Fn(&str) -> bool,
+        writes: usize,
+        patience: Duration,
+    ) -> anyhow::Result<()> {
+        let chosen = || self.acknowledged.iter().filter(|(client, _)| which(client));
         let count = |n: &AtomicUsize| n.load(Ordering::Relaxed);
-        let wanted: Vec<usize> = self.acknowledged.iter().map(|(_, n)| count(n) + writes).collect();
+        let wanted: Vec<usize> = chosen().map(|(_, n)| count(n) + writes).collect();
         super::wait::until("more acknowledged writes", patience, || async {
-            match self.acknowledged.iter().zip(&wanted).find(|((_, n), wanted)| count(n) < **wanted) {
+            match chosen().zip(&wanted).find(|((_, n), wanted)| count(n) < **wanted) {
                 None => Ok(()),
                 Some(((client, n), wanted)) => bail!("the {client} client has {} of {wanted}", count(n)),
             }
@@ -328,6 +351,21 @@ pub fn maximum(values: &[f64]) -> f64 {
 }
 
 impl Log {
+    /// The first acknowledgement at or after a moment.
+    pub fn first_since(&self, moment: Instant) -> Option<Instant> {
+        self.acks.iter().map(|ack| ack.at).find(|at| *at >= moment)
+    }
+
+    /// When what is not there was acknowledged.
+    pub fn missing(&self, kept: &HashSet<u64>) -> Vec<Instant> {
+        self.acks.iter().filter(|ack| !kept.contains(&ack.id)).map(|ack| ack.at).collect()
+    }
+
+    /// The last acknowledgement.
+    pub fn last(&self) -> Option<Instant> {
+        self.acks.last().map(|ack| ack.at)
+    }
+
     /// Longest time between two acknowledgements that touches the time from `fault` to `next`.
     fn gap_ms(&self, fault: Instant, next: Option<Instant>) -> anyhow::Result<f64> {
         let last = self.acks.last().context("nothing was acknowledged")?;

@@ -1,14 +1,17 @@
-//! What the end-to-end tests, the demo and the benchmark share: a cluster, the operator in it, a ValkeyCluster under
+//! What the end-to-end tests, the demo and the benchmarks share: a cluster, the operator in it, a ValkeyCluster under
 //! load, faults, and the questions asked afterwards. Nothing here knows how the operator works inside.
 
-#![allow(dead_code, reason = "each of the three programs uses its part")]
+#![allow(dead_code, reason = "each of the programs uses its part")]
 
 pub mod audit_log;
+pub mod breakdown;
 pub mod journal;
 pub mod load;
+pub mod net;
 pub mod operator;
 pub mod process;
 pub mod resp;
+pub mod stock;
 pub mod subject;
 pub mod tunnel;
 pub mod wait;

@@ -2,13 +2,18 @@
 
 use super::{Place, checkout, process, wait::until};
 use anyhow::{Context, bail};
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::api::{
+    apps::v1::Deployment,
+    core::v1::{Pod, Service},
+};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
 };
 use serde_json::json;
 use std::{
+    io::{Read, Write},
+    net::{IpAddr, TcpStream},
     process::Command,
     time::{Duration, Instant},
 };
@@ -20,11 +25,54 @@ pub const RELEASE: &str = "valkeeper";
 /// Image that `tests/cluster/cluster image-operator` makes.
 const LOCAL_IMAGE: &str = "valkeeper.local/valkeeper:dev";
 /// Image of Valkey in the local cluster.
-const LOCAL_VALKEY_IMAGE: &str = "valkeeper.local/valkey:9.1";
+pub const LOCAL_VALKEY_IMAGE: &str = "valkeeper.local/valkey:9.1";
 /// Labels of its Deployment and its pod.
 const SELECTOR: &str = "app.kubernetes.io/name=valkeeper,app.kubernetes.io/component=operator";
+/// Port of its metrics.
+const METRICS_PORT: u16 = 8080;
+/// Volume of its journals, if they are not in ConfigMaps.
+pub const SLED_VOLUME: &str = "/var/lib/valkeeper";
+/// The store in it. Its lock and its anchor are files beside it.
+pub const SLED_STORE: &str = "journal";
+/// Bound on each wait of a connection that only asks.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound on its start and end.
 const PATIENCE: Duration = Duration::from_secs(120);
+
+/// Where journals are kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Store {
+    /// In ConfigMaps, as by default.
+    ConfigMaps,
+    /// In a sled store on a volume of the operator's pod.
+    Sled,
+}
+
+impl Store {
+    /// From VALKEEPER_JOURNAL.
+    pub fn of_environment() -> anyhow::Result<Store> {
+        match std::env::var("VALKEEPER_JOURNAL").as_deref() {
+            Ok("" | "configmap") | Err(_) => Ok(Store::ConfigMaps),
+            Ok("sled") => Ok(Store::Sled),
+            Ok(other) => bail!("VALKEEPER_JOURNAL={other:?}: expected configmap or sled"),
+        }
+    }
+
+    /// Arguments of helm that choose it.
+    fn values(self) -> Vec<String> {
+        match self {
+            Store::ConfigMaps => Vec::new(),
+            Store::Sled => vec![
+                "--set-string".to_owned(),
+                format!("journal=sled:{SLED_VOLUME}/{SLED_STORE}"),
+                "--set-json".to_owned(),
+                r#"extraVolumes=[{"name":"journal","emptyDir":{}}]"#.to_owned(),
+                "--set-json".to_owned(),
+                format!(r#"extraVolumeMounts=[{{"name":"journal","mountPath":"{SLED_VOLUME}"}}]"#),
+            ],
+        }
+    }
+}
 
 /// The operator.
 #[derive(Clone)]
@@ -54,6 +102,7 @@ impl Operator {
             .arg(checkout().join("charts/valkeeper"))
             .args(["--namespace", NAMESPACE, "--wait", "--timeout", "120s"])
             .args(["--set-string", &values])
+            .args(Store::of_environment()?.values())
             .output()
             .context("helm")?;
         if !output.status.success() {
@@ -130,6 +179,31 @@ impl Operator {
         let pods = self.list().await?;
         let pod = pods.first().context("the operator has no pod")?;
         process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")
+    }
+
+    /// Its addresses: of its pods, and of the Services in front of them.
+    pub async fn addresses(&self) -> anyhow::Result<Vec<IpAddr>> {
+        let services: Api<Service> = Api::namespaced(self.client.clone(), NAMESPACE);
+        let services = services.list(&ListParams::default()).await?.items;
+        let of_services = services.into_iter().filter_map(|s| s.spec?.cluster_ip?.parse().ok());
+        let of_pods = self.list().await?.into_iter().filter_map(|p| p.status?.pod_ip?.parse().ok());
+        Ok(of_pods.chain(of_services).collect())
+    }
+
+    /// What it measures, as Prometheus would read it.
+    pub async fn metrics(&self) -> anyhow::Result<String> {
+        let pods = self.list().await?;
+        let address = pods.first().and_then(|pod| pod.status.as_ref()?.pod_ip.clone());
+        let address: IpAddr = address.context("the operator has no address")?.parse()?;
+        let ask = move || -> anyhow::Result<String> {
+            let mut stream = TcpStream::connect((address, METRICS_PORT))?;
+            stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n")?;
+            let mut text = String::new();
+            stream.read_to_string(&mut text)?;
+            Ok(text)
+        };
+        tokio::task::spawn_blocking(ask).await?
     }
 
     /// The end of its log, for a failure's report.

@@ -8,6 +8,13 @@ use std::{
     time::Instant,
 };
 
+/// Where a member's volume is mounted.
+const DATA_DIR: &str = "/data";
+/// A member's snapshot.
+const RDB_FILE: &str = "dump.rdb";
+/// A member's append-only files.
+const AOF_DIR: &str = "appendonlydir";
+
 /// The pid of a pod's process, by the process's name.
 pub fn pid_in_pod(pod_uid: &str, name: &str) -> anyhow::Result<u32> {
     let written = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
@@ -62,4 +69,19 @@ pub fn freeze_server(place: Place, member: &Member) -> anyhow::Result<(u32, Inst
     }
     let pid = pid_in_pod(&member.uid, "valkey-server")?;
     Ok((pid, signal(pid, "STOP")?))
+}
+
+/// Removes a member's data files under its running server; `all`: with everything else on its volume.
+pub fn wipe_data(member: &Member, all: bool) -> anyhow::Result<()> {
+    let pid = pid_in_pod(&member.uid, "valkey-server")?;
+    let folder = format!("/proc/{pid}/root{DATA_DIR}");
+    for entry in fs::read_dir(&folder).with_context(|| folder.clone())? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
+        if !all && ![RDB_FILE, AOF_DIR].contains(&name.as_str()) {
+            continue;
+        }
+        if path.is_dir() { fs::remove_dir_all(&path)? } else { fs::remove_file(&path)? }
+    }
+    Ok(())
 }

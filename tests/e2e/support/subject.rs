@@ -19,9 +19,15 @@ use kube::{
     api::{ApiResource, DeleteParams, DynamicObject, ListParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
-use std::{collections::HashSet, net::IpAddr, time::Duration};
+use std::{
+    collections::{BTreeMap, HashSet},
+    net::IpAddr,
+    time::Duration,
+};
 use valkeeper::api::v1alpha1::ValkeyCluster;
 
+/// Name of a member's container.
+const CONTAINER: &str = "valkey";
 /// Bound on each wait of a connection that only asks.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound on everything the operator does while pods start: machines differ, figures are printed.
@@ -150,6 +156,20 @@ impl Subject {
         Ok(())
     }
 
+    /// How often a member's container was restarted.
+    pub async fn restarts(&self, name: &str) -> anyhow::Result<i32> {
+        let statuses = self.pods().get(name).await?.status.and_then(|status| status.container_statuses);
+        let found = statuses.unwrap_or_default().into_iter().find(|status| status.name == CONTAINER);
+        Ok(found.with_context(|| format!("{name} has no container {CONTAINER}"))?.restart_count)
+    }
+
+    /// Nodes of its pods, by pod name.
+    pub async fn nodes(&self) -> anyhow::Result<BTreeMap<String, String>> {
+        let pods = self.pods().list(&self.selector()).await?.items;
+        let node = |pod: Pod| Some((pod.name_any(), pod.spec?.node_name?));
+        Ok(pods.into_iter().filter_map(node).collect())
+    }
+
     /// Names of its volumes' claims.
     pub async fn claims(&self) -> anyhow::Result<Vec<String>> {
         let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
@@ -276,7 +296,8 @@ pub fn numbers(mut connection: Connection, key: &str) -> std::io::Result<HashSet
     Ok(reply.list().iter().filter_map(Reply::text).filter_map(|text| text.parse().ok()).collect())
 }
 
-fn member(pod: &Pod, password: &str) -> Member {
+/// What a pod is to the tests.
+pub fn member(pod: &Pod, password: &str) -> Member {
     let address =
         pod.status.as_ref().and_then(|status| status.pod_ip.as_deref()).and_then(|ip| ip.parse().ok());
     Member {

@@ -1,0 +1,99 @@
+//! A primary that is cut off with a client on its side: it must stop accepting writes before another begins to.
+
+use super::World;
+use crate::support::{
+    load::{IN_FLIGHT, Load, Log, TIMEOUT_READ, Target},
+    net::{From, cut},
+    resp::{PORT, Reach, Role},
+    subject::Member,
+    wait::until,
+};
+use anyhow::{Context, bail};
+use std::{
+    net::{IpAddr, UdpSocket},
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+/// Until a primary has a replica in sync again.
+const SETTLED_MAX: Duration = Duration::from_secs(120);
+/// Acknowledged writes before and after the cut.
+const WRITES: usize = 1_000;
+/// The client on the primary's side.
+const INSIDE: &str = "inside";
+/// The client of everyone else.
+const OUTSIDE: &str = "outside";
+
+/// Cut from operator and members, with a client kept.
+pub async fn primary_isolated(world: &World) -> anyhow::Result<String> {
+    let subject = &world.subject;
+    let primary = subject.protected(SETTLED_MAX).await?;
+    let address = primary.address.context("no address")?;
+    let members = subject.members().await?;
+    let others: Vec<IpAddr> =
+        members.iter().filter(|m| m.name != primary.name).filter_map(|m| m.address).collect();
+    // Before the cut nobody but the primary accepts writes: only the client on its side has something to do.
+    let targets =
+        vec![(INSIDE, Target::Service(address)), (OUTSIDE, Target::Members(Arc::new(Mutex::new(others))))];
+    let load = Load::on(targets, &Reach::Direct, &subject.password().await?)?;
+    load.grows_of(INSIDE, WRITES, SETTLED_MAX).await?;
+    let broken = cut(&primary, &From::Everyone, &[own_address(address)?])?;
+    let since = broken.since;
+    load.grows_of(OUTSIDE, WRITES, SETTLED_MAX).await.context("after the cut")?;
+    broken.heal()?;
+    follows(world, &primary).await?;
+    subject.ready().await?;
+    let logs = load.finish()?;
+    told(world, &logs, since).await
+}
+
+/// The address by which members see this process.
+fn own_address(member: IpAddr) -> anyhow::Result<IpAddr> {
+    let socket = UdpSocket::bind(("0.0.0.0", 0))?;
+    socket.connect((member, PORT))?;
+    Ok(socket.local_addr()?.ip())
+}
+
+/// Waits until the healed member follows another.
+async fn follows(world: &World, old: &Member) -> anyhow::Result<()> {
+    until("the old primary to follow", SETTLED_MAX, || async {
+        let roles = world.subject.roles().await?;
+        let role = roles.into_iter().find(|(m, _)| m.name == old.name).map(|(_, role)| role);
+        match role {
+            Some(Role::Replica { of: _, link }) if link == "connected" => Ok(()),
+            other => bail!("{} is {other:?}", old.name),
+        }
+    })
+    .await
+    .map(|_| ())
+}
+
+/// How long both sides were writable, and what was acknowledged by a primary that nobody heard any more.
+async fn told(world: &World, logs: &[Log], since: Instant) -> anyhow::Result<String> {
+    let log = |client: &str| logs.iter().find(|log| log.client == client).context("no such client");
+    let (inside, outside) = (log(INSIDE)?, log(OUTSIDE)?);
+    let last = inside.last().context("nothing was acknowledged inside")?;
+    let first = outside.first_since(since).context("nothing was acknowledged outside")?;
+    let ms = |d: Duration| d.as_secs_f64() * 1000.0;
+    let both = last.checked_duration_since(first).unwrap_or_default();
+    if !both.is_zero() {
+        bail!("both sides accepted writes for {:.1} ms", ms(both));
+    }
+    let kept = world.subject.set(&outside.key, TIMEOUT_READ).await?;
+    let lost = outside.missing(&kept).len();
+    if lost > 0 {
+        bail!("{lost} writes of the side that went on are lost");
+    }
+    let kept = world.subject.set(&inside.key, TIMEOUT_READ).await?;
+    let missing = inside.missing(&kept);
+    if let Some(early) = missing.iter().find(|at| **at + IN_FLIGHT < since) {
+        bail!("a write {:.1} ms before the cut is lost", ms(since - *early));
+    }
+    Ok(format!(
+        "the isolated side stopped {:.0} ms after the cut, the other began after {:.0} ms, both writable 0 ms; {} writes that \
+         the isolated side acknowledged could reach nobody",
+        ms(last.saturating_duration_since(since)),
+        ms(first.saturating_duration_since(since)),
+        missing.len()
+    ))
+}
