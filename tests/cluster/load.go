@@ -67,27 +67,30 @@ func (c *cluster) load(ctx context.Context, archives []string) error {
 
 func (c *cluster) operatorArchive() string { return filepath.Join(c.Cache, "operator-"+c.ID+".tar") }
 
-// verbImageOperator makes an image of a static binary, and loads it if the cluster is up; else the next `up` does.
+// verbImageOperator makes an image of static binaries, and loads it if the cluster is up; else the next `up` does.
 func verbImageOperator(c *cluster, args []string) error {
-	if len(args) != 1 {
-		return errors.New("usage: cluster image-operator PATH_OF_STATIC_BINARY")
+	if len(args) == 0 {
+		return errors.New("usage: cluster image-operator STATIC_BINARY [STATIC_BINARY...]; the first is the entry point")
 	}
-	binary, err := os.ReadFile(args[0])
-	if err != nil {
-		return err
+	var files []layerFile
+	for _, path := range args {
+		binary, err := os.ReadFile(path)
+		if err != nil {
+			return err
+		}
+		files = append(files, layerFile{name: filepath.Base(path), mode: 0o755, data: binary})
 	}
-	layer, err := tarLayer([]layerFile{
-		{name: "valkeeper", mode: 0o755, data: binary},
+	layer, err := tarLayer(append(files, []layerFile{
 		{name: "etc/passwd", mode: 0o644, data: []byte("root:x:0:0:root:/:/sbin/nologin\nvalkeeper:x:65532:65532::/:/sbin/nologin\n")},
 		{name: "etc/group", mode: 0o644, data: []byte("root:x:0:\nvalkeeper:x:65532:\n")},
 		{name: "tmp/", mode: 0o1777},
-	})
+	}...))
 	if err != nil {
 		return err
 	}
 	image := image{names: []string{operatorImage}, archive: c.operatorArchive(), layers: [][]byte{layer}}
 	image.config.User = "65532:65532"
-	image.config.Entrypoint = []string{"/valkeeper"}
+	image.config.Entrypoint = []string{"/" + filepath.Base(args[0])}
 	image.config.WorkingDir = "/"
 	if err := image.write(); err != nil {
 		return err
