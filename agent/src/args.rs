@@ -18,7 +18,7 @@ pub struct Args {
 #[derive(clap::Subcommand, Debug)]
 pub enum Command {
     /// Start the server at the boot gate and look after it. Reads POD_NAME, POD_NAMESPACE and POD_IP.
-    Run(RunArgs),
+    Run(Box<RunArgs>),
     /// Copy this program into a directory.
     Install {
         /// The directory.

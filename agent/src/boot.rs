@@ -84,7 +84,7 @@ fn write_users(from: &Path, to: &Path, password: &str) -> io::Result<()> {
         text.lines().filter(|line| !line.starts_with(&own)).map(|l| format!("{l}\n")).collect();
     let _ = fs::remove_file(to);
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    write!(file, "{others}user {USER} on #{hash} resetkeys resetchannels -@all {USER_RULES}\n")
+    writeln!(file, "{others}user {USER} on #{hash} resetkeys resetchannels -@all {USER_RULES}")
 }
 
 fn files(data: &Path) -> io::Result<Files> {

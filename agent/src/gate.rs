@@ -125,7 +125,7 @@ async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
     if !still(agent, run_id) || agent.read(|known| known.ledger.brief.grant) != grant {
         return;
     }
-    if let Err(error) = agent.write(|ledger| Ok(ledger.left = None)).await {
+    if let Err(error) = agent.remember_left(None).await {
         tracing::warn!(error = %error, "the server does not resume");
         return;
     }

@@ -54,7 +54,7 @@ pub async fn leave(agent: &Agent, child: &mut Child, hurry: impl Future<Output =
     drop(acting);
     note_end(agent, ended);
     if ended == Ended::Exit(0) && !at_gate {
-        let written = agent.write(|ledger| Ok(ledger.left = left)).await;
+        let written = agent.remember_left(left).await;
         if let Err(error) = written {
             tracing::warn!(error = %error, "how far the data is cannot be remembered");
         }

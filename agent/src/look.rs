@@ -76,7 +76,7 @@ async fn look(agent: &Agent) {
 async fn settle(agent: &Agent) {
     if agent.read(|known| known.ledger.left.is_some()) {
         // What it left is no longer where it is.
-        if let Err(error) = agent.write(|ledger| Ok(ledger.left = None)).await {
+        if let Err(error) = agent.remember_left(None).await {
             tracing::warn!(error = %error, "what the last server left is still in the ledger");
         }
     }

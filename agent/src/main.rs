@@ -39,7 +39,7 @@ fn main() -> anyhow::Result<ExitCode> {
             tracing_subscriber::fmt().with_env_filter(filter).json().flatten_event(true).init();
             let runtime =
                 tokio::runtime::Builder::new_multi_thread().worker_threads(THREADS).enable_all().build()?;
-            let code = runtime.block_on(run::run(args))?;
+            let code = runtime.block_on(run::run(*args))?;
             // What still runs is of no use any more: the server is gone.
             runtime.shutdown_background();
             Ok(ExitCode::from(code))

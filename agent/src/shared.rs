@@ -322,6 +322,15 @@ impl Agent {
         Ok(result)
     }
 
+    /// Remembers how far the data is that a server left, or that this means nothing any more.
+    pub async fn remember_left(&self, left: Option<History>) -> Result<(), Unchanged> {
+        let rule = |ledger: &mut Ledger| {
+            ledger.left = left;
+            Ok(())
+        };
+        self.write(rule).await
+    }
+
     /// From `spoken` on the grant is held under the ledger's terms.
     pub fn hold_grant(&self, spoken: Instant) {
         let at = self.at(spoken);

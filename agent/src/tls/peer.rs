@@ -119,10 +119,11 @@ pub(super) fn not_after_s(der: &CertificateDer<'_>) -> Result<i64, NotAPeer> {
 fn uri(certificate: &X509Certificate<'_>) -> Result<String, NotAPeer> {
     let names =
         certificate.subject_alternative_name().map_err(|_| NotAPeer::Garbled)?.ok_or(NotAPeer::Uri)?;
-    let mut uris = names.value.general_names.iter().filter_map(|name| match name {
-        GeneralName::URI(uri) => Some(*uri),
-        _ => None,
-    });
+    let mut uris = names
+        .value
+        .general_names
+        .iter()
+        .filter_map(|name| if let GeneralName::URI(uri) = name { Some(*uri) } else { None });
     match (uris.next(), uris.next()) {
         (Some(uri), None) => Ok(uri.to_owned()),
         (None | Some(_), _) => Err(NotAPeer::Uri),
