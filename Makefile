@@ -42,8 +42,8 @@ test-root: ## The operator's unit tests, house rules, generated files
 	$(call stage,operator,cargo --locked test -q -p valkeeper --lib --bins --test tidy --test generated)
 
 .PHONY: test-valkey
-test-valkey: ## The operator's links and effects against real valkey-servers
-	$(call stage,real valkey,VALKEY_BIN_DIR=$$(tests/cluster/cluster valkey-bin) && export VALKEY_BIN_DIR && cargo --locked test -q -p valkeeper --test valkey)
+test-valkey: ## The operator's links and the agent against real valkey-servers
+	$(call stage,real valkey,VALKEY_BIN_DIR=$$(tests/cluster/cluster valkey-bin) && export VALKEY_BIN_DIR && cargo --locked build -q -p valkeeper-agent && cargo --locked test -q -p valkeeper --test valkey)
 
 .PHONY: test-e2e
 test-e2e: ## The operator on a real control plane with real pods (root, Linux)

@@ -117,7 +117,9 @@ pub async fn run(
         watch::run(&watched.clients, watch_namespace.as_deref(), &watched.world, &watched.wakers).await;
     });
     let vault = Arc::clone(&shell.vault);
-    let desk = news::Desk { registry: Arc::clone(&shell.registry), leadership: shell.leadership.clone() };
+    let leadership = shell.leadership.clone();
+    let leads = Arc::new(move || leadership.check().is_ok());
+    let desk = news::Desk { registry: Arc::clone(&shell.registry), leads };
     let newsroom = news::serve(newsroom, Arc::new(move || vault.live()), desk);
     let probes = health::serve(listen, Arc::clone(&shell.metrics));
     let mut tasks = Tasks::default();

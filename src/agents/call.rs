@@ -6,8 +6,8 @@ use tonic::{Code, Response, Status, transport::Channel};
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{
-        self, AgentState, AttachRequest, GreetRequest, PauseRequest, PromiseRequest, PromoteRequest,
-        ServerRequest, TellRequest, agent_client::AgentClient,
+        self, AgentState, AttachRequest, Done, GreetRequest, PauseReply, PauseRequest, PromiseRequest,
+        PromoteRequest, ServerRequest, TellRequest, agent_client::AgentClient,
     },
 };
 use valkeeper_core::{
@@ -71,7 +71,9 @@ impl AgentLink {
     /// [`CallError`], as for every command.
     pub async fn tell(&self, brief: &Brief) -> Result<(), CallError> {
         let request = TellRequest { epoch: self.epoch().0, brief: Some(brief.into()) };
-        self.call(CALL_MAX, |mut agent| async move { agent.tell(request).await }).await.map(drop)
+        self.call(CALL_MAX, |mut agent| async move { agent.tell(request).await })
+            .await
+            .map(|done| self.learn(done))
     }
 
     /// From now on nothing below this grant is supported there.
@@ -80,7 +82,9 @@ impl AgentLink {
     /// [`CallError`].
     pub async fn promise(&self, brief: &Brief) -> Result<(), CallError> {
         let request = PromiseRequest { epoch: self.epoch().0, brief: Some(brief.into()) };
-        self.call(CALL_MAX, |mut agent| async move { agent.promise(request).await }).await.map(drop)
+        self.call(CALL_MAX, |mut agent| async move { agent.promise(request).await })
+            .await
+            .map(|done| self.learn(done))
     }
 
     /// The agent takes the grant and makes its server primary, if that is still on this history at this offset or further.
@@ -102,7 +106,9 @@ impl AgentLink {
             offset: at.offset,
             consents,
         };
-        self.call(CALL_MAX, |mut agent| async move { agent.promote(request).await }).await.map(drop)
+        self.call(CALL_MAX, |mut agent| async move { agent.promote(request).await })
+            .await
+            .map(|done| self.learn(done))
     }
 
     /// The server follows another member.
@@ -118,7 +124,9 @@ impl AgentLink {
             host,
             port: u32::from(port),
         };
-        self.call(CALL_MAX, |mut agent| async move { agent.attach(request).await }).await.map(drop)
+        self.call(CALL_MAX, |mut agent| async move { agent.attach(request).await })
+            .await
+            .map(|done| self.learn(done))
     }
 
     /// Stops writes; they go on by themselves after `timeout_ms`.
@@ -128,7 +136,9 @@ impl AgentLink {
     pub async fn pause(&self, server: &Server, timeout_ms: u32) -> Result<Paused, CallError> {
         let request = PauseRequest { epoch: self.epoch().0, run_id: server.run_id.clone(), timeout_ms };
         let answer = self.call(CALL_MAX, |mut agent| async move { agent.pause(request).await }).await?;
-        Ok(Paused { replid: ReplId(answer.replid), offset: answer.offset })
+        let PauseReply { replid, offset, state } = answer;
+        self.learn(Done { state });
+        Ok(Paused { replid: ReplId(replid), offset })
     }
 
     /// Lets writes go on.
@@ -137,7 +147,9 @@ impl AgentLink {
     /// [`CallError`].
     pub async fn resume(&self, server: &Server) -> Result<(), CallError> {
         let request = self.of_server(server);
-        self.call(CALL_MAX, |mut agent| async move { agent.resume(request).await }).await.map(drop)
+        self.call(CALL_MAX, |mut agent| async move { agent.resume(request).await })
+            .await
+            .map(|done| self.learn(done))
     }
 
     /// Ends the connections of clients.
@@ -146,7 +158,9 @@ impl AgentLink {
     /// [`CallError`].
     pub async fn disconnect(&self, server: &Server) -> Result<(), CallError> {
         let request = self.of_server(server);
-        self.call(CALL_MAX, |mut agent| async move { agent.disconnect(request).await }).await.map(drop)
+        self.call(CALL_MAX, |mut agent| async move { agent.disconnect(request).await })
+            .await
+            .map(|done| self.learn(done))
     }
 
     /// Ends the server. When this returns, the process is gone.
@@ -155,7 +169,16 @@ impl AgentLink {
     /// [`CallError`].
     pub async fn fence(&self, server: &Server) -> Result<(), CallError> {
         let request = self.of_server(server);
-        self.call(FENCE_MAX, |mut agent| async move { agent.fence(request).await }).await.map(drop)
+        self.call(FENCE_MAX, |mut agent| async move { agent.fence(request).await })
+            .await
+            .map(|done| self.learn(done))
+    }
+
+    /// What the agent knows after a command comes with its answer: the next decision is made from it.
+    fn learn(&self, done: Done) {
+        if let Some(state) = done.state {
+            self.heard(state);
+        }
     }
 
     fn of_server(&self, server: &Server) -> ServerRequest {

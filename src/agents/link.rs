@@ -20,6 +20,7 @@ use tokio::{
 use tonic::transport::Channel;
 use valkeeper_agent::{
     link::connect,
+    proto::AgentState,
     tls::{Accept, Live, Peer},
 };
 use valkeeper_core::{
@@ -102,6 +103,13 @@ impl AgentLink {
 
     pub(super) fn channel(&self) -> Option<Channel> {
         self.contact.channel()
+    }
+
+    pub(super) fn heard(&self, state: AgentState) {
+        let member = self.contact.place.member;
+        if let Err(malformed) = self.contact.dial.board.heard(member, state) {
+            tracing::warn!(%member, %malformed, "an agent's answer cannot be understood");
+        }
     }
 
     pub(super) fn deposed(&self, by: WriterEpoch) {

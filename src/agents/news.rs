@@ -1,7 +1,6 @@
 //! Takes agents' news: HTTPS with mutual TLS, `POST /v1/news`. Who speaks is who the certificate says, never the body.
 
 use super::Registry;
-use crate::lease::Leadership;
 use axum::{
     Router,
     body::Bytes,
@@ -46,8 +45,8 @@ pub type Identity = Arc<dyn Fn() -> Option<Live> + Send + Sync>;
 pub struct Desk {
     /// The boards of the clusters.
     pub registry: Arc<Registry>,
-    /// Only who leads takes news: another would confirm what it does not know.
-    pub leadership: Leadership,
+    /// Whether this process leads: another would confirm what it does not know.
+    pub leads: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
 /// Serves until it is dropped.
@@ -147,7 +146,7 @@ async fn take(
         return (StatusCode::FORBIDDEN, "the certificate is another's\n").into_response();
     };
     let board = desk.registry.find(&(namespace, cluster));
-    let Some(board) = board.filter(|_| desk.leadership.check().is_ok()) else {
+    let Some(board) = board.filter(|_| (desk.leads)()) else {
         return (StatusCode::SERVICE_UNAVAILABLE, "not led from here\n").into_response();
     };
     let News { state, confirm, .. } = news;
@@ -160,7 +159,7 @@ async fn take(
     }
     let confirmed = confirm && grant.is_some_and(|grant| board.confirms(member, grant));
     // Said only by who still leads now: whoever comes next waits longer than this answer takes.
-    if desk.leadership.check().is_err() {
+    if !(desk.leads)() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not led from here any more\n").into_response();
     }
     NewsReply { confirmed, epoch: board.epoch().0 }.encode_to_vec().into_response()

@@ -2,7 +2,7 @@
 
 use crate::{
     proxy::Proxy,
-    server::{MANAGER_PASSWORD, Server, link_to, present, woken},
+    server::{OPERATOR_PASSWORD, Server, link_to, present, woken},
 };
 use std::{
     net::{Ipv4Addr, TcpListener},
@@ -22,7 +22,7 @@ async fn a_killed_process_wakes_at_once_and_is_absent() {
     let (mut wakes, mut proofs) = (Vec::new(), Vec::new());
     for _ in 0..KILLS {
         let mut server = Server::start("").await;
-        let (link, wake) = server.link(1);
+        let (link, wake) = server.link();
         present(&link).await;
         let killed = server.kill_now();
         woken(&wake).await;
@@ -41,7 +41,7 @@ async fn a_killed_process_wakes_at_once_and_is_absent() {
 #[tokio::test]
 async fn a_frozen_process_is_silent_and_never_absent() {
     let server = Server::start("").await;
-    let (link, wake) = server.link(1);
+    let (link, wake) = server.link();
     let before = present(&link).await;
     server.signal("STOP");
     for _ in 0..3 {
@@ -56,7 +56,7 @@ async fn a_frozen_process_is_silent_and_never_absent() {
 #[tokio::test]
 async fn a_process_killed_while_frozen_wakes_and_is_absent() {
     let mut server = Server::start("").await;
-    let (link, wake) = server.link(1);
+    let (link, wake) = server.link();
     present(&link).await;
     server.signal("STOP");
     assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
@@ -68,7 +68,7 @@ async fn a_process_killed_while_frozen_wakes_and_is_absent() {
 #[tokio::test]
 async fn a_process_killed_during_a_look_at_its_frozen_self_is_absent_in_that_look() {
     let mut server = Server::start("").await;
-    let (link, _wake) = server.link(1);
+    let (link, _wake) = server.link();
     present(&link).await;
     server.signal("STOP");
     assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
@@ -79,9 +79,9 @@ async fn a_process_killed_during_a_look_at_its_frozen_self_is_absent_in_that_loo
 #[tokio::test]
 async fn a_closed_connection_alone_is_not_death() {
     let server = Server::start("").await;
-    let (link, wake) = server.link(1);
+    let (link, wake) = server.link();
     let before = present(&link).await;
-    let killed: i64 = server.run("CLIENT KILL USER op-1").await.unwrap();
+    let killed: i64 = server.run("CLIENT KILL USER valkeeper").await.unwrap();
     assert_eq!(killed, 1);
     woken(&wake).await;
     assert_eq!(present(&link).await.run_id, before.run_id);
@@ -90,7 +90,7 @@ async fn a_closed_connection_alone_is_not_death() {
 #[tokio::test]
 async fn a_restarted_process_is_another_process() {
     let mut server = Server::start("").await;
-    let (link, wake) = server.link(1);
+    let (link, wake) = server.link();
     let before = present(&link).await;
     server.restart("").await;
     woken(&wake).await;
@@ -103,7 +103,7 @@ async fn a_refusal_where_no_connection_was_ever_held_is_no_death() {
     let port = free.local_addr().unwrap().port();
     drop(free);
     let target = Target { member: MemberId::new(0, 0), address: Ipv4Addr::LOCALHOST.into(), port };
-    let (link, _) = link_to(target, 1, MANAGER_PASSWORD);
+    let (link, _) = link_to(target, OPERATOR_PASSWORD);
     assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
     assert_eq!(link.trouble(), Some(Error::Refused));
 }
@@ -112,7 +112,7 @@ async fn a_refusal_where_no_connection_was_ever_held_is_no_death() {
 async fn a_dead_path_is_replaced_by_a_new_connection() {
     let server = Server::start("").await;
     let proxy = Proxy::to(server.port).await;
-    let (link, wake) = link_to(Target { port: proxy.port, ..server.target() }, 1, MANAGER_PASSWORD);
+    let (link, wake) = link_to(Target { port: proxy.port, ..server.target() }, OPERATOR_PASSWORD);
     let before = present(&link).await;
     proxy.deafen();
     assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
@@ -120,7 +120,7 @@ async fn a_dead_path_is_replaced_by_a_new_connection() {
     assert_eq!(present(&link).await.run_id, before.run_id);
     assert!(again.elapsed() < Duration::from_millis(500));
     // The new connection is the held one now: its end wakes.
-    let _: i64 = server.run("CLIENT KILL USER op-1").await.unwrap();
+    let _: i64 = server.run("CLIENT KILL USER valkeeper").await.unwrap();
     woken(&wake).await;
 }
 
@@ -128,7 +128,7 @@ async fn a_dead_path_is_replaced_by_a_new_connection() {
 async fn a_refused_connection_proves_nothing_while_the_held_one_is_open() {
     let server = Server::start("").await;
     let mut proxy = Proxy::to(server.port).await;
-    let (link, _wake) = link_to(Target { port: proxy.port, ..server.target() }, 1, MANAGER_PASSWORD);
+    let (link, _wake) = link_to(Target { port: proxy.port, ..server.target() }, OPERATOR_PASSWORD);
     present(&link).await;
     proxy.deafen();
     proxy.refuse().await;

@@ -1,18 +1,19 @@
 //! The boot gate: a server that follows an address where nobody answers cannot be copied from.
 
-use crate::server::{Server, eventually};
-use valkeeper_core::effect::Outcome;
+use crate::{
+    agent::{Pair, at, brief},
+    server::{eventually, signal},
+};
 
 #[tokio::test]
 async fn replicas_keep_their_keys_when_their_primary_comes_back_empty_at_the_gate() {
-    let mut old = Server::start("").await;
-    old.run::<String>("DEBUG POPULATE 300").await.unwrap();
-    let replica = Server::replica_of(&old).await;
+    let Pair { members: [old, replica], agents, .. } = &Pair::start().await;
+    let words: Vec<String> = (0..300).map(|number| format!("key:{number} value")).collect();
+    old.run::<String>(&format!("MSET {}", words.join(" "))).await.unwrap();
     eventually("300 keys on the replica", || async { (replica.dbsize().await == 300).then_some(()) }).await;
 
-    old.kill();
-    old.lose_data();
-    old.restart("replicaof 127.0.0.1 2").await;
+    // Nothing is on its disk: the agent starts it again, blank.
+    signal(old.server_pid().await, "KILL");
     eventually("a refused synchronisation", || async {
         replica.log().contains("NOMASTERLINK").then_some(())
     })
@@ -21,10 +22,10 @@ async fn replicas_keep_their_keys_when_their_primary_comes_back_empty_at_the_gat
     let refused = old.run::<String>("SET key value").await.unwrap_err();
     assert_eq!(refused.code(), Some("READONLY"));
 
-    let (to_replica, look) = replica.linked(1).await;
-    assert_eq!(to_replica.promote(&look.run_id, &look.replid, look.offset).await, Outcome::Verified);
-    let (to_old, look) = old.linked(1).await;
-    assert_eq!(to_old.attach(&look.run_id, "127.0.0.1", replica.port).await, Outcome::Verified);
+    let (_link, look) = replica.linked().await;
+    agents[1].promote(&replica.process(&look), &brief(2, replica), &at(&look), 0).await.unwrap();
+    let (_link, look) = old.linked().await;
+    agents[0].attach(&old.process(&look), &brief(2, replica), &replica.endpoint()).await.unwrap();
     eventually("300 keys on both", || async { (old.dbsize().await == 300).then_some(()) }).await;
     assert_eq!(replica.dbsize().await, 300);
 }

@@ -1,4 +1,4 @@
-//! `src/valkey` against real valkey-servers on loopback: no mocks. Binaries come from `VALKEY_BIN_DIR`, or from
+//! `src/valkey` and `src/agents` against real valkey-servers and their agents on loopback: no mocks. Binaries come from `VALKEY_BIN_DIR`, or from
 //! `tests/cluster/cluster valkey-bin`.
 
 #![allow(
@@ -8,10 +8,12 @@
     reason = "the helpers of a test are a test: clippy only sees the functions marked so"
 )]
 
+mod agent;
+mod commands;
 mod death;
-mod effects;
-mod fence;
 mod gate;
+mod handover;
 mod look;
+mod news;
 mod proxy;
 mod server;

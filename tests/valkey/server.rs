@@ -5,17 +5,15 @@ use sha2::{Digest, Sha256};
 use std::{
     env, fs,
     net::{IpAddr, Ipv4Addr, TcpListener},
+    ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
-use valkeeper::valkey::{Credentials, Look, MemberLink, Secret, Target, Wake, fence::MANAGER_RULES};
-use valkeeper_core::{
-    ids::{MemberId, WriterEpoch},
-    observation::Observed,
-};
+use valkeeper::valkey::{Credentials, Look, MemberLink, Secret, Target, Wake};
+use valkeeper_core::{ids::MemberId, observation::Observed};
 
 /// Longest wait for anything a test expects. Only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -24,16 +22,31 @@ const PAUSE: Duration = Duration::from_millis(2);
 /// Other processes take ports too: how often another one is tried.
 const PORT_TRIES: u32 = 5;
 
-pub const MANAGER: &str = "valkeeper";
-pub const MANAGER_PASSWORD: &str = "manager-password-for-tests";
+/// The operator's user.
+pub const OPERATOR: &str = "valkeeper";
+pub const OPERATOR_PASSWORD: &str = "operator-password-for-tests";
 const APP_PASSWORD: &str = "app-password-for-tests";
 const REPLICATION_PASSWORD: &str = "replication-password-for-tests";
 
+/// A local valkey-server as its users see it.
+#[derive(Clone, Copy, Debug)]
+pub struct Instance {
+    pub port: u16,
+}
+
 /// A running valkey-server.
 pub struct Server {
-    pub port: u16,
+    instance: Instance,
     dir: PathBuf,
     child: Child,
+}
+
+impl Deref for Server {
+    type Target = Instance;
+
+    fn deref(&self) -> &Instance {
+        &self.instance
+    }
 }
 
 impl Drop for Server {
@@ -61,12 +74,10 @@ impl Server {
     /// Starts a server and waits until it listens, not until it has loaded.
     pub async fn spawn(extra: &str) -> Server {
         for _ in 0..PORT_TRIES {
-            let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
-            let port = free.local_addr().unwrap().port();
-            drop(free);
+            let port = free_port();
             let dir = env::temp_dir().join(format!("valkeeper-test-{}-{port}", std::process::id()));
             fs::create_dir_all(&dir).unwrap();
-            let mut server = Server { port, child: launch(&dir, port, extra), dir };
+            let mut server = Server { instance: Instance { port }, child: launch(&dir, port, extra), dir };
             if server.listens().await {
                 return server;
             }
@@ -79,11 +90,6 @@ impl Server {
         self.kill();
         self.child = launch(&self.dir, self.port, extra);
         assert!(self.listens().await, "{}", self.log());
-    }
-
-    /// Removes its data files, as a lost volume would.
-    pub fn lose_data(&self) {
-        let _ = fs::remove_file(self.dir.join("dump.rdb"));
     }
 
     /// SIGKILL, and waits for the end.
@@ -101,14 +107,34 @@ impl Server {
 
     /// Sends a signal by name, e.g. `STOP`.
     pub fn signal(&self, name: &str) {
-        let pid = self.child.id().to_string();
-        assert!(Command::new("kill").args([&format!("-{name}"), &pid]).status().unwrap().success());
+        signal(self.child.id(), name);
     }
 
     pub fn log(&self) -> String {
         fs::read_to_string(self.dir.join("log")).unwrap_or_default()
     }
 
+    /// False if the process ended instead.
+    async fn listens(&mut self) -> bool {
+        let begun = Instant::now();
+        while begun.elapsed() < PATIENCE {
+            if self.child.try_wait().unwrap().is_some() {
+                return false;
+            }
+            if tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_ok() {
+                return true;
+            }
+            tokio::time::sleep(PAUSE).await;
+        }
+        false
+    }
+
+    async fn answers(&self) {
+        self.run::<String>("PING").await.unwrap_or_else(|error| panic!("{error}: {}", self.log()));
+    }
+}
+
+impl Instance {
     /// A connection as the application's user.
     pub async fn app(&self) -> MultiplexedConnection {
         eventually("a connection of the application", || async { self.try_app().await.ok() }).await
@@ -153,39 +179,20 @@ impl Server {
     }
 
     /// A link that has not looked yet, with what it wakes.
-    pub fn link(&self, epoch: u64) -> (MemberLink, Wake) {
-        link_to(self.target(), epoch, MANAGER_PASSWORD)
+    pub fn link(&self) -> (MemberLink, Wake) {
+        link_to(self.target(), OPERATOR_PASSWORD)
     }
 
     /// A link that holds a connection, and its first look.
-    pub async fn linked(&self, epoch: u64) -> (MemberLink, Look) {
-        let (link, _) = self.link(epoch);
+    pub async fn linked(&self) -> (MemberLink, Look) {
+        let (link, _) = self.link();
         let look = present(&link).await;
         (link, look)
     }
-
-    async fn answers(&self) {
-        self.run::<String>("PING").await.unwrap_or_else(|error| panic!("{error}: {}", self.log()));
-    }
-
-    /// False if the process ended instead.
-    async fn listens(&mut self) -> bool {
-        let begun = Instant::now();
-        while begun.elapsed() < PATIENCE {
-            if self.child.try_wait().unwrap().is_some() {
-                return false;
-            }
-            if tokio::net::TcpStream::connect((Ipv4Addr::LOCALHOST, self.port)).await.is_ok() {
-                return true;
-            }
-            tokio::time::sleep(PAUSE).await;
-        }
-        false
-    }
 }
 
-pub fn link_to(target: Target, epoch: u64, password: &str) -> (MemberLink, Wake) {
-    let credentials = Credentials::new(MANAGER, Secret::new(password), WriterEpoch(epoch));
+pub fn link_to(target: Target, password: &str) -> (MemberLink, Wake) {
+    let credentials = Credentials::new(OPERATOR, Secret::new(password));
     let wake: Wake = Arc::new(Notify::new());
     (MemberLink::connect(target, credentials, wake.clone()), wake)
 }
@@ -210,26 +217,50 @@ pub async fn eventually<T, F: Future<Output = Option<T>>>(what: &str, mut check:
     panic!("waited {PATIENCE:?} for {what}");
 }
 
+/// Sends a process a signal by name, e.g. `STOP`.
+pub fn signal(pid: u32, name: &str) {
+    assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
+}
+
+/// A port that nobody uses.
+pub fn free_port() -> u16 {
+    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+}
+
 /// Awaits a wake-up.
 pub async fn woken(wake: &Wake) {
     tokio::time::timeout(PATIENCE, wake.notified()).await.expect("a wake-up");
 }
 
-fn launch(dir: &Path, port: u16, extra: &str) -> Child {
+/// users.acl: the operator's user may look, as in a cluster.
+pub fn users() -> String {
     let hash = |password: &str| -> String {
         Sha256::digest(password.as_bytes()).iter().map(|byte| format!("{byte:02x}")).collect()
     };
-    let conf = format!(
-        "port {port}\nbind 127.0.0.1\ndir {dir}\nlogfile {dir}/log\nsave \"\"\nrepl-diskless-sync-delay 0\n\
-         enable-debug-command local\nprimaryuser replication\nprimaryauth {REPLICATION_PASSWORD}\n\
-         user default off\nuser {MANAGER} on #{manager} {rules}\nuser app on #{app} ~* &* +@all\n\
-         user replication on #{replication} +psync +replconf +ping\n{extra}\n",
-        dir = dir.display(),
-        manager = hash(MANAGER_PASSWORD),
-        rules = MANAGER_RULES.join(" "),
+    format!(
+        "user default off\n\
+         user {OPERATOR} on #{operator} resetchannels -@all +ping +info +role\n\
+         user app on #{app} ~* &* +@all\n\
+         user replication on #{replication} resetchannels -@all +psync +replconf +ping\n",
+        operator = hash(OPERATOR_PASSWORD),
         app = hash(APP_PASSWORD),
         replication = hash(REPLICATION_PASSWORD),
-    );
+    )
+}
+
+/// valkey.conf of a server that keeps its files in `dir`.
+pub fn conf(dir: &Path, port: u16) -> String {
+    format!(
+        "port {port}\nbind 127.0.0.1\ndir {dir}\nsave \"\"\nrepl-diskless-sync-delay 0\n\
+         enable-debug-command local\nprimaryuser replication\nprimaryauth {REPLICATION_PASSWORD}\n",
+        dir = dir.display(),
+    )
+}
+
+fn launch(dir: &Path, port: u16, extra: &str) -> Child {
+    fs::write(dir.join("users.acl"), users()).unwrap();
+    let (log, acl) = (dir.join("log"), dir.join("users.acl"));
+    let conf = format!("{}logfile {}\naclfile {}\n{extra}\n", conf(dir, port), log.display(), acl.display());
     fs::write(dir.join("valkey.conf"), conf).unwrap();
     let binary = binaries().join("valkey-server");
     let started = Command::new(&binary)
@@ -241,7 +272,7 @@ fn launch(dir: &Path, port: u16, extra: &str) -> Child {
 }
 
 /// The directory with the server's binaries.
-fn binaries() -> &'static Path {
+pub fn binaries() -> &'static Path {
     static DIR: OnceLock<PathBuf> = OnceLock::new();
     DIR.get_or_init(|| {
         let dir = env::var_os("VALKEY_BIN_DIR").map_or_else(prepared_binaries, PathBuf::from);
