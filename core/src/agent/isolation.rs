@@ -13,11 +13,24 @@ pub const MEMBERS_MIN: usize = 3;
 pub enum Answer {
     /// Nobody with a higher grant is known there.
     Confirmed,
+    /// Not confirmed, and no higher grant is known there either.
+    Refused,
     /// A higher grant is known there.
     Deposed {
         /// That grant.
         grant: Seq,
     },
+}
+
+impl Answer {
+    /// The answer of a peer that knows `known`, to a holder of `mine`.
+    pub fn of(confirmed: bool, known: Seq, mine: Seq) -> Self {
+        match confirmed {
+            true => Answer::Confirmed,
+            false if known > mine => Answer::Deposed { grant: known },
+            false => Answer::Refused,
+        }
+    }
 }
 
 /// The confirmations of a holder's grant. Times are of one clock, which never goes back: the agent's own.
@@ -69,6 +82,7 @@ impl Confirmations {
                 let last = self.by_peer.entry(peer).or_insert(sent);
                 *last = (*last).max(sent);
             }
+            Answer::Refused => {}
             Answer::Deposed { grant } => self.deposed = self.deposed.max(Some(grant)),
         }
     }

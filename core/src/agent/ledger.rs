@@ -54,6 +54,9 @@ pub enum Refusal {
         /// Grant in the ledger.
         known: Seq,
     },
+    /// Nobody has told this agent of any grant.
+    #[error("this agent knows of no grant yet")]
+    Untold,
     /// The same number is known as another member's.
     #[error("grant {grant} is {holder}'s")]
     OtherHolder {
@@ -142,18 +145,22 @@ impl Ledger {
     /// before it is accepted here.
     ///
     /// # Errors
-    /// [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
+    /// Those of [`Ledger::support`].
     pub fn consent(&mut self, holder: MemberId, grant: Seq) -> Result<(), Refusal> {
         self.support(holder, grant)?;
         self.consents += 1;
         Ok(())
     }
 
-    /// True and false answers to a holder that asks to be confirmed: true if nobody has a higher grant here.
+    /// Answers a holder that asks to be confirmed: it is, if nobody has a higher grant here. An agent that nobody has told
+    /// anything (its volume is new) supports nobody: it may have promised something and forgotten it.
     ///
     /// # Errors
-    /// [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
+    /// [`Refusal::Untold`], [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
     pub fn support(&mut self, holder: MemberId, grant: Seq) -> Result<(), Refusal> {
+        if self.brief.holder.is_none() {
+            return Err(Refusal::Untold);
+        }
         let Brief { roster, isolation_ms, .. } = self.brief.clone();
         self.learn(&Brief { grant, holder: Some(holder), roster, isolation_ms })
     }
@@ -201,6 +208,15 @@ mod tests {
         assert_eq!(ledger.accept(&brief(9, B), 0), Err(Refusal::Consented { given: 0, known: 1 }));
         assert_eq!(ledger.accept(&brief(9, B), 1), Ok(()));
         assert!(ledger.consent(A, Seq(5)).is_err(), "whoever took a higher grant consents no more");
+    }
+
+    #[test]
+    fn an_agent_without_memory_supports_nobody() {
+        let mut ledger = Ledger::default();
+        assert_eq!(ledger.support(A, Seq(5)), Err(Refusal::Untold));
+        assert_eq!(ledger.consent(A, Seq(5)), Err(Refusal::Untold));
+        ledger.learn(&brief(5, A)).unwrap();
+        assert_eq!(ledger.support(A, Seq(5)), Ok(()));
     }
 
     #[test]

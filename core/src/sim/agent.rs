@@ -75,6 +75,9 @@ impl Post {
     }
 
     fn due(&mut self, now: Timestamp) -> Vec<(MemberId, MemberId, Mail)> {
+        if self.queue.is_empty() {
+            return Vec::new();
+        }
         let (due, later) = std::mem::take(&mut self.queue).into_iter().partition(|(at, ..)| *at <= now);
         self.queue = later;
         let due: Vec<(Timestamp, MemberId, MemberId, Mail)> = due;
@@ -251,9 +254,7 @@ impl World {
             Mail::Confirm { grant, sent } => {
                 let supported = place.ledger.support(from, grant).is_ok();
                 agent.confirmed_at = if supported { Some(now) } else { agent.confirmed_at };
-                let answer =
-                    if supported { Answer::Confirmed } else { Answer::Deposed { grant: told.grant } };
-                Mail::Confirmed { sent, answer }
+                Mail::Confirmed { sent, answer: Answer::of(supported, told.grant, grant) }
             }
             Mail::Confirmed { sent, answer } => {
                 if let Some(known) = agent.confirmations.as_mut() {

@@ -27,7 +27,7 @@ use crate::{
 /// Turns after which a story that does not come to rest is called endless.
 const TURNS_MAX: usize = 4_000;
 /// The driver's safety-net look when nothing wakes it. Milliseconds.
-const PROBE_MS: i64 = 250;
+const PROBE_MS: i64 = 500;
 /// What an effect takes in this world. Milliseconds.
 const EFFECT_MS: i64 = 1;
 /// A cluster is at rest when nothing was recorded for this long. Longer than every window and back-off of a story but the
