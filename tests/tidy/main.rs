@@ -10,7 +10,7 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
-use valkeeper_core::decision::{BlockReason, Reason, RejectReason, WaitReason};
+use valkeeper_core::decision::{BlockReason, HoldReason, Reason, RejectReason, WaitReason};
 
 /// Lines of a Rust file: more has more than one purpose.
 const LINES_MAX: usize = 600;
@@ -233,6 +233,20 @@ fn the_agent_imports_core_only_and_is_imported_by_the_operator_only() {
 }
 
 #[test]
+fn the_agent_imports_core_only_and_is_imported_by_the_operator_only() {
+    let ours = |manifest: &str| -> Vec<String> {
+        dependencies(manifest, "dependencies").into_iter().filter(|d| d.starts_with("valkeeper")).collect()
+    };
+    assert_eq!(ours("agent/Cargo.toml"), ["valkeeper-core"], "agent/Cargo.toml");
+    assert_eq!(ours("Cargo.toml"), ["valkeeper-agent", "valkeeper-core", "valkeeper-journal"], "Cargo.toml");
+    let agent = dependencies("agent/Cargo.toml", "dependencies");
+    assert!(
+        ["kube", "k8s-openapi"].iter().all(|d| !agent.contains(*d)),
+        "an agent knows no API server: {agent:?}"
+    );
+}
+
+#[test]
 fn each_foreign_crate_has_one_home() {
     // (what the code would say, where it may)
     let homes: &[(&str, &[&str])] = &[
@@ -341,6 +355,7 @@ fn every_reason_code_is_unique_and_explained() {
     all.extend(Reason::ALL.iter().map(|r| (r.code(), r.explain())));
     all.extend(WaitReason::ALL.iter().map(|r| (r.code(), r.explain())));
     all.extend(BlockReason::ALL.iter().map(|r| (r.code(), r.explain())));
+    all.extend(HoldReason::ALL.iter().map(|r| (r.code(), r.explain())));
     all.extend(RejectReason::ALL.iter().map(|r| (r.code(), r.explain())));
     let codes: BTreeSet<&str> = all.iter().map(|(code, _)| *code).collect();
     assert_eq!(codes.len(), all.len(), "`explain CODE` needs one meaning per code: {all:?}");
