@@ -2,7 +2,7 @@
 
 use super::World;
 use crate::support::{
-    load::{IN_FLIGHT, Load, Log, TIMEOUT_READ, Target},
+    load::{Figures, IN_FLIGHT, Load, Log, TIMEOUT_READ, Target},
     net::{From, cut},
     resp::{PORT, Reach, Role},
     subject::Member,
@@ -19,6 +19,8 @@ use std::{
 const SETTLED_MAX: Duration = Duration::from_secs(120);
 /// Acknowledged writes before and after the cut.
 const WRITES: usize = 1_000;
+/// How long a cut must change nothing: more than twice the detection window.
+const HELD: Duration = Duration::from_secs(8);
 /// The client on the primary's side.
 const INSIDE: &str = "inside";
 /// The client of everyone else.
@@ -45,6 +47,37 @@ pub async fn primary_isolated(world: &World) -> anyhow::Result<String> {
     subject.ready().await?;
     let logs = load.finish()?;
     told(world, &logs, since).await
+}
+
+/// Cut from the operator alone, then from the other members alone: whoever is left confirms it, so it goes on, and nobody
+/// takes its place.
+pub async fn one_side_cut(world: &World) -> anyhow::Result<String> {
+    let subject = &world.subject;
+    let mut told = Vec::new();
+    for side in ["operator", "members"] {
+        let primary = subject.protected(SETTLED_MAX).await?;
+        let others = subject.members().await?.into_iter().filter(|m| m.name != primary.name);
+        let whom = match side {
+            "operator" => world.operator.addresses().await?,
+            _ => others.filter_map(|m| m.address).collect(),
+        };
+        let load = Load::start(subject).await?;
+        let broken = cut(&primary, &From::These(whom), &[])?;
+        let since = broken.since;
+        tokio::time::sleep(HELD).await;
+        let now = subject.primary().await?;
+        load.flows(SETTLED_MAX).await.with_context(|| format!("cut from the {side}"))?;
+        broken.heal()?;
+        if now.uid != primary.uid {
+            bail!("cut from the {side} alone, {} lost its place to {}", primary.name, now.name);
+        }
+        subject.ready().await?;
+        subject.protected(SETTLED_MAX).await?;
+        let figures = Figures::of(subject, &load.finish()?, &[since]).await?;
+        figures.nothing_lost().with_context(|| format!("cut from the {side}"))?;
+        told.push(format!("{side}: {}", figures.line()));
+    }
+    Ok(told.join(" | "))
 }
 
 /// The address by which members see this process.

@@ -71,6 +71,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("node-drained", WithAReadyCluster, false, handover::node_drained),
     scenario!("operator-away", WithAReadyCluster, false, handover::operator_away),
     scenario!("primary-isolated", WithAReadyCluster, true, isolation::primary_isolated),
+    scenario!("primary-half-cut", WithAReadyCluster, true, isolation::one_side_cut),
     scenario!("primary-frozen", WithAReadyCluster, true, silence::frozen),
     scenario!("operator-killed", WithAReadyCluster, true, operator_away::killed_in_a_failover),
     scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),

@@ -4,6 +4,7 @@ use super::{Place, subject::Member};
 use anyhow::{Context, bail};
 use std::{
     fs,
+    io::{Read, Write},
     process::{Command, Stdio},
     time::Instant,
 };
@@ -32,10 +33,21 @@ pub fn pid_in_pod(pod_uid: &str, name: &str) -> anyhow::Result<u32> {
     bail!("pod {pod_uid} has no process {name}")
 }
 
-/// Sends a signal by its name; the time just before.
+/// Sends a signal by its name; the time just before. A shell is made ready first, so that its start is in no figure.
 pub fn signal(pid: u32, name: &str) -> anyhow::Result<Instant> {
+    let mut shell = Command::new("sh")
+        .args(["-c", "echo; read -r _; kill -s \"$1\" \"$2\"", "sh", name, &pid.to_string()])
+        .stdin(Stdio::piped())
+        .stdout(Stdio::piped())
+        .stderr(Stdio::piped())
+        .spawn()
+        .context("sh")?;
+    let (mut ready, mut go) =
+        (shell.stdout.take().context("no pipe")?, shell.stdin.take().context("no pipe")?);
+    ready.read_exact(&mut [0])?;
     let at = Instant::now();
-    let sent = Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).output().context("kill")?;
+    go.write_all(b"\n")?;
+    let sent = shell.wait_with_output()?;
     if sent.status.success() { Ok(at) } else { bail!("{}", String::from_utf8_lossy(&sent.stderr).trim()) }
 }
 
@@ -53,7 +65,6 @@ pub fn kill_server(place: Place, namespace: &str, member: &Member) -> anyhow::Re
             let mut child =
                 command.stdin(Stdio::piped()).stdout(Stdio::null()).stderr(Stdio::null()).spawn()?;
             if let Some(stdin) = &mut child.stdin {
-                use std::io::Write;
                 writeln!(stdin, "{}", member.password)?;
             }
             child.wait()?;
