@@ -233,20 +233,6 @@ fn the_agent_imports_core_only_and_is_imported_by_the_operator_only() {
 }
 
 #[test]
-fn the_agent_imports_core_only_and_is_imported_by_the_operator_only() {
-    let ours = |manifest: &str| -> Vec<String> {
-        dependencies(manifest, "dependencies").into_iter().filter(|d| d.starts_with("valkeeper")).collect()
-    };
-    assert_eq!(ours("agent/Cargo.toml"), ["valkeeper-core"], "agent/Cargo.toml");
-    assert_eq!(ours("Cargo.toml"), ["valkeeper-agent", "valkeeper-core", "valkeeper-journal"], "Cargo.toml");
-    let agent = dependencies("agent/Cargo.toml", "dependencies");
-    assert!(
-        ["kube", "k8s-openapi"].iter().all(|d| !agent.contains(*d)),
-        "an agent knows no API server: {agent:?}"
-    );
-}
-
-#[test]
 fn each_foreign_crate_has_one_home() {
     // (what the code would say, where it may)
     let homes: &[(&str, &[&str])] = &[
