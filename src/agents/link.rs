@@ -25,11 +25,15 @@ use valkeeper_agent::{
 };
 use valkeeper_core::{
     ids::{MemberId, WriterEpoch},
-    observation::{AgentFacts, Observed},
+    observation::{AgentFacts, Gate, Observed},
 };
 
 /// How long an agent may say nothing before it is asked: two of its heartbeats with their jitter.
 const SILENCE_MAX: Duration = Duration::from_secs(12);
+
+/// The same for an agent that would otherwise take the operator for away (3 s) and act by itself: one that holds its server at
+/// the gate, or that knows no address for its news.
+const SILENCE_AT_GATE_MAX: Duration = Duration::from_secs(1);
 
 /// First and longest pause before an agent that did not answer is asked again. The first is short because a restarted pod's
 /// agent is there a moment after its address; the longest is that of a turn.
@@ -165,18 +169,23 @@ impl Contact {
 
     /// Returns when the agent should be asked: nothing was heard for too long, or someone has a doubt.
     async fn is_doubted(&self) {
-        loop {
-            let heard_at = self.dial.board.heard_at(self.place.member);
-            let Some(due) = heard_at.map(|at| at + SILENCE_MAX) else { return };
+        while let Some(due) = self.due().filter(|due| *due > Instant::now()) {
+            // A server may come to the gate meanwhile.
+            let until = due.min(Instant::now() + SILENCE_AT_GATE_MAX);
             tokio::select! {
                 () = self.check.notified() => return,
-                () = tokio::time::sleep_until(due) => {
-                    if self.dial.board.heard_at(self.place.member).is_none_or(|at| at + SILENCE_MAX <= Instant::now()) {
-                        return;
-                    }
-                }
+                () = tokio::time::sleep_until(until) => {}
             }
         }
+    }
+
+    /// When the agent has said nothing for too long, if it has said anything.
+    fn due(&self) -> Option<Instant> {
+        let Dial { live: _, news_address, board } = &self.dial;
+        let facts = board.facts(self.place.member);
+        let holds = facts.present().is_none_or(|facts| matches!(facts.gate, Gate::Holding(_)));
+        let silence_max = if holds || news_address.is_empty() { SILENCE_AT_GATE_MAX } else { SILENCE_MAX };
+        board.heard_at(self.place.member).map(|at| at + silence_max)
     }
 }
 
@@ -193,6 +202,8 @@ async fn tend(contact: Arc<Contact>) {
                 }
                 pause = first;
                 contact.is_doubted().await;
+                // Doubts that come one after the other are one.
+                tokio::time::sleep(first).await;
             }
             Err(error) => {
                 if contact.dial.board.facts(contact.place.member).present().is_some() || !failing {

@@ -186,6 +186,11 @@ impl Member {
         member
     }
 
+    /// Gives it another certificate, as a renewed Secret would.
+    pub fn renew(&self, pki: &Pki) {
+        pki.write(self.id, &self.dir.join("identity"));
+    }
+
     /// Process id of the server that answers.
     pub async fn server_pid(&self) -> u32 {
         self.field("process_id").await.parse().unwrap()

@@ -124,3 +124,23 @@ async fn a_fence_ends_a_frozen_server_and_another_holds_at_the_gate() {
     .await;
     assert_eq!(facts.brief.holder, Some(one.id), "the grant is remembered");
 }
+
+#[tokio::test]
+async fn a_renewed_certificate_is_served_without_a_restart() {
+    let pki = Pki::new();
+    let member = Member::start(&pki, 0).await;
+    let operator = Operator::new(&pki, 1);
+    let link = operator.reach(&member).await;
+    let before = operator.facts(&member).unwrap().certificate;
+    let (_server, look) = member.linked().await;
+    member.renew(&pki);
+    eventually("another certificate in the agent's words", || async {
+        link.check();
+        operator.facts(&member).filter(|facts| facts.certificate.thumbprint != before.thumbprint)
+    })
+    .await;
+    let fresh = Operator::new(&pki, 2);
+    fresh.reach(&member).await;
+    let (_server, after) = member.linked().await;
+    assert_eq!(after.run_id, look.run_id);
+}
