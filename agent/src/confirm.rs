@@ -44,8 +44,9 @@ async fn ask(agent: &Agent) {
     loop {
         let begun = Instant::now();
         let claim = agent.read(|known| {
-            let held = known.held.as_ref().filter(|held| held.has_window() && held.deposed().is_none());
-            held.map(|_| (known.ledger.brief.grant, known.ledger.peers(me).collect::<Vec<MemberId>>()))
+            known
+                .unconfirmed()
+                .map(|_| (known.ledger.brief.grant, known.ledger.peers(me).collect::<Vec<MemberId>>()))
         });
         if let Some((grant, peers)) = claim {
             join_all(peers.iter().map(|id| ask_one(agent, *id, grant))).await;

@@ -21,7 +21,7 @@ pub async fn run(agent: &Agent) {
         if let Some(data) = agent.read(waiting) {
             judge_once(agent, data).await;
         }
-        tokio::time::sleep(JUDGE_PERIOD).await;
+        let _ = tokio::time::timeout(JUDGE_PERIOD, agent.judge_now.notified()).await;
     }
 }
 
@@ -94,8 +94,8 @@ async fn attach(agent: &Agent, run_id: &str, to: MemberId, grant: Seq, ip: IpAdd
     }
     let source = RawSource { host: ip.to_string(), port: agent.config.args.server_port };
     match agent.local.attach(&source).await {
-        Ok(info) => {
-            agent.seen(info);
+        Ok(look) => {
+            agent.seen(look);
             agent.update(|known| known.gate = Gate::Attached(to));
             tracing::info!(to = %to, "the operator is away: the server follows the holder of the grant");
         }
@@ -111,8 +111,8 @@ async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
     for (id, answer) in join_all(asked).await {
         match answer {
             Ok(Answer::Confirmed) => {}
-            Ok(Answer::Deposed { grant }) => {
-                tracing::info!(peer = %id, grant = grant.0, "a peer refuses its consent");
+            Ok(answer @ (Answer::Refused | Answer::Deposed { .. })) => {
+                tracing::info!(peer = %id, answer = ?answer, "a peer refuses its consent");
                 return hold(agent, HoldReason::ConsentRefused, Some(id));
             }
             Err(error) => {
@@ -130,9 +130,9 @@ async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
         return;
     }
     match agent.local.promote().await {
-        Ok(info) => {
-            agent.seen(info);
-            agent.hold_grant(asked_at);
+        Ok(look) => {
+            agent.seen(look);
+            agent.told(asked_at);
             agent.update(|known| known.gate = Gate::Resumed);
             tracing::info!(
                 grant = grant.0,

@@ -64,7 +64,7 @@ pub async fn leave(agent: &Agent, child: &mut Child, hurry: impl Future<Output =
 
 /// How far a server is that has its data.
 async fn look(agent: &Agent) -> Option<History> {
-    let info = agent.local.look().await.ok()?;
+    let info = agent.local.look().await.ok()?.info;
     (!info.loading && !is_at_gate(&info)).then(|| history(&info))
 }
 
@@ -77,10 +77,10 @@ async fn handed_over(agent: &Agent) {
             return;
         }
         tokio::time::sleep(LOOK_PAUSE).await;
-        if let Ok(info) = agent.local.look().await
-            && info.role != RawRole::Primary
+        if let Ok(look) = agent.local.look().await
+            && look.info.role != RawRole::Primary
         {
-            agent.seen(info);
+            agent.seen(look);
         }
     }
 }

@@ -4,7 +4,12 @@ use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
     aio::MultiplexedConnection, cmd,
 };
-use std::{collections::BTreeMap, path::PathBuf, time::Duration};
+use std::{
+    collections::BTreeMap,
+    path::PathBuf,
+    sync::atomic::{AtomicU64, Ordering},
+    time::Duration,
+};
 use tokio::{net::UnixStream, sync::Mutex};
 use valkeeper_core::info::{Garbled, Info, RawRole, RawSource};
 
@@ -69,8 +74,18 @@ pub struct Configured {
     max_lag: String,
 }
 
+/// What the server said it is.
+pub struct Look {
+    pub info: Info,
+    /// False if the last save or the last write of the append-only file failed.
+    pub saves: bool,
+    /// Of two looks the one with the higher ticket was asked later, whoever hears of it first.
+    pub ticket: u64,
+}
+
 /// The connection.
 pub struct Local {
+    tickets: AtomicU64,
     socket: PathBuf,
     user: &'static str,
     password: String,
@@ -79,7 +94,7 @@ pub struct Local {
 
 impl Local {
     pub fn new(socket: PathBuf, user: &'static str, password: String) -> Local {
-        Local { socket, user, password, held: Mutex::new(None) }
+        Local { tickets: AtomicU64::new(1), socket, user, password, held: Mutex::new(None) }
     }
 
     /// Forgets the connection: another server is started.
@@ -136,27 +151,30 @@ impl Local {
         self.ask(cmd("INFO").arg("everything")).await
     }
 
-    /// Asks the server what it is. The text has the sections server, replication, persistence.
-    pub async fn look_within(&self, bound: Duration) -> Result<(Info, String), Error> {
+    /// Asks the server what it is.
+    pub async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
+        let ticket = self.tickets.fetch_add(1, Ordering::SeqCst);
         let mut info = cmd("INFO");
         info.arg("server").arg("replication").arg("persistence");
         let text: String = self.ask_within(bound, &info).await?;
-        Ok((Info::parse(&text)?, text))
+        let fails = ["rdb_last_bgsave_status:err", "aof_last_write_status:err"];
+        let saves = fails.iter().all(|fail| !text.contains(fail));
+        Ok(Look { info: Info::parse(&text)?, saves, ticket })
     }
 
     /// [`Local::look_within`] with the bound of a command.
-    pub async fn look(&self) -> Result<Info, Error> {
-        Ok(self.look_within(COMMAND_TIMEOUT).await?.0)
+    pub async fn look(&self) -> Result<Look, Error> {
+        self.look_within(COMMAND_TIMEOUT).await
     }
 
     /// `REPLICAOF NO ONE`, seen to be done.
-    pub async fn promote(&self) -> Result<Info, Error> {
+    pub async fn promote(&self) -> Result<Look, Error> {
         self.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
         self.until(|info| info.role == RawRole::Primary, "it is not a primary").await
     }
 
     /// `REPLICAOF` an address, seen to be done; paused clients go on and learn that this is a replica now.
-    pub async fn attach(&self, to: &RawSource) -> Result<Info, Error> {
+    pub async fn attach(&self, to: &RawSource) -> Result<Look, Error> {
         self.ask::<()>(cmd("REPLICAOF").arg(&to.host).arg(to.port)).await?;
         self.unpause().await?;
         let follows = |info: &Info| match &info.role {
@@ -166,12 +184,12 @@ impl Local {
         self.until(follows, "it does not follow that address").await
     }
 
-    async fn until(&self, holds: impl Fn(&Info) -> bool, otherwise: &'static str) -> Result<Info, Error> {
+    async fn until(&self, holds: impl Fn(&Info) -> bool, otherwise: &'static str) -> Result<Look, Error> {
         let until = tokio::time::Instant::now() + COMMAND_TIMEOUT;
         loop {
-            let info = self.look().await?;
-            if holds(&info) {
-                return Ok(info);
+            let look = self.look().await?;
+            if holds(&look.info) {
+                return Ok(look);
             }
             if tokio::time::Instant::now() >= until {
                 return Err(Error::Unverified(otherwise));

@@ -45,12 +45,10 @@ async fn look(agent: &Agent) {
         return;
     }
     match looked {
-        Ok((info, text)) => {
-            let saves =
-                !text.contains("rdb_last_bgsave_status:err") && !text.contains("aof_last_write_status:err");
-            let serves = !info.loading && !crate::shared::is_at_gate(&info);
-            agent.seen(info);
-            agent.update(|known| known.no_space &= !saves);
+        Ok(look) => {
+            let serves = !look.info.loading && !crate::shared::is_at_gate(&look.info);
+            agent.update(|known| known.no_space &= !look.saves);
+            agent.seen(look);
             if serves {
                 settle(agent).await;
             }

@@ -177,8 +177,9 @@ fn replicas(out: &mut String, fields: &BTreeMap<&str, &str>) {
 fn own(out: &mut String, agent: &Agent) {
     let state = agent.state();
     let flag = |is: bool| if is { "1" } else { "0" };
-    let (holding, restarts, away) =
-        agent.read(|known| (matches!(known.gate, Gate::Holding(_)), known.restarts, known.operator_away()));
+    let (holding, restarts, away, confirmations) = agent.read(|known| {
+        (matches!(known.gate, Gate::Holding(_)), known.restarts, known.operator_away(), known.confirmations)
+    });
     let grant = state.brief.as_ref().map_or(0, |brief| brief.grant).to_string();
     for (kind, name, value) in [
         ("gauge", "grant", grant.as_str()),
@@ -189,6 +190,7 @@ fn own(out: &mut String, agent: &Agent) {
         ("gauge", "disk_full", flag(state.disk_full)),
         ("counter", "server_restarts_total", &restarts.to_string()),
         ("counter", "oom_kills_total", &state.oom_kills.to_string()),
+        ("counter", "confirmations_total", &confirmations.to_string()),
         ("counter", "consents_total", &state.consents.to_string()),
         ("gauge", "certificate_expiry_timestamp_seconds", &state.certificate_not_after.to_string()),
         (

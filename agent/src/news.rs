@@ -89,8 +89,7 @@ fn needs_confirmation(agent: &Agent) -> bool {
     let now = agent.at(Instant::now());
     let age_max_ms = i64::try_from(CONFIRM_AGE_MAX.as_millis()).unwrap_or(i64::MAX);
     agent.read(|known| {
-        let held = known.held.as_ref().filter(|held| held.has_window() && held.deposed().is_none());
-        held.is_some_and(|held| now.millis_since(held.confirmed_at()) >= age_max_ms)
+        known.unconfirmed().is_some_and(|held| now.millis_since(held.confirmed_at()) >= age_max_ms)
     })
 }
 

@@ -13,7 +13,7 @@ use valkeeper_agent::{
     link::{self, MESSAGE_BYTES_MAX},
     proto::{self, peer_client::PeerClient},
     tls::{Accept, Live, Peer},
-    wire::Malformed,
+    wire::{self, Malformed},
 };
 use valkeeper_core::{
     agent::{Answer, PeerAnswer},
@@ -117,7 +117,7 @@ impl Peers {
     pub async fn confirm(&self, member: MemberId, grant: Seq) -> Result<Answer, Unanswered> {
         let asked = async {
             let mut held = self.client(member).await?;
-            Ok(Answer::from(held.client.confirm(self.claim(grant)).await?.get_ref()))
+            Ok(wire::answer(held.client.confirm(self.claim(grant)).await?.get_ref(), grant))
         };
         self.bounded(member, ASK_TIMEOUT, asked).await
     }
@@ -126,7 +126,7 @@ impl Peers {
     pub async fn consent(&self, member: MemberId, grant: Seq) -> Result<Answer, Unanswered> {
         let asked = async {
             let mut held = self.client(member).await?;
-            Ok(Answer::from(held.client.consent(self.claim(grant)).await?.get_ref()))
+            Ok(wire::answer(held.client.consent(self.claim(grant)).await?.get_ref(), grant))
         };
         self.bounded(member, CONSENT_TIMEOUT, asked).await
     }

@@ -122,7 +122,8 @@ fn unchanged(error: Unchanged) -> Status {
     match error {
         Unchanged::Refused(refusal @ Refusal::Deposed { .. }) => Status::aborted(refusal.to_string()),
         Unchanged::Refused(
-            refusal @ (Refusal::OldGrant { .. }
+            refusal @ (Refusal::Untold
+            | Refusal::OldGrant { .. }
             | Refusal::OtherHolder { .. }
             | Refusal::Consented { .. }
             | Refusal::Confirmed { .. }),

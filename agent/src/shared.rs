@@ -4,7 +4,7 @@
 use crate::{
     args::Config,
     boot::Files,
-    local::{Configured, Local},
+    local::{Configured, Local, Look},
     memory::Memory,
     peers::Peers,
     supervise::Process,
@@ -59,11 +59,15 @@ pub struct Known {
     pub held: Option<Confirmations>,
     /// When this agent confirmed another holder's grant last.
     pub confirmed: Option<(Seq, Instant)>,
+    /// How often it has confirmed another.
+    pub confirmations: u64,
     pub no_space: bool,
     pub oom_kills: u64,
     pub restarts: u64,
     pub news_address: Option<String>,
     pub operator_heard: Instant,
+    /// Of the newest look.
+    ticket: u64,
     number: u64,
 }
 
@@ -88,11 +92,13 @@ impl Known {
             stopped: None,
             held: None,
             confirmed: None,
+            confirmations: 0,
             no_space: false,
             oom_kills: 0,
             restarts: 0,
             news_address: None,
             operator_heard: now,
+            ticket: 0,
             number: 0,
         }
     }
@@ -121,6 +127,12 @@ impl Known {
         })
     }
 
+    /// The history that the server drew at its start, if that was without a data file; else empty.
+    fn drawn_if_blank(&self) -> String {
+        let drawn = self.drawn.as_ref().filter(|_| self.files == Files::Blank);
+        drawn.map(|id| id.0.clone()).unwrap_or_default()
+    }
+
     /// The server as a peer is told of it.
     pub fn server(&self) -> PeerServer {
         let (Some(info), Some(data)) = (&self.info, self.data()) else {
@@ -134,6 +146,11 @@ impl Known {
             }
             RawRole::Replica { source: _, link: Link::Up | Link::Down } => PeerServer::Running(data),
         }
+    }
+
+    /// The grant that is held and must be confirmed, if there is one: the server is primary by it, and nobody has a higher one.
+    pub fn unconfirmed(&self) -> Option<&Confirmations> {
+        self.held.as_ref().filter(|held| self.is_primary() && held.has_window() && held.deposed().is_none())
     }
 
     /// True if nobody else will decide.
@@ -186,6 +203,8 @@ pub struct Agent {
     pub look_now: Notify,
     /// Confirmations or the server's role have changed.
     pub confirm_now: Notify,
+    /// A server has loaded.
+    pub judge_now: Notify,
     /// Held by whoever changes the server's role.
     pub acting: tokio::sync::Mutex<()>,
     started: Instant,
@@ -206,6 +225,7 @@ impl Agent {
             changed: watch::Sender::new(0),
             look_now: Notify::new(),
             confirm_now: Notify::new(),
+            judge_now: Notify::new(),
             acting: tokio::sync::Mutex::new(()),
             started: Instant::now(),
             instance: format!("{:016x}", rand::random::<u64>()),
@@ -286,6 +306,7 @@ impl Agent {
             certificate_not_after: identity.not_after_s,
             disk_full: known.no_space,
             oom_kills: known.oom_kills,
+            drawn_replid: known.drawn_if_blank(),
         }
     }
 
@@ -331,26 +352,32 @@ impl Agent {
         self.write(rule).await
     }
 
-    /// From `spoken` on the grant is held under the ledger's terms.
-    pub fn hold_grant(&self, spoken: Instant) {
-        let at = self.at(spoken);
+    /// The operator, or everyone else, spoke at `spoken`: what the ledger says since counts for the server.
+    pub fn told(&self, spoken: Instant) {
+        let (me, at) = (self.me(), self.at(spoken));
         self.update(|known| {
-            let brief = &known.ledger.brief;
-            known.held = Some(Confirmations::new(brief.roster.len(), brief.isolation_ms, at));
+            known.held = Confirmations::told(me, &known.ledger.brief, known.is_primary(), at);
         });
         self.confirm_now.notify_one();
     }
 
     /// Takes over what the server has just said.
-    pub fn seen(&self, info: Info) {
-        let was_primary = self.read(Known::is_primary);
+    pub fn seen(&self, look: Look) {
+        let Look { info, saves: _, ticket } = look;
+        let (was_primary, newest) = self.read(|known| (known.is_primary(), known.ticket));
+        if ticket < newest {
+            // It was asked before what is known: a promotion, for one.
+            return;
+        }
         self.update(|known| {
+            known.ticket = known.ticket.max(ticket);
             known.exited.clear();
             known.run_id.clone_from(&info.run_id);
             known.silent_since = None;
             known.last_answer = Instant::now();
             if known.drawn.is_none() && !info.loading {
                 known.drawn = Some(info.replid.clone());
+                self.judge_now.notify_one();
             }
             if info.role != RawRole::Primary {
                 known.held = None;

@@ -168,10 +168,9 @@ impl TryFrom<proto::AskReply> for PeerAnswer {
     }
 }
 
-impl From<&proto::ConfirmReply> for Answer {
-    fn from(reply: &proto::ConfirmReply) -> Self {
-        if reply.confirmed { Answer::Confirmed } else { Answer::Deposed { grant: Seq(reply.grant) } }
-    }
+/// What a peer answered to a holder of the grant `mine`.
+pub fn answer(reply: &proto::ConfirmReply, mine: Seq) -> Answer {
+    Answer::of(reply.confirmed, Seq(reply.grant), mine)
 }
 
 /// The gate as the contract writes it: word, code of the reason, whom it attached itself to.
@@ -218,6 +217,9 @@ pub fn facts(state: proto::AgentState, now: Timestamp) -> Result<AgentFacts, Mal
         consents: state.consents,
         run_id: word(if state.run_id.is_empty() { state.exited_run_id } else { state.run_id }, "run_id")?,
         server,
+        drawn: (!state.drawn_replid.is_empty())
+            .then(|| word(state.drawn_replid, "drawn_replid").map(ReplId))
+            .transpose()?,
         gate: gate(&state.gate, &state.hold_reason, &state.attached_to)?,
         leaving: state.leaving,
         writes_stopped: state.writes_stopped,

@@ -238,6 +238,10 @@ pub struct AgentFacts {
     pub run_id: String,
     /// The server it looks after.
     pub server: ServerProcess,
+    /// The history that this server drew at its start, if it started without a data file. As long as it is on that and is no
+    /// primary, it has nothing.
+    #[serde(default)]
+    pub drawn: Option<ReplId>,
     /// The last stay at the gate.
     pub gate: Gate,
     /// True once it was told to end (SIGTERM).

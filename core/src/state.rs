@@ -66,7 +66,10 @@ impl MemberState {
         let drawn = |s: &ServerFacts| {
             self.blank_start.as_ref().is_some_and(|(run, replid)| *run == s.run_id && *replid == s.replid)
         };
-        self.server().is_some_and(|s| s.role != ServerRole::Primary && drawn(s))
+        let told = |s: &ServerFacts| {
+            self.agent().is_some_and(|a| a.run_id == s.run_id && a.drawn.as_ref() == Some(&s.replid))
+        };
+        self.server().is_some_and(|s| s.role != ServerRole::Primary && (told(s) || drawn(s)))
     }
 
     /// The pod's address, if there is a pod with one.

@@ -218,8 +218,18 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         Observed::Absent => return format!("{member} agent gone"),
         Observed::Present(facts) => facts,
     };
-    let AgentFacts { version, brief, consents, run_id, server, gate, leaving, writes_stopped, certificate } =
-        facts;
+    let AgentFacts {
+        version,
+        brief,
+        consents,
+        run_id,
+        server,
+        blank,
+        gate,
+        leaving,
+        writes_stopped,
+        certificate,
+    } = facts;
     let mut said = vec![match server {
         ServerProcess::Running => format!("server runs ({})", short(run_id)),
         ServerProcess::Silent { since } => format!("server silent since {since}"),
@@ -235,6 +245,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         Some(holder) => format!("grant {} is {holder}'s", brief.grant),
         None => "knows of no grant".to_owned(),
     });
+    said.extend(drawn.is_some().then(|| "started without data".to_owned()));
     said.extend((*consents > 0).then(|| format!("consented {consents} times")));
     said.extend(leaving.then(|| "is leaving".to_owned()));
     said.extend(writes_stopped.then(|| "WRITES STOPPED".to_owned()));

@@ -80,7 +80,7 @@ impl Commands {
     /// The server, if it is the process that the operator means.
     async fn checked(&self, run_id: &str) -> Result<Info, Status> {
         let info = self.0.local.look().await;
-        let info = info.map_err(|error| superseded(format!("could not check the server: {error}")))?;
+        let info = info.map_err(|error| superseded(format!("could not check the server: {error}")))?.info;
         if info.run_id != run_id {
             return Err(superseded(format!("it is another process: {}, not {run_id}", info.run_id)));
         }
@@ -125,7 +125,9 @@ impl proto::agent_server::Agent for Commands {
             return Err(malformed(wire::Malformed("news_address")));
         }
         self.obey(epoch, |_| Ok(())).await?;
-        self.0.update(|known| known.news_address = Some(news_address).filter(|address| !address.is_empty()));
+        if !news_address.is_empty() {
+            self.0.update(|known| known.news_address = Some(news_address));
+        }
         // The operator judges by what comes back: the server as it is, not as it was half a second ago.
         self.0.look_now.notify_one();
         Ok(Response::new(self.0.state()))
@@ -134,10 +136,9 @@ impl proto::agent_server::Agent for Commands {
     async fn tell(&self, request: Request<proto::TellRequest>) -> Answer<proto::Done> {
         let proto::TellRequest { epoch, brief } = Self::from_operator(request)?;
         let brief = wire::brief(brief).map_err(malformed)?;
+        let spoken = Instant::now();
         self.obey(epoch, |ledger| ledger.learn(&brief)).await?;
-        if brief.holder == Some(self.0.me()) && self.0.read(|known| known.is_primary()) {
-            self.0.hold_grant(Instant::now());
-        }
+        self.0.told(spoken);
         self.done()
     }
 
@@ -146,7 +147,9 @@ impl proto::agent_server::Agent for Commands {
         let brief = wire::brief(brief).map_err(malformed)?;
         // Within the rule, so that nobody is confirmed between the look and the promise.
         let rule = |ledger: &mut Ledger| ledger.promise(&brief, self.confirmed_ago_ms(ledger.brief.grant));
+        let spoken = Instant::now();
         self.obey(epoch, rule).await?;
+        self.0.told(spoken);
         self.done()
     }
 
@@ -168,9 +171,9 @@ impl proto::agent_server::Agent for Commands {
             Ok(())
         };
         self.obey(epoch, accept).await?;
-        let info = self.0.local.promote().await.map_err(|error| failed(&error))?;
-        self.0.seen(info);
-        self.0.hold_grant(spoken);
+        let look = self.0.local.promote().await.map_err(|error| failed(&error))?;
+        self.0.seen(look);
+        self.0.told(spoken);
         self.0.update(|known| known.gate = Gate::Commanded);
         tracing::info!(grant = brief.grant.0, "the server is primary");
         self.done()
@@ -188,8 +191,8 @@ impl proto::agent_server::Agent for Commands {
         self.checked(&run_id).await?;
         self.obey(epoch, |ledger| take(ledger, &brief, false)).await?;
         let to = RawSource { host, port };
-        let info = self.0.local.attach(&to).await.map_err(|error| failed(&error))?;
-        self.0.seen(info);
+        let look = self.0.local.attach(&to).await.map_err(|error| failed(&error))?;
+        self.0.seen(look);
         self.0.update(|known| known.gate = Gate::Commanded);
         self.0.confirm_now.notify_one();
         tracing::info!(host = to.host, port, "the server follows");
@@ -204,7 +207,7 @@ impl proto::agent_server::Agent for Commands {
             return Err(superseded("it is not a primary any more"));
         }
         self.0.local.pause(timeout_ms).await.map_err(|error| failed(&error))?;
-        let info = self.0.local.look().await.map_err(|error| failed(&error))?;
+        let info = self.0.local.look().await.map_err(|error| failed(&error))?.info;
         Ok(Response::new(proto::PauseReply {
             replid: info.replid.0,
             offset: info.offset,

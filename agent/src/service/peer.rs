@@ -28,14 +28,18 @@ fn from_member<T>(request: &Request<T>, claimed: &str) -> Result<MemberId, Statu
 impl Questions {
     /// Notes when this was. Within the rule, so that no promise is judged by what was before.
     fn confirmed(&self, grant: Seq) {
-        self.0.update(|known| known.confirmed = Some((grant, Instant::now())));
+        self.0.update(|known| {
+            known.confirmed = Some((grant, Instant::now()));
+            known.confirmations += 1;
+        });
     }
 
     fn reply(&self, result: Result<(), Unchanged>) -> Result<proto::ConfirmReply, Status> {
         let confirmed = match result {
             Ok(()) => true,
             Err(Unchanged::Refused(
-                Refusal::OldGrant { .. }
+                Refusal::Untold
+                | Refusal::OldGrant { .. }
                 | Refusal::OtherHolder { .. }
                 | Refusal::Consented { .. }
                 | Refusal::Confirmed { .. }

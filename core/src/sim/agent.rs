@@ -294,6 +294,7 @@ impl World {
             consents: place.ledger.consents,
             run_id: pod.process.as_ref().map(|p| p.run_id.clone()).unwrap_or_default(),
             server,
+            drawn: pod.process.as_ref().and_then(|p| p.drawn.clone()),
             gate: agent.gate,
             leaving: agent.leaving || pod.deleted_at.is_some(),
             writes_stopped: agent.writes_stopped(now),

@@ -27,6 +27,8 @@ pub struct Process {
     pub offset: i64,
     /// The writes it has, by number.
     pub writes: Vec<u64>,
+    /// The history that a server without data draws at its start, if it was one.
+    pub drawn: Option<ReplId>,
     /// SIGSTOPped.
     pub frozen: bool,
     /// When that began, or ended.
@@ -41,6 +43,7 @@ impl Process {
         let had_history = disk.is_some();
         let (replid, writes) = disk.unwrap_or_else(|| (ReplId(format!("r-{run_id}")), Vec::new()));
         Process {
+            drawn: (!had_history).then(|| replid.clone()),
             source: Some(Source::Gate { had_history }),
             link: Link::Down,
             synced_at: None,

@@ -45,6 +45,9 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     {
         return fence_unfinished(view, holder, open.phase_since);
     }
+    if let Some(decided) = demote_stale(view, shard, holder) {
+        return decided;
+    }
     if let Some(wait) = wait(view, shard, holder, fencing) {
         return wait;
     }
@@ -81,6 +84,16 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
         }
     }
     unless_failing(view, decision)
+}
+
+/// A former primary that is back while the present one does not answer: it is no candidate before it is a replica again.
+fn demote_stale(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<StepOutcome> {
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::StalePrimaryDemoted);
+    for (id, _) in view.state.members_of(shard).filter(|(id, _)| choice::is_stale_primary(view, *id)) {
+        decision.about = decision.about.or(Some(id));
+        decision.effects.extend(topology::attach(view, id, holder));
+    }
+    Some(unless_failing(view, decision)).filter(|outcome| *outcome != StepOutcome::Satisfied)
 }
 
 /// Why nothing may be done about the silence yet, if so.
