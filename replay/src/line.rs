@@ -224,7 +224,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         consents,
         run_id,
         server,
-        blank,
+        drawn,
         gate,
         leaving,
         writes_stopped,
