@@ -43,7 +43,7 @@ test-root: ## The operator's unit tests, house rules, generated files
 
 .PHONY: test-valkey
 test-valkey: ## The operator's links and the agent against real valkey-servers
-	$(call stage,real valkey,VALKEY_BIN_DIR=$$(tests/cluster/cluster valkey-bin) && export VALKEY_BIN_DIR && cargo --locked build -q -p valkeeper-agent && cargo --locked test -q -p valkeeper --test valkey)
+	$(call stage,real valkey,VALKEY_BIN_DIR=$$(tests/cluster/cluster valkey-bin) && export VALKEY_BIN_DIR && cargo --locked build -q -p valkeeper-agent && cargo --locked test -q -p valkeeper --test valkey && cargo --locked test -q -p valkeeper-agent)
 
 .PHONY: test-e2e
 test-e2e: ## The operator on a real control plane with real pods (root, Linux)

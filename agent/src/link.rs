@@ -6,9 +6,9 @@ use std::{io, net::SocketAddr, time::Duration};
 use tokio::net::TcpStream;
 use tonic::transport::{Channel, Endpoint, Error, Uri};
 
-/// Between two signs of life on a connection that is not used, and how long one may stay unanswered: a node that is gone
-/// without a word costs no more than that.
+/// Between two signs of life on a connection that is not used: requests notice a dead one sooner, by their own bounds.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
+/// How long a sign of life may stay unanswered: a node that is gone without a word costs no more than this and the interval.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Largest answer, in bytes: the longest honest one, a state with a roster of a hundred, is a tenth of it.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;

@@ -23,7 +23,9 @@ const POLL_PAUSE: Duration = Duration::from_millis(1);
 const REPLICAS_NEVER: &str = "2147483647";
 /// Lag in seconds at which the number counts at all; 0 would turn it off.
 const LAG_FOR_NEVER: &str = "10";
+/// How many replicas a primary must have to accept writes: the directive's name.
 const MIN_REPLICAS: &str = "min-replicas-to-write";
+/// Up to which lag in seconds a replica counts for that: the directive's name.
 const MIN_REPLICAS_LAG: &str = "min-replicas-max-lag";
 
 /// Why a command has no result.

@@ -1,5 +1,12 @@
 //! Agents and their servers as real processes, told by gRPC what to do as an operator would, or left alone.
 
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "the helpers of a test are a test"
+)]
+
 mod news;
 mod pki;
 mod support;
@@ -105,8 +112,16 @@ async fn nobody_else_is_obeyed() {
     assert!(greeted(&stranger.member(CLUSTER, "0-1")).await.is_err());
     assert_eq!(greeted(&shard.pki.member(CLUSTER, "0-1")).await, Err(Code::PermissionDenied));
     assert!(greeted(&shard.pki.member(CLUSTER, "1-0")).await.is_err(), "a member of another shard");
-    let epoch = shard.greet(0, 1, "").await.epoch;
-    assert_eq!(epoch, 1);
+    let before = shard.greet(0, 1, "").await;
+    assert_eq!(before.epoch, 1);
+    // Renewed while it runs.
+    shard.renew();
+    eventually("the new certificate", || async {
+        let now = shard.greet(0, 1, "").await;
+        (now.certificate_thumbprint != before.certificate_thumbprint && now.instance == before.instance)
+            .then_some(())
+    })
+    .await;
 }
 
 #[tokio::test]
@@ -264,34 +279,71 @@ async fn a_frozen_server_is_silent_and_a_fence_ends_it() {
     assert_ne!(after.run_id, before.run_id);
 }
 
+/// What an operator does when a primary is to be replaced by the other member: writes wait, the other gets everything, takes
+/// over, and the old one follows it. How long writes waited.
+async fn hand_over(shard: &Shard, grant: u64) -> Duration {
+    let run_id = shard.members[0].field("run_id").await;
+    let (mut old, mut new) = (shard.agent(0).await, shard.agent(1).await);
+    let mut promotion = shard.promotion(1, 1, grant, 0).await;
+    let begun = Instant::now();
+    let pause = proto::PauseRequest { epoch: 1, run_id, timeout_ms: 5_000 };
+    let paused = old.pause(pause).await.unwrap().into_inner();
+    (promotion.replid, promotion.offset) = (paused.replid, paused.offset);
+    eventually("a replica that has everything", async || new.promote(promotion.clone()).await.ok()).await;
+    let waited = begun.elapsed();
+    shard.attach(0, 1, 1, grant, 0).await;
+    waited
+}
+
 #[tokio::test]
-async fn a_handover_pauses_writes_and_loses_none() {
+async fn a_handover_loses_no_write_and_spares_the_operators_connection() {
     let shard = Shard::start(2, NOTHING);
     shard.serve(1, 5, 0).await;
     let _: () = shard.members[0].run("SET key value").await.unwrap();
-    let run_id = shard.members[0].field("run_id").await;
-    let mut old = shard.agent(0).await;
-    let pause = proto::PauseRequest { epoch: 1, run_id: run_id.clone(), timeout_ms: 5_000 };
-    let paused = old.pause(pause).await.unwrap().into_inner();
-    eventually("a replica that has everything", || async {
-        let offset: i64 = shard.members[1].field("slave_repl_offset").await.parse().unwrap();
-        (offset >= paused.offset).then_some(())
+    println!("writes waited {:?}", hand_over(&shard, 9).await);
+    assert_eq!(shard.members[0].run::<String>("GET key").await.unwrap(), "value");
+    assert_eq!(MemberId::new(0, 1), shard.members[0].ledger().brief.holder.unwrap());
+
+    let member = &shard.members[0];
+    let (mut looking, mut client) = (member.connect("valkeeper").await, member.connect("default").await);
+    let run_id: String = member.field("run_id").await;
+    let disconnect = proto::ServerRequest { epoch: 1, run_id };
+    shard.agent(0).await.disconnect(disconnect).await.unwrap();
+    let ping = redis::cmd("PING");
+    assert!(ping.query_async::<String>(&mut client).await.is_err());
+    assert_eq!(ping.query_async::<String>(&mut looking).await.unwrap(), "PONG");
+}
+
+#[tokio::test]
+async fn a_primary_that_is_told_to_end_waits_for_its_handover_and_then_ends_at_once() {
+    let mut shard = Shard::start(2, SNAPSHOTS);
+    let news = news::Desk::open(&shard.operator).await;
+    shard.serve(1, 5, 0).await;
+    shard.greet(0, 1, &news.address).await;
+    let _: () = shard.members[0].run("SET key value").await.unwrap();
+    shard.members[0].terminate();
+    news.heard("its leaving", |state| state.leaving).await;
+    hand_over(&shard, 9).await;
+    let begun = Instant::now();
+    assert!(shard.members[0].ended().await.success());
+    println!("ended {:?} after the handover", begun.elapsed());
+    assert!(shard.members[0].log().contains("told to end"));
+    assert_eq!(shard.members[1].run::<String>("GET key").await.unwrap(), "value");
+    let _: () = shard.members[1].run("SET key more").await.unwrap();
+}
+
+#[tokio::test]
+async fn a_frozen_primary_that_nobody_confirms_is_ended() {
+    let shard = Shard::start(3, NOTHING);
+    shard.serve(1, 5, 1_000).await;
+    let before = shard.greet(0, 1, "").await;
+    signal(shard.members[0].server_pid().await, "STOP");
+    [1, 2].iter().for_each(|n| signal(shard.members[*n].pid(), "STOP"));
+    eventually("the end of the frozen server", || async {
+        Some(shard.greet(0, 1, "").await).filter(|state| state.exited_run_id == before.run_id)
     })
     .await;
-    let begun = Instant::now();
-    let mut promotion = shard.promotion(1, 1, 9, 0).await;
-    (promotion.replid, promotion.offset) = (paused.replid, paused.offset);
-    let mut new = shard.agent(1).await;
-    let told = Instant::now();
-    new.promote(promotion).await.unwrap();
-    println!("promoted within {:?}", told.elapsed());
-    shard.attach(0, 1, 1, 9, 0).await;
-    println!("promoted and attached within {:?}", begun.elapsed());
-    assert_eq!(shard.members[0].run::<String>("GET key").await.unwrap(), "value");
-    // The looking user is spared, everybody else looks for the primary again.
-    let connections: String = shard.members[0].run("CLIENT LIST TYPE normal").await.unwrap();
-    assert!(connections.contains("user=valkeeper-agent"), "{connections}");
-    let disconnect = proto::ServerRequest { epoch: 1, run_id };
-    old.disconnect(disconnect).await.unwrap();
-    assert_eq!(MemberId::new(0, 1), shard.members[0].ledger().brief.holder.unwrap());
+    assert!(shard.members[0].log().contains("writes cannot be stopped"));
+    let again = shard.at_gate(0, 1).await;
+    assert!(!again.writes_stopped);
 }

@@ -93,6 +93,12 @@ impl Shard {
         Shard { operator: pki.operator(), pki, members, dir }
     }
 
+    /// New certificates of the same root.
+    pub fn renew(&self) {
+        let count = u16::try_from(self.members.len()).unwrap();
+        self.pki.write(&self.dir.join("identity"), CLUSTER, 0, count);
+    }
+
     pub fn roster(&self) -> Vec<String> {
         (0..self.members.len()).map(|n| format!("0-{n}")).collect()
     }
@@ -198,7 +204,11 @@ impl Member {
             data.display()
         );
         fs::write(dir.join("valkey.conf"), text).unwrap();
-        fs::write(dir.join("users.acl"), "user default on nopass ~* &* +@all\n").unwrap();
+        fs::write(
+            dir.join("users.acl"),
+            "user default on nopass ~* &* +@all\nuser valkeeper on nopass +ping +info +role\n",
+        )
+        .unwrap();
         let path = |path: PathBuf| path.display().to_string();
         self.arguments.extend([
             format!("--cluster={CLUSTER}"),
@@ -289,15 +299,20 @@ impl Member {
         let _ = fs::remove_dir_all(self.dir.join("data/appendonlydir"));
     }
 
-    async fn connection(&self) -> Option<MultiplexedConnection> {
-        let client = redis::Client::open((self.ip.to_string(), self.port)).unwrap();
+    /// A held connection of this user.
+    pub async fn connect(&self, user: &str) -> MultiplexedConnection {
+        eventually("a server that answers", || self.connection(user)).await
+    }
+
+    async fn connection(&self, user: &str) -> Option<MultiplexedConnection> {
+        let client = redis::Client::open(format!("redis://{user}:any@{}:{}", self.ip, self.port)).unwrap();
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(2)));
         client.get_multiplexed_async_connection_with_config(&config).await.ok()
     }
 
     /// Runs a command given as words.
     pub async fn run<T: redis::FromRedisValue>(&self, words: &str) -> redis::RedisResult<T> {
-        let mut connection = eventually("a server that answers", || self.connection()).await;
+        let mut connection = self.connect("default").await;
         let mut command = redis::Cmd::new();
         words.split_whitespace().for_each(|word| {
             command.arg(word);
