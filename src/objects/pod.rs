@@ -16,7 +16,9 @@ pub const AGENT_PORT: u16 = 7443;
 pub const METRICS_PORT: u16 = 9121;
 /// Port at which the operator takes news from agents.
 pub const OPERATOR_PORT: u16 = 8443;
-/// Where the init container puts the agent.
+/// Where the init container puts the agent. Not the next: in the operator's image that is the operator's program.
+const INSTALL_DIR: &str = "/agent";
+/// Where the server's container finds it.
 const AGENT_DIR: &str = "/valkeeper";
 /// Where the agent finds what it proves itself with.
 const IDENTITY_DIR: &str = "/etc/valkeeper/identity";
@@ -175,9 +177,9 @@ fn init_container(scene: &Scene<'_>) -> Value {
         "image": scene.parsed.workload.agent_image,
         // The operator's own image, which is there or is pulled once.
         "imagePullPolicy": "IfNotPresent",
-        "command": ["/valkeeper-agent", "install", AGENT_DIR],
+        "command": ["/valkeeper-agent", "install", INSTALL_DIR],
         "securityContext": security(),
-        "volumeMounts": [{ "name": "agent", "mountPath": AGENT_DIR }],
+        "volumeMounts": [{ "name": "agent", "mountPath": INSTALL_DIR }],
     });
     if let Some(resources) = &scene.cluster.spec.resources {
         container["resources"] = json!(resources);
