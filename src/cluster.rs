@@ -23,8 +23,9 @@ use kube::ResourceExt;
 use std::{sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 use valkeeper_core::{
+    decision::Scope,
     event::{Event, Record},
-    ids::Timestamp,
+    ids::{MemberId, Seq, Timestamp},
     observation::Executed,
     state::ClusterState,
 };
@@ -147,10 +148,20 @@ impl Cluster {
         news
     }
 
-    /// Confirms to holders who ask what is in force now, and nothing else. Before a decision is executed it must be said here
-    /// that it is on its way: a holder that is about to be replaced is not confirmed any more.
+    /// Confirms to holders who ask what is in force now, and nothing else.
     pub fn publish_grants(&self) {
         self.agents.board().publish(self.state.confirmed());
+    }
+
+    /// A promotion is about to be recorded: from now on its shard's holder is not confirmed any more, however long the append
+    /// takes. What was confirmed before is known to the board by its time.
+    pub fn withdraw_grants(&self, events: &[Event]) {
+        let promoting = events.iter().filter_map(Event::decided).filter(|d| d.promotes()).map(|d| d.scope);
+        let scopes: Vec<Scope> = promoting.collect();
+        if !scopes.is_empty() {
+            let stays = |(id, _): &(MemberId, Seq)| !scopes.contains(&Scope::Shard(id.shard));
+            self.agents.board().publish(self.state.confirmed().filter(stays));
+        }
     }
 
     /// Tends the journal's store, if there is something to tend. For quiet moments only.

@@ -9,12 +9,13 @@ use crate::{
 use std::time::Duration;
 use tokio::time::Instant;
 use valkeeper_core::{
-    agent::{Brief, isolation::MEMBERS_MIN},
+    agent::Brief,
     decision::Decision,
     effect::{Effect, Outcome, Server},
-    ids::{MemberId, Seq, ShardId},
+    ids::MemberId,
     info::{RawRole, RawSource},
     observation::{Link, Observed},
+    topology,
 };
 use valkeeper_journal::Recorded;
 
@@ -28,47 +29,39 @@ const CATCH_UP_PAUSE: Duration = Duration::from_micros(100);
 
 /// Performs an effect on a member; `None` if it is none.
 pub async fn perform(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Option<Outcome> {
+    let brief = topology::terms(&cluster.state, decision.seq(), decision.value());
     let told = match effect {
         Effect::Promote { server, replid, offset, consents } => {
-            let brief = brief(cluster, decision, server.member.shard);
             let at = Paused { replid: replid.clone(), offset: *offset };
             match agent_of(cluster, server) {
                 Ok(agent) => agent.promote(server, &brief, &at, *consents).await.map_err(Outcome::from),
                 Err(superseded) => Err(superseded),
             }
         }
-        Effect::Promise { member, address, candidate } => {
-            let promised =
-                Brief { grant: decision.seq(), holder: Some(*candidate), ..terms(cluster, member.shard) };
-            match agent(cluster, *member, address) {
-                Ok(agent) => agent.promise(&promised).await.map_err(Outcome::from),
-                Err(superseded) => Err(superseded),
-            }
-        }
+        Effect::Promise { member, address, candidate: _ } => match agent(cluster, *member, address) {
+            Ok(agent) => promise(cluster, agent, &brief).await,
+            Err(superseded) => Err(superseded),
+        },
         Effect::Brief { member, address } => match agent(cluster, *member, address) {
-            Ok(agent) => agent.tell(&brief(cluster, decision, member.shard)).await.map_err(Outcome::from),
+            Ok(agent) => agent.tell(&brief).await.map_err(Outcome::from),
             Err(superseded) => Err(superseded),
         },
         Effect::Fence { server } => match agent_of(cluster, server) {
             Ok(agent) => agent.fence(server).await.map_err(Outcome::from),
             Err(superseded) => Err(superseded),
         },
-        Effect::Attach { server, to: _, to_address } => {
-            let brief = brief(cluster, decision, server.member.shard);
-            match agent_of(cluster, server) {
-                Ok(agent) => {
-                    let to = Endpoint::of_member(to_address);
-                    agent.attach(server, &brief, &to).await.map_err(Outcome::from)
-                }
-                Err(superseded) => Err(superseded),
+        Effect::Attach { server, to: _, to_address } => match agent_of(cluster, server) {
+            Ok(agent) => {
+                let to = Endpoint::of_member(to_address);
+                agent.attach(server, &brief, &to).await.map_err(Outcome::from)
             }
-        }
+            Err(superseded) => Err(superseded),
+        },
         Effect::Disconnect { server } => match agent_of(cluster, server) {
             Ok(agent) => agent.disconnect(server).await.map_err(Outcome::from),
             Err(superseded) => Err(superseded),
         },
         Effect::Handover { from, to, consents, timeout_ms } => {
-            let brief = brief(cluster, decision, to.member.shard);
             match (side(cluster, from), side(cluster, to)) {
                 (Ok(from), Ok(to)) => {
                     return Some(handover(&from, &to, &brief, *consents, *timeout_ms).await);
@@ -85,20 +78,19 @@ pub async fn perform(cluster: &Cluster, decision: &Recorded<Decision>, effect: &
     Some(told.err().unwrap_or(Outcome::Verified))
 }
 
-/// Who holds the shard's grant while this decision is executed: whom it gives it to, or else who has it.
-fn brief(cluster: &Cluster, decision: &Recorded<Decision>, shard: ShardId) -> Brief {
-    let given = decision.value().grant.map(|member| (member, decision.seq()));
-    let held = || cluster.state.shards.get(&shard).and_then(|known| known.holder());
-    let (holder, grant) = given.or_else(held).map_or((None, Seq(0)), |(member, seq)| (Some(member), seq));
-    Brief { grant, holder, ..terms(cluster, shard) }
-}
-
-/// Who the members are, and for how long a holder may go on unconfirmed.
-fn terms(cluster: &Cluster, shard: ShardId) -> Brief {
-    let Some(spec) = &cluster.state.spec else { return Brief::default() };
-    let roster: Vec<MemberId> = spec.members().filter(|id| id.shard == shard).collect();
-    let isolation_ms = if roster.len() >= MEMBERS_MIN { spec.failover.isolation_ms() } else { 0 };
-    Brief { grant: Seq(0), holder: None, roster, isolation_ms }
+/// Peers promise nothing while the present holder may still be accepting writes because this operator confirmed it; each peer
+/// looks after its own confirmations.
+async fn promise(cluster: &Cluster, agent: &AgentLink, brief: &Brief) -> Result<(), Outcome> {
+    let window = Duration::from_millis(u64::try_from(brief.isolation_ms).unwrap_or(0));
+    let candidate = brief.holder;
+    let holders = brief.roster.iter().filter(|id| Some(**id) != candidate);
+    let lately =
+        holders.filter_map(|id| cluster.agents.board().confirmed_at(*id)).map(|at| at.elapsed()).min();
+    if let Some(ago) = lately.filter(|ago| *ago < window) {
+        let words = format!("the operator confirmed the holder {} ms ago", ago.as_millis());
+        return Err(Outcome::Superseded(words));
+    }
+    agent.promise(brief).await.map_err(Outcome::from)
 }
 
 /// The link to a member's agent, if it leads to the address that the effect names.

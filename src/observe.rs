@@ -191,19 +191,28 @@ fn members(
             Observed::Absent => Observed::Absent,
             Observed::Unknown(why) => Observed::Unknown(why),
         };
+        let said = agents.remove(&id).unwrap_or(Observed::Unknown(Why::NotLooked));
         let agent = match &pod {
             Observed::Absent => Observed::Absent,
-            Observed::Present(_) | Observed::Unknown(_) => {
-                agents.remove(&id).unwrap_or(Observed::Unknown(Why::NotLooked))
-            }
+            Observed::Present(facts) if said.is_unknown() && has_no_process(facts) => Observed::Absent,
+            Observed::Present(_) | Observed::Unknown(_) => said,
         };
         if server.is_unknown() {
-            let answered = cluster.links.answered_at(id).map(|at| (id, cluster.clock.at(at)));
-            evidence.last_answers.extend(answered);
+            // Whichever of the two was heard last: the agent may have been confirmed when it spoke.
+            let heard = cluster.links.answered_at(id).max(cluster.agents.board().heard_at(id));
+            evidence.last_answers.extend(heard.map(|at| (id, cluster.clock.at(at))));
         }
         facts.insert(id, MemberFacts { pod, server, agent });
     }
     (facts, evidence)
+}
+
+/// True if the kubelet says that nothing runs in the pod, or it was never given an address to run at.
+fn has_no_process(pod: &PodFacts) -> bool {
+    match pod.container {
+        ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_) => true,
+        ContainerPhase::Running => false,
+    }
 }
 
 /// True if the agent said that the process which is known here has ended.

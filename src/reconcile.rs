@@ -48,6 +48,7 @@ pub async fn run(
         let decided_at = Instant::now();
         let turn = turn(&cluster.state, &seen, cluster.clock.now());
         shell.metrics.turn();
+        cluster.withdraw_grants(&turn.events);
         let Appended { records, decisions } = record(&mut cluster, turn.events, turn.now).await?;
         let appended_at = Instant::now();
         let news = cluster.fold(&records);

@@ -14,6 +14,10 @@ use crate::{
     state::ClusterState,
 };
 
+/// A live primary pings its replicas every second (`repl-ping-replica-period 1`) and INFO counts whole seconds: below
+/// this, a replica may still hear from it. Milliseconds.
+pub const HEARS_BELOW_MS: i64 = 2_000;
+
 /// What is known of the member that holds a shard's grant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Condition {

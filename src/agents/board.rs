@@ -33,6 +33,7 @@ struct Inner {
     /// Who does not answer, since it was heard last.
     silent: BTreeMap<MemberId, Why>,
     confirmed: BTreeMap<MemberId, Seq>,
+    confirmed_at: BTreeMap<MemberId, Instant>,
     deposed_by: Option<WriterEpoch>,
 }
 
@@ -148,10 +149,19 @@ impl Board {
         self.inner().confirmed = confirmed.collect();
     }
 
-    /// True if the member's grant is in force.
-    pub fn confirms(&self, member: MemberId, grant: Seq) -> bool {
-        let inner = self.inner();
-        inner.deposed_by.is_none() && inner.confirmed.get(&member) == Some(&grant)
+    /// Confirms a member's grant if it is in force, and remembers when.
+    pub fn confirm(&self, member: MemberId, grant: Seq) -> bool {
+        let mut inner = self.inner();
+        let confirmed = inner.deposed_by.is_none() && inner.confirmed.get(&member) == Some(&grant);
+        if confirmed {
+            inner.confirmed_at.insert(member, Instant::now());
+        }
+        confirmed
+    }
+
+    /// When a member's grant was confirmed last, if it was.
+    pub fn confirmed_at(&self, member: MemberId) -> Option<Instant> {
+        self.inner().confirmed_at.get(&member).copied()
     }
 
     /// An agent knows a later writer.
@@ -288,15 +298,15 @@ mod tests {
     #[tokio::test]
     async fn only_what_was_published_last_is_confirmed() {
         let (board, _, _) = board();
-        assert!(!board.confirms(A, Seq(5)));
+        assert!(!board.confirm(A, Seq(5)));
         board.publish([(A, Seq(5))].into_iter());
-        assert!(board.confirms(A, Seq(5)) && !board.confirms(A, Seq(4)));
+        assert!(board.confirm(A, Seq(5)) && !board.confirm(A, Seq(4)));
         board.publish(std::iter::empty());
-        assert!(!board.confirms(A, Seq(5)));
+        assert!(!board.confirm(A, Seq(5)));
         board.publish([(A, Seq(5))].into_iter());
         board.heard(A, AgentState { epoch: 9, ..state("one", 1) }).unwrap();
         assert_eq!(board.deposed(), Some(WriterEpoch(9)));
-        assert!(!board.confirms(A, Seq(5)), "a deposed writer confirms nothing");
+        assert!(!board.confirm(A, Seq(5)), "a deposed writer confirms nothing");
     }
 
     #[tokio::test]

@@ -157,7 +157,7 @@ async fn take(
         tracing::warn!(%peer, %malformed, "an agent's news cannot be understood");
         return (StatusCode::BAD_REQUEST, malformed.to_string()).into_response();
     }
-    let confirmed = confirm && grant.is_some_and(|grant| board.confirms(member, grant));
+    let confirmed = confirm && grant.is_some_and(|grant| board.confirm(member, grant));
     // Said only by who still leads now: whoever comes next waits longer than this answer takes.
     if !(desk.leads)() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not led from here any more\n").into_response();

@@ -8,6 +8,7 @@ use crate::{
     observation::{Link, Observed, ServerFacts, ServerRole, Source},
     spec::Profile,
     state::{MemberState, ShardState},
+    topology::HEARS_BELOW_MS,
 };
 
 /// How far a member's history can be compared with the shard's. Later is better.
@@ -149,7 +150,7 @@ fn judge(
         return Err(RejectReason::Blank);
     }
     let named = view.spec.switchover.as_ref().is_some_and(|w| w.to == id && view.is_open(&w.token));
-    let lineage = match lineage(known, facts) {
+    let lineage = match lineage(known, &without_dead_link(view, id, facts)) {
         // The user says that this is the data to go on with.
         Err(RejectReason::OtherHistory) if named => Lineage::Unproven,
         judged => judged?,
@@ -160,6 +161,18 @@ fn judge(
     }
     let reading = view.reading(id).ok_or(RejectReason::NoReading)?;
     Ok((standing, lineage, reading.offset))
+}
+
+/// A link towards an address where no member is, from which nothing was heard for long, is dead, whatever the server says of it: its
+/// primary's pod is gone, or came back with another address, and nobody has told the connection.
+fn without_dead_link(view: &View<'_>, id: MemberId, facts: &ServerFacts) -> ServerFacts {
+    let mut facts = facts.clone();
+    if let ServerRole::Replica { source: Source::Foreign(_), link } = &mut facts.role
+        && view.reading(id).and_then(|r| r.last_io_ms).is_some_and(|ms| ms >= HEARS_BELOW_MS)
+    {
+        *link = Link::Down;
+    }
+    facts
 }
 
 /// How the member's data stands against the lost primary's.

@@ -14,7 +14,7 @@ use crate::{
     observation::{Link, ServerProcess, Source},
     spec::FailoverMode,
     steps::unless_failing,
-    topology::{self, choice},
+    topology::{self, HEARS_BELOW_MS, choice},
 };
 
 /// How long a fence may take before it is called impossible: grace of 1 s, kubelet's sync and API latency, with room.
@@ -22,9 +22,6 @@ use crate::{
 const FENCE_MAX_MS: i64 = 15_000;
 /// Grace of a fencing deletion: the process does not answer, it will not use the time. Seconds.
 const FENCE_GRACE_S: u32 = 1;
-/// A live primary pings its replicas every second (`repl-ping-replica-period 1`) and INFO counts whole seconds: below
-/// this, a replica may still hear from it. Milliseconds.
-const HEARS_BELOW_MS: i64 = 2_000;
 
 /// How a silent primary is kept from writing.
 enum Fence {
@@ -61,7 +58,7 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     let Some(chosen) = found.chosen else {
         return StepOutcome::Blocked(BlockReason::NoCandidate, Some(holder), found.candidates);
     };
-    let Some(fence) = fence(view, shard, holder) else {
+    let Some(fence) = fence(view, shard, holder, chosen) else {
         return blocked(BlockReason::NothingFenced, holder);
     };
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::PrimarySilent);
@@ -135,7 +132,7 @@ fn silent_since(view: &View<'_>, holder: MemberId) -> Timestamp {
 }
 
 /// The fastest fence that is to be had.
-fn fence(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<Fence> {
+fn fence(view: &View<'_>, shard: ShardId, holder: MemberId, chosen: MemberId) -> Option<Fence> {
     let member = view.member(holder)?;
     if let Some(agent) = member.agent()
         && let Some(address) = member.address()
@@ -143,7 +140,9 @@ fn fence(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<Fence> {
         let (address, run_id) = (address.to_owned(), agent.run_id.clone());
         return Some(Fence::ByAgent(Server { member: holder, address, run_id }));
     }
-    if let Some(peers) = majority(view, shard, holder) {
+    // Someone who is primary by another's word is not promoted: nobody can tell whose data is right before the holder is gone.
+    let is_primary = view.member(chosen).is_some_and(|m| m.is_primary());
+    if let Some(peers) = majority(view, shard, holder).filter(|_| !is_primary) {
         return Some(Fence::ByMajority(peers));
     }
     let pod = member.facts.pod.present()?;
