@@ -99,6 +99,11 @@ impl Local {
         Local { tickets: AtomicU64::new(1), socket, user, password, held: Mutex::new(None) }
     }
 
+    /// Whatever is asked from now on has a higher one than whatever was asked before.
+    pub fn ticket(&self) -> u64 {
+        self.tickets.fetch_add(1, Ordering::SeqCst)
+    }
+
     /// Forgets the connection: another server is started.
     pub async fn forget(&self) {
         *self.held.lock().await = None;
@@ -155,7 +160,7 @@ impl Local {
 
     /// Asks the server what it is.
     pub async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
-        let ticket = self.tickets.fetch_add(1, Ordering::SeqCst);
+        let ticket = self.ticket();
         let mut info = cmd("INFO");
         info.arg("server").arg("replication").arg("persistence");
         let text: String = self.ask_within(bound, &info).await?;

@@ -47,7 +47,6 @@ async fn look(agent: &Agent) {
     match looked {
         Ok(look) => {
             let serves = !look.info.loading && !crate::shared::is_at_gate(&look.info);
-            agent.update(|known| known.no_space &= !look.saves);
             agent.seen(look);
             if serves {
                 settle(agent).await;

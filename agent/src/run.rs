@@ -137,8 +137,10 @@ async fn start(agent: &Agent, supervisor: &Supervisor, password: &str) -> anyhow
 
 /// Takes the end of the server to where everybody looks.
 pub fn note_end(agent: &Agent, ended: Ended) {
+    let ticket = agent.local.ticket();
     agent.update(|known| {
         known.process = None;
+        known.ticket = ticket;
         known.exited = ended.to_string();
         if !known.run_id.is_empty() {
             known.exited_run_id = std::mem::take(&mut known.run_id);

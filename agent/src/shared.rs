@@ -66,8 +66,8 @@ pub struct Known {
     pub restarts: u64,
     pub news_address: Option<String>,
     pub operator_heard: Instant,
-    /// Of the newest look.
-    ticket: u64,
+    /// Of the newest look; what was asked before says nothing any more.
+    pub ticket: u64,
     number: u64,
 }
 
@@ -361,20 +361,21 @@ impl Agent {
         self.confirm_now.notify_one();
     }
 
-    /// Takes over what the server has just said.
+    /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
+    /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, saves: _, ticket } = look;
-        let (was_primary, newest) = self.read(|known| (known.is_primary(), known.ticket));
-        if ticket < newest {
-            // It was asked before what is known: a promotion, for one.
-            return;
-        }
-        self.update(|known| {
-            known.ticket = known.ticket.max(ticket);
+        let Look { info, saves, ticket } = look;
+        let turned = self.update(|known| {
+            if ticket < known.ticket {
+                return false;
+            }
+            let was_primary = known.is_primary();
+            known.ticket = ticket;
             known.exited.clear();
             known.run_id.clone_from(&info.run_id);
             known.silent_since = None;
             known.last_answer = Instant::now();
+            known.no_space &= !saves;
             if known.drawn.is_none() && !info.loading {
                 known.drawn = Some(info.replid.clone());
                 self.judge_now.notify_one();
@@ -383,8 +384,9 @@ impl Agent {
                 known.held = None;
             }
             known.info = Some(info);
+            was_primary != known.is_primary()
         });
-        if was_primary != self.read(Known::is_primary) {
+        if turned {
             self.confirm_now.notify_one();
         }
     }
