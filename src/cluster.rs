@@ -175,8 +175,9 @@ impl Cluster {
         }
     }
 
-    /// Waits for the next reason to look.
-    pub async fn wait(&self, wake_at: Option<Timestamp>) -> Pace {
+    /// Waits for the next reason to look. When the time has come that a rule asked for, it is acted on without waiting for who
+    /// is silent; but not twice in a row (`last` is the pace of the look before), or a slow server would never be heard.
+    pub async fn wait(&self, wake_at: Option<Timestamp>, last: Pace) -> Pace {
         let now = Instant::now();
         let due = wake_at.map_or(now + PROBE_PERIOD, |at| self.clock.moment(at));
         let until = due.clamp(now + PAUSE_MIN, now + PROBE_PERIOD);
@@ -184,7 +185,10 @@ impl Cluster {
             biased;
             () = self.links.lost.notified() => Pace::Urgent,
             () = self.wake.notified() => Pace::Normal,
-            () = tokio::time::sleep_until(until) => Pace::Normal,
+            () = tokio::time::sleep_until(until) => match last {
+                Pace::Normal if due <= until && wake_at.is_some() => Pace::Urgent,
+                Pace::Normal | Pace::Urgent => Pace::Normal,
+            },
         }
     }
 }

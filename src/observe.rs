@@ -181,7 +181,10 @@ fn members(
                     server
                 }
                 // Not answered while there was something to act on: not looked at, so what is known of it stays.
-                None if pod.present().is_some() || addresses.contains_key(&id) => continue,
+                None if pod.present().is_some() || addresses.contains_key(&id) => {
+                    let Some(known) = known_server(cluster, id, &pod) else { continue };
+                    known
+                }
                 // No address is known either.
                 None => Observed::Unknown(Why::ApiError),
             },
@@ -213,6 +216,13 @@ fn has_no_process(pod: &PodFacts) -> bool {
         ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_) => true,
         ContainerPhase::Running => false,
     }
+}
+
+/// What is known of the server, if it is the same pod's.
+fn known_server(cluster: &Cluster, id: MemberId, pod: &Observed<Arc<Pod>>) -> Option<Observed<ServerFacts>> {
+    let known = &cluster.state.members.get(&id)?.facts;
+    let uid = known.pod.present().map(|pod| pod.uid.as_str());
+    (pod.present()?.uid().as_deref() == uid).then(|| known.server.clone())
 }
 
 /// True if the agent said that the process which is known here has ended.

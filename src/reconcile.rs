@@ -64,7 +64,7 @@ pub async fn run(
             cluster.tend_journal().await;
         }
         // Outcomes change what is to be done next: look again at once.
-        pace = if executed.is_empty() { cluster.wait(turn.wake_at).await } else { Pace::Urgent };
+        pace = if executed.is_empty() { cluster.wait(turn.wake_at, pace).await } else { Pace::Urgent };
         cluster.executed = executed;
     }
 }

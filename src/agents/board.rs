@@ -61,9 +61,11 @@ impl Board {
 
     /// An agent spoke. Of an agent's words the newest count, in whatever order they arrive.
     ///
+    /// `Ok(false)`: it speaks for a process that another has followed.
+    ///
     /// # Errors
     /// Its words cannot be understood.
-    pub fn heard(&self, member: MemberId, state: AgentState) -> Result<(), Malformed> {
+    pub fn heard(&self, member: MemberId, state: AgentState) -> Result<bool, Malformed> {
         let epoch = WriterEpoch(state.epoch);
         if epoch > self.epoch {
             self.depose(epoch);
@@ -80,14 +82,17 @@ impl Board {
                 return Err(malformed);
             }
         };
-        let was_silent = inner.silent.remove(&member).is_some();
         let before = inner.kept.remove(&member);
-        if let Some(old) = before {
-            let is_old =
-                old.former.as_ref() == Some(&instance) || (old.instance == instance && number < old.number);
-            if is_old {
+        if before.as_ref().is_some_and(|old| old.former.as_ref() == Some(&instance)) {
+            inner.kept.extend(before.map(|old| (member, old)));
+            return Ok(false);
+        }
+        let was_silent = inner.silent.remove(&member).is_some();
+        if let Some(mut old) = before {
+            if old.instance == instance && number < old.number {
+                old.at = Instant::now();
                 inner.kept.insert(member, old);
-                return Ok(());
+                return Ok(true);
             }
             since_as_before(&old.facts, &mut facts);
             let former = if old.instance == instance { old.former } else { Some(old.instance) };
@@ -99,7 +104,7 @@ impl Board {
             let kept = Kept { instance, former: None, number, facts, exited_run_id, at: Instant::now() };
             inner.kept.insert(member, kept);
         }
-        Ok(())
+        Ok(true)
     }
 
     fn wake(&self, was_silent: bool, old: &AgentFacts, old_exited: &str, new: &AgentFacts, exited: &str) {

@@ -164,7 +164,7 @@ impl Contact {
             }
             error.to_string()
         })?;
-        board.heard(self.place.member, state).map_err(|malformed| malformed.to_string())
+        board.heard(self.place.member, state).map(drop).map_err(|malformed| malformed.to_string())
     }
 
     /// Returns when the agent should be asked: nothing was heard for too long, or someone has a doubt.

@@ -151,13 +151,15 @@ async fn take(
     };
     let News { state, confirm, .. } = news;
     let grant = state.as_ref().and_then(|state| state.brief.as_ref()).map(|brief| Seq(brief.grant));
-    if let Some(state) = state
-        && let Err(malformed) = board.heard(member, state)
-    {
-        tracing::warn!(%peer, %malformed, "an agent's news cannot be understood");
-        return (StatusCode::BAD_REQUEST, malformed.to_string()).into_response();
-    }
-    let confirmed = confirm && grant.is_some_and(|grant| board.confirm(member, grant));
+    let current = match state.map(|state| board.heard(member, state)) {
+        Some(Ok(current)) => current,
+        Some(Err(malformed)) => {
+            tracing::warn!(%peer, %malformed, "an agent's news cannot be understood");
+            return (StatusCode::BAD_REQUEST, malformed.to_string()).into_response();
+        }
+        None => false,
+    };
+    let confirmed = confirm && current && grant.is_some_and(|grant| board.confirm(member, grant));
     // Said only by who still leads now: whoever comes next waits longer than this answer takes.
     if !(desk.leads)() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not led from here any more\n").into_response();
