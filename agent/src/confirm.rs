@@ -12,11 +12,16 @@ const CONFIRM_PERIOD: Duration = Duration::from_millis(500);
 /// Pause before stopping or allowing writes is tried again.
 const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
+/// Pause while a command is under way: it takes milliseconds.
+const COMMAND_PAUSE: Duration = Duration::from_millis(10);
+
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Duty {
-    /// Confirmations have run out, or someone has a higher grant.
+    /// Confirmations have run out.
     Stop,
+    /// Someone has a higher grant, and confirmations have not run out yet.
+    StopDeposed,
     /// Confirmed again, or not a primary any more.
     Allow,
     /// Until then, nothing; `None`: until something changes.
@@ -26,7 +31,10 @@ enum Duty {
 fn duty(known: &Known, now: Timestamp) -> Duty {
     let may_write = known.held.as_ref().is_none_or(|held| held.may_write(now));
     match (may_write, known.stopped.is_some()) {
-        (false, false) if known.is_primary() => Duty::Stop,
+        (false, false) if known.is_primary() => {
+            let until = known.held.as_ref().and_then(|held| held.until());
+            if until.is_none_or(|until| now < until) { Duty::StopDeposed } else { Duty::Stop }
+        }
         (true, true) => Duty::Allow,
         (true, false) => Duty::Wait(known.held.as_ref().and_then(|held| held.until())),
         (false, true | false) => Duty::Wait(None),
@@ -76,7 +84,9 @@ async fn obey(agent: &Agent) {
     loop {
         let now = agent.at(Instant::now());
         let until = match agent.read(|known| duty(known, now)) {
-            Duty::Stop => {
+            // In a handover that is the command itself: it makes a replica of the server at once.
+            Duty::StopDeposed if agent.acting.try_lock().is_err() => Some(Instant::now() + COMMAND_PAUSE),
+            Duty::Stop | Duty::StopDeposed => {
                 stop(agent).await;
                 Some(Instant::now() + RETRY_PAUSE)
             }

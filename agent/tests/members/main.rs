@@ -99,6 +99,20 @@ async fn a_promotion_is_refused_if_anything_it_was_decided_from_is_not_so() {
     assert_eq!(shard.members[1].ledger().brief.grant, Seq(9));
 }
 
+#[test]
+fn it_installs_itself_where_a_container_can_run_it() {
+    let dir = std::env::temp_dir().join(format!("vk-install-{}", std::process::id()));
+    std::fs::create_dir_all(&dir).unwrap();
+    let program = env!("CARGO_BIN_EXE_valkeeper-agent");
+    for _ in 0..2 {
+        let done = std::process::Command::new(program).arg("install").arg(&dir).status().unwrap();
+        assert!(done.success());
+    }
+    let version = std::process::Command::new(dir.join("valkeeper-agent")).arg("--version").output().unwrap();
+    assert!(version.stdout.starts_with(b"valkeeper-agent "));
+    std::fs::remove_dir_all(&dir).unwrap();
+}
+
 #[tokio::test]
 async fn nobody_else_is_obeyed() {
     let shard = Shard::start(2, NOTHING);
@@ -285,14 +299,25 @@ async fn hand_over(shard: &Shard, grant: u64) -> Duration {
     let run_id = shard.members[0].field("run_id").await;
     let (mut old, mut new) = (shard.agent(0).await, shard.agent(1).await);
     let mut promotion = shard.promotion(1, 1, grant, 0).await;
+    let attach = proto::AttachRequest {
+        epoch: 1,
+        brief: promotion.brief.clone(),
+        run_id: run_id.clone(),
+        host: shard.members[1].ip.to_string(),
+        port: u32::from(shard.members[1].port),
+    };
     let begun = Instant::now();
     let pause = proto::PauseRequest { epoch: 1, run_id, timeout_ms: 5_000 };
     let paused = old.pause(pause).await.unwrap().into_inner();
     (promotion.replid, promotion.offset) = (paused.replid, paused.offset);
-    eventually("a replica that has everything", async || new.promote(promotion.clone()).await.ok()).await;
-    let waited = begun.elapsed();
-    shard.attach(0, 1, 1, grant, 0).await;
-    waited
+    eventually("a replica that has everything", || async {
+        let offset: i64 = shard.members[1].field("slave_repl_offset").await.parse().unwrap();
+        (offset >= promotion.offset).then_some(())
+    })
+    .await;
+    old.attach(attach).await.unwrap();
+    new.promote(promotion).await.unwrap();
+    begun.elapsed()
 }
 
 #[tokio::test]
@@ -301,8 +326,11 @@ async fn a_handover_loses_no_write_and_spares_the_operators_connection() {
     shard.serve(1, 5, 0).await;
     let _: () = shard.members[0].run("SET key value").await.unwrap();
     println!("writes waited {:?}", hand_over(&shard, 9).await);
+    shard.members[0].linked().await;
+    assert_eq!(shard.members[1].field("sync_full").await, "0", "the old primary goes on where it was");
     assert_eq!(shard.members[0].run::<String>("GET key").await.unwrap(), "value");
     assert_eq!(MemberId::new(0, 1), shard.members[0].ledger().brief.holder.unwrap());
+    assert!(!shard.members[0].log().contains("writes are stopped"), "they were paused");
 
     let member = &shard.members[0];
     let (mut looking, mut client) = (member.connect("valkeeper").await, member.connect("default").await);
