@@ -139,8 +139,18 @@ async fn nobody_else_is_obeyed() {
 }
 
 #[tokio::test]
-async fn without_the_operator_a_shard_that_was_stopped_in_order_comes_back_by_itself() {
-    let mut shard = Shard::start(3, APPEND_ONLY);
+async fn without_the_operator_a_shard_that_was_stopped_in_order_comes_back_from_its_append_only_files() {
+    comes_back(APPEND_ONLY).await;
+}
+
+#[tokio::test]
+async fn without_the_operator_a_shard_that_was_stopped_in_order_comes_back_from_its_snapshots() {
+    comes_back(SNAPSHOTS).await;
+}
+
+/// Ends every member in order and starts all again, the operator being away.
+async fn comes_back(conf: &str) {
+    let mut shard = Shard::start(3, conf);
     shard.serve(1, 5, 2_000).await;
     let _: () = shard.members[0].run("SET key value").await.unwrap();
     let offset = shard.members[0].field("master_repl_offset").await.parse::<i64>().unwrap();
