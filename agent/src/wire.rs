@@ -222,6 +222,8 @@ pub fn facts(state: proto::AgentState, now: Timestamp) -> Result<AgentFacts, Mal
             .transpose()?,
         gate: gate(&state.gate, &state.hold_reason, &state.attached_to)?,
         leaving: state.leaving,
+        disk_full: state.disk_full,
+        oom_kills: state.oom_kills,
         writes_stopped: state.writes_stopped,
         certificate: CertificateFacts {
             thumbprint: word(state.certificate_thumbprint, "certificate_thumbprint")?,

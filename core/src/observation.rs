@@ -246,6 +246,12 @@ pub struct AgentFacts {
     pub gate: Gate,
     /// True once it was told to end (SIGTERM).
     pub leaving: bool,
+    /// True while there is no space left for its data.
+    #[serde(default)]
+    pub disk_full: bool,
+    /// How often the kernel has killed a process of the pod for want of memory.
+    #[serde(default)]
+    pub oom_kills: u64,
     /// True while it keeps its primary from accepting writes, because nobody confirms it.
     pub writes_stopped: bool,
     /// What it serves with.

@@ -55,12 +55,17 @@ pub enum Isolation {
 /// agent's reaction and for a server that is busy for a moment. Milliseconds.
 pub const ISOLATION_MARGIN_MS: i64 = 1_000;
 
+/// Shortest such time: three requests for confirmation, which agents send twice a second. With a detection window that leaves less
+/// there is none, and only a fence that can be seen lets another be promoted. Milliseconds.
+pub const ISOLATION_MIN_MS: i64 = 1_500;
+
 impl FailoverPolicy {
     /// How long a primary may accept writes without being confirmed, in milliseconds; 0: for ever.
     pub fn isolation_ms(&self) -> i64 {
+        let window_ms = self.detection_window_ms - ISOLATION_MARGIN_MS;
         match self.isolation {
-            Isolation::On => (self.detection_window_ms - ISOLATION_MARGIN_MS).max(0),
-            Isolation::Off => 0,
+            Isolation::On if window_ms >= ISOLATION_MIN_MS => window_ms,
+            Isolation::On | Isolation::Off => 0,
         }
     }
 }

@@ -227,6 +227,8 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         drawn,
         gate,
         leaving,
+        disk_full,
+        oom_kills,
         writes_stopped,
         certificate,
     } = facts;
@@ -248,6 +250,8 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
     said.extend(drawn.is_some().then(|| "started without data".to_owned()));
     said.extend((*consents > 0).then(|| format!("consented {consents} times")));
     said.extend(leaving.then(|| "is leaving".to_owned()));
+    said.extend(disk_full.then(|| "DISK FULL".to_owned()));
+    said.extend((*oom_kills > 0).then(|| format!("{oom_kills} processes killed for want of memory")));
     said.extend(writes_stopped.then(|| "WRITES STOPPED".to_owned()));
     let until = (!certificate.thumbprint.is_empty())
         .then(|| format!("certificate {} until {}", short(&certificate.thumbprint), certificate.not_after));
