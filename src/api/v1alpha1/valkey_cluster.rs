@@ -261,8 +261,8 @@ pub struct Failover {
     #[schemars(range(min = 1000, max = 60000))]
     pub detection_window_ms: i64,
     /// Whether the primary of a shard of three or more members stops accepting writes when neither the operator nor a majority
-    /// of the members confirms it. Off: it goes on, and another is promoted only after a fence that can be seen. In
-    /// YAML the word needs quotes: `"Off"`.
+    /// of the members confirms it (with a detection window of 2500 ms or more). Off: it goes on, and another is promoted only
+    /// after a fence that can be seen. In YAML the word needs quotes: `"Off"`.
     #[serde(default)]
     pub isolation: Isolation,
 }
