@@ -192,7 +192,11 @@ async fn prepared(
 async fn swap(from: &Side<'_>, to: &Side<'_>, brief: &Brief, paused: &Paused, consents: u64) -> Outcome {
     let target = to.link.target();
     let endpoint = Endpoint { host: target.address.to_string(), port: target.port };
-    if let Err(error) = from.agent.attach(from.server, brief, &endpoint).await {
+    // The successor's agent writes the grant down while the old primary is demoted: the promotion finds it there. What is
+    // wrong with that, it says itself.
+    let (_told, demoted) =
+        tokio::join!(to.agent.tell(brief), from.agent.attach(from.server, brief, &endpoint));
+    if let Err(error) = demoted {
         let words = format!("the old primary was not demoted: {error}");
         return given_up(from, Outcome::Failed(words)).await;
     }

@@ -1,55 +1,120 @@
-//! The ledger's file. A change is on disk before anybody hears of it: written beside, synced, renamed, and the directory
-//! synced.
+//! The ledger's file. A change is on disk before anybody hears of it. A promotion waits for it, so it is one write in place and one
+//! sync of data, without a change of the file's size or name: two slots, written in turn, of which the newest that is whole counts.
 
+use serde::{Deserialize, Serialize};
+use sha2::{Digest, Sha256};
 use std::{
-    fs::{self, File},
-    io::{self, Write},
-    path::{Path, PathBuf},
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::FileExt,
+    path::Path,
+    sync::{Arc, Mutex, PoisonError},
 };
 use valkeeper_core::agent::Ledger;
 
 /// Directory in the data directory.
 const DIR: &str = "valkeeper";
-/// The file in it.
+/// The file in it: two lines of JSON, filled up with spaces.
 const FILE: &str = "agent.json";
-/// Largest file that is read, in bytes: a ledger with a hundred members has 2 KiB.
-const FILE_BYTES_MAX: u64 = 1 << 20;
+/// Bytes of a slot: a ledger with a hundred members has 2 KiB. Slots begin at a multiple of it, so no block is shared.
+const SLOT_BYTES: usize = 16 * 1024;
 
 /// Where the ledger is kept.
 #[derive(Clone, Debug)]
 pub struct Memory {
-    dir: PathBuf,
+    written: Arc<Mutex<Written>>,
+}
+
+#[derive(Debug)]
+struct Written {
+    file: File,
+    /// Number of the newest slot.
+    number: u64,
+}
+
+/// What a slot holds.
+#[derive(Serialize, Deserialize)]
+struct Slot {
+    number: u64,
+    ledger: Ledger,
+    /// Hex of the SHA-256 over number and ledger: half a write is none.
+    sum: String,
+}
+
+impl Slot {
+    fn new(number: u64, ledger: &Ledger) -> io::Result<Slot> {
+        Ok(Slot { number, ledger: ledger.clone(), sum: sum(number, ledger)? })
+    }
+
+    fn read(bytes: &[u8]) -> Option<Slot> {
+        let slot: Slot = serde_json::from_slice(bytes.trim_ascii()).ok()?;
+        (sum(slot.number, &slot.ledger).ok()? == slot.sum).then_some(slot)
+    }
+}
+
+fn sum(number: u64, ledger: &Ledger) -> io::Result<String> {
+    let bytes = serde_json::to_vec(&(number, ledger))?;
+    Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 impl Memory {
-    /// Opens the memory below the data directory and reads the ledger: a new one if there is none. A file that cannot be
-    /// understood is an error: forgetting whom it has refused would be worse than not starting.
+    /// Opens the memory below the data directory and reads the ledger: a new one if there is none.
+    ///
+    /// # Errors
+    /// The file system's. A file without a whole slot is an error, too: forgetting whom it has refused would be worse than not
+    /// starting.
     pub fn open(data: &Path) -> io::Result<(Memory, Ledger)> {
-        let memory = Memory { dir: data.join(DIR) };
-        fs::create_dir_all(&memory.dir)?;
-        File::open(data)?.sync_all()?;
-        let path = memory.dir.join(FILE);
-        let ledger = match fs::metadata(&path) {
-            Ok(found) if found.len() > FILE_BYTES_MAX => {
-                return Err(io::Error::other(format!("{} is too large", path.display())));
-            }
-            Ok(_) => serde_json::from_slice(&fs::read(&path)?)
-                .map_err(|error| io::Error::other(format!("{}: {error}", path.display())))?,
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ledger::default(),
-            Err(error) => return Err(error),
+        let dir = data.join(DIR);
+        fs::create_dir_all(&dir)?;
+        let path = dir.join(FILE);
+        let is_new = !path.try_exists()?;
+        let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(&path)?;
+        let mut slots = vec![0; 2 * SLOT_BYTES];
+        let found = file.read_at(&mut slots, 0)?;
+        let whole = slots.chunks(SLOT_BYTES).filter_map(Slot::read).max_by_key(|slot| slot.number);
+        let slot = match whole {
+            Some(slot) => slot,
+            // A file that was made and never written is as good as none.
+            None if is_new || found == 0 => Slot::new(0, &Ledger::default())?,
+            None => return Err(io::Error::other(format!("{}: neither slot is whole", path.display()))),
         };
-        Ok((memory, ledger))
+        let memory = Memory { written: Arc::new(Mutex::new(Written { file, number: slot.number })) };
+        if whole_size(found) {
+            return Ok((memory, slot.ledger));
+        }
+        // Once, so that later writes change neither size nor name.
+        memory.write(&slot.ledger)?;
+        memory.write(&slot.ledger)?;
+        memory.written.lock().unwrap_or_else(PoisonError::into_inner).file.sync_all()?;
+        for made in [dir.as_path(), data] {
+            File::open(made)?.sync_all()?;
+        }
+        Ok((memory, slot.ledger))
     }
 
     /// Writes the ledger. Blocks until it is on disk.
+    ///
+    /// # Errors
+    /// The file system's.
     pub fn write(&self, ledger: &Ledger) -> io::Result<()> {
-        let temporary = self.dir.join(format!("{FILE}.new"));
-        let mut file = File::create(&temporary)?;
-        file.write_all(&serde_json::to_vec(ledger)?)?;
-        file.sync_all()?;
-        fs::rename(&temporary, self.dir.join(FILE))?;
-        File::open(&self.dir)?.sync_all()
+        let mut written = self.written.lock().unwrap_or_else(PoisonError::into_inner);
+        let number = written.number + 1;
+        let mut bytes = serde_json::to_vec(&Slot::new(number, ledger)?)?;
+        if bytes.len() >= SLOT_BYTES {
+            return Err(io::Error::other(format!("a ledger of {} bytes has no room", bytes.len())));
+        }
+        bytes.resize(SLOT_BYTES - 1, b' ');
+        bytes.push(b'\n');
+        let at = if number % 2 == 0 { 0 } else { SLOT_BYTES };
+        written.file.write_all_at(&bytes, at as u64)?;
+        written.file.sync_data()?;
+        written.number = number;
+        Ok(())
     }
+}
+
+fn whole_size(found: usize) -> bool {
+    found == 2 * SLOT_BYTES
 }
 
 #[cfg(test)]
@@ -57,17 +122,47 @@ mod tests {
     use super::*;
     use valkeeper_core::ids::WriterEpoch;
 
+    fn dir(name: &str) -> std::path::PathBuf {
+        let dir = std::env::temp_dir().join(format!("valkeeper-memory-{name}-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        dir
+    }
+
+    fn ledger(epoch: u64) -> Ledger {
+        let mut ledger = Ledger::default();
+        ledger.obey(WriterEpoch(epoch)).unwrap();
+        ledger
+    }
+
     #[test]
     fn what_was_written_is_read_and_rubbish_is_an_error() {
-        let dir = std::env::temp_dir().join(format!("valkeeper-memory-{}", std::process::id()));
-        fs::create_dir_all(&dir).unwrap();
-        let (memory, mut ledger) = Memory::open(&dir).unwrap();
-        assert_eq!(ledger, Ledger::default());
-        ledger.obey(WriterEpoch(7)).unwrap();
-        memory.write(&ledger).unwrap();
-        assert_eq!(Memory::open(&dir).unwrap().1, ledger);
+        let dir = dir("whole");
+        let (memory, first) = Memory::open(&dir).unwrap();
+        assert_eq!(first, Ledger::default());
+        for epoch in 1..=3 {
+            memory.write(&ledger(epoch)).unwrap();
+            assert_eq!(Memory::open(&dir).unwrap().1, ledger(epoch));
+        }
         fs::write(dir.join(DIR).join(FILE), "{").unwrap();
         assert!(Memory::open(&dir).is_err());
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn half_a_write_leaves_what_was_before() {
+        let dir = dir("torn");
+        let (memory, _) = Memory::open(&dir).unwrap();
+        memory.write(&ledger(1)).unwrap();
+        memory.write(&ledger(2)).unwrap();
+        let path = dir.join(DIR).join(FILE);
+        let whole = fs::read(&path).unwrap();
+        for slot in [0, SLOT_BYTES] {
+            let mut torn = whole.clone();
+            torn[slot + 20] ^= 1;
+            fs::write(&path, &torn).unwrap();
+            let read = Memory::open(&dir).unwrap().1;
+            assert!(read == ledger(1) || read == ledger(2));
+        }
         fs::remove_dir_all(&dir).unwrap();
     }
 }

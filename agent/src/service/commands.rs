@@ -189,9 +189,13 @@ impl proto::agent_server::Agent for Commands {
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
         self.checked(&run_id).await?;
-        self.obey(epoch, |ledger| take(ledger, &brief, false)).await?;
+        // Giving something up needs no memory of it first, and a handover waits for this: both at once, if the rule allows it.
+        let rule = |ledger: &mut Ledger| take(ledger, &brief, false);
+        rule(&mut self.0.read(|known| known.ledger.clone())).map_err(|refusal| unchanged(refusal.into()))?;
         let to = RawSource { host, port };
-        let look = self.0.local.attach(&to).await.map_err(|error| failed(&error))?;
+        let (remembered, look) = tokio::join!(self.obey(epoch, rule), self.0.local.attach(&to));
+        let look = look.map_err(|error| failed(&error))?;
+        remembered?;
         self.0.seen(look);
         self.0.update(|known| known.gate = Gate::Commanded);
         self.0.confirm_now.notify_one();
