@@ -1,15 +1,19 @@
-//! The server at the gate while the operator is away: asks every peer, has the core judge, and does what it says.
+//! The server at the gate while the operator is away: asks every peer, has the core judge, and does what it says. And a
+//! replica whose primary came back at another address: it follows it there.
 
 use crate::shared::{Agent, Known};
 use futures::future::join_all;
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 use tokio::time::Instant;
 use valkeeper_core::{
-    agent::{Answer, Data, PeerAnswer, Verdict, gate::judge},
+    agent::{
+        Answer, Data, Ledger, PeerAnswer, Verdict,
+        gate::{judge, live_holder},
+    },
     decision::HoldReason,
     ids::{MemberId, Seq},
-    info::RawSource,
-    observation::Gate,
+    info::{Info, RawRole, RawSource},
+    observation::{Gate, Link},
 };
 
 /// Between two judgements: as often as peers are asked to confirm.
@@ -20,6 +24,8 @@ pub async fn run(agent: &Agent) {
     loop {
         if let Some(data) = agent.read(waiting) {
             judge_once(agent, data).await;
+        } else if agent.read(|known| lost(known) && known.operator_away()) {
+            find_holder(agent).await;
         }
         let _ = tokio::time::timeout(JUDGE_PERIOD, agent.judge_now.notified()).await;
     }
@@ -30,31 +36,49 @@ fn waiting(known: &Known) -> Option<Data> {
     if known.is_at_gate() && !known.leaving { known.data() } else { None }
 }
 
+/// True of a replica whose link is down.
+fn lost(known: &Known) -> bool {
+    let down = |info: &Info| matches!(info.role, RawRole::Replica { source: _, link: Link::Down });
+    !known.leaving && !known.is_at_gate() && known.info.as_ref().is_some_and(|i| !i.loading && down(i))
+}
+
+/// What the peers say now, and where they say it. Only answers of this round: what one said before may not be so any more.
+async fn ask(agent: &Agent, ledger: &Ledger) -> (BTreeMap<MemberId, PeerAnswer>, BTreeMap<MemberId, IpAddr>) {
+    let (mut answers, mut addresses) = (BTreeMap::new(), BTreeMap::new());
+    let asked = ledger.peers(agent.me()).map(|id| async move { (id, agent.peers.ask(id).await) });
+    for (id, answer) in join_all(asked).await {
+        match answer {
+            Ok((answer, ip)) => {
+                answers.insert(id, answer);
+                addresses.insert(id, ip);
+            }
+            Err(error) => tracing::debug!(peer = %id, error = %error, "a peer has not answered"),
+        }
+    }
+    (answers, addresses)
+}
+
+async fn find_holder(agent: &Agent) {
+    let (ledger, run_id) = agent.read(|known| (known.ledger.clone(), known.run_id.clone()));
+    let (answers, addresses) = ask(agent, &ledger).await;
+    let holder = live_holder(&ledger, &answers);
+    let found = holder.and_then(|to| Some((to, answers.get(&to)?.grant, *addresses.get(&to)?)));
+    if let Some((to, grant, ip)) = found {
+        attach(agent, &run_id, to, grant, ip, lost).await;
+    }
+}
+
 async fn judge_once(agent: &Agent, data: Data) {
     let (ledger, away, run_id) =
         agent.read(|known| (known.ledger.clone(), known.operator_away(), known.run_id.clone()));
     let me = agent.me();
-    let mut answers: BTreeMap<MemberId, PeerAnswer> = BTreeMap::new();
-    let mut addresses: BTreeMap<MemberId, IpAddr> = BTreeMap::new();
-    if away {
-        // Only answers of this round: what a peer said before may not be so any more.
-        let asked = ledger.peers(me).map(|id| async move { (id, agent.peers.ask(id).await) });
-        for (id, answer) in join_all(asked).await {
-            match answer {
-                Ok((answer, ip)) => {
-                    answers.insert(id, answer);
-                    addresses.insert(id, ip);
-                }
-                Err(error) => tracing::debug!(peer = %id, error = %error, "a peer has not answered"),
-            }
-        }
-    }
+    let (answers, addresses) = if away { ask(agent, &ledger).await } else { Default::default() };
     match judge(me, &ledger, &data, away, &answers) {
         Verdict::Hold(reason, about) => hold(agent, reason, about),
         Verdict::Attach(to) => {
             let grant = answers.get(&to).map(|answer| answer.grant);
             if let (Some(grant), Some(ip)) = (grant, addresses.get(&to)) {
-                attach(agent, &run_id, to, grant, *ip).await;
+                attach(agent, &run_id, to, grant, *ip, |known| waiting(known).is_some()).await;
             }
         }
         Verdict::Resume => resume(agent, &run_id, ledger.brief.grant).await,
@@ -74,13 +98,26 @@ fn hold(agent: &Agent, reason: HoldReason, about: Option<MemberId>) {
 }
 
 /// True if everything is as it was judged. To be asked while holding `acting`.
-fn still(agent: &Agent, run_id: &str) -> bool {
-    agent.read(|known| waiting(known).is_some() && known.operator_away() && known.run_id == run_id)
+fn still(agent: &Agent, run_id: &str, holds: impl Fn(&Known) -> bool) -> bool {
+    agent.read(|known| holds(known) && known.operator_away() && known.run_id == run_id)
 }
 
-async fn attach(agent: &Agent, run_id: &str, to: MemberId, grant: Seq, ip: IpAddr) {
+async fn attach(
+    agent: &Agent,
+    run_id: &str,
+    to: MemberId,
+    grant: Seq,
+    ip: IpAddr,
+    holds: impl Fn(&Known) -> bool,
+) {
     let _acting = agent.acting.lock().await;
-    if !still(agent, run_id) {
+    if !still(agent, run_id, holds) {
+        return;
+    }
+    let source = RawSource { host: ip.to_string(), port: agent.config.args.server_port };
+    let follows =
+        |info: &Info| matches!(&info.role, RawRole::Replica { source: of, link: _ } if *of == source);
+    if agent.read(|known| known.info.as_ref().is_some_and(follows)) {
         return;
     }
     let learned = agent.write(|ledger| {
@@ -92,7 +129,6 @@ async fn attach(agent: &Agent, run_id: &str, to: MemberId, grant: Seq, ip: IpAdd
         tracing::warn!(error = %error, to = %to, "the holder is not followed");
         return;
     }
-    let source = RawSource { host: ip.to_string(), port: agent.config.args.server_port };
     match agent.local.attach(&source).await {
         Ok(look) => {
             agent.seen(look);
@@ -122,7 +158,9 @@ async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
         }
     }
     let _acting = agent.acting.lock().await;
-    if !still(agent, run_id) || agent.read(|known| known.ledger.brief.grant) != grant {
+    if !still(agent, run_id, |known| waiting(known).is_some())
+        || agent.read(|known| known.ledger.brief.grant) != grant
+    {
         return;
     }
     if let Err(error) = agent.remember_left(None).await {

@@ -1,6 +1,8 @@
 //! The contract only grows: every field, enum value and call that was ever given out (`agent.txt` beside the contract) is
 //! still there, under its name, number and type. `UPDATE_GOLDEN=1` adds what is new to the list; it never takes away.
 
+#![allow(clippy::unwrap_used, clippy::panic, reason = "the helpers of a test are a test")]
+
 use prost::Message;
 use prost_types::{
     DescriptorProto, EnumDescriptorProto, FieldDescriptorProto, FileDescriptorSet, ServiceDescriptorProto,

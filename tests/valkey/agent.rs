@@ -55,9 +55,19 @@ impl Pki {
         Live::new(Identity::from_pem(roots, chain, key).unwrap())
     }
 
+    /// A member's identity.
+    pub fn member(&self, member: MemberId) -> Live {
+        let own = self.leaf(member);
+        let [roots, chain, key] = [&self.root.chain, &own.chain, own.key.expose()].map(str::as_bytes);
+        Live::new(Identity::from_pem(roots, chain, key).unwrap())
+    }
+
+    fn leaf(&self, member: MemberId) -> Certified {
+        self.cluster.leaf(&member.to_string(), LEAF_LIFETIME_DEFAULT, Clock::start().now()).unwrap()
+    }
+
     fn write(&self, member: MemberId, dir: &Path) {
-        let leaf =
-            self.cluster.leaf(&member.to_string(), LEAF_LIFETIME_DEFAULT, Clock::start().now()).unwrap();
+        let leaf = self.leaf(member);
         fs::write(dir.join("ca.crt"), &self.root.chain).unwrap();
         fs::write(dir.join(format!("{}.crt", member.ordinal)), &leaf.chain).unwrap();
         fs::write(dir.join(format!("{}.key", member.ordinal)), leaf.key.expose()).unwrap();
@@ -96,15 +106,24 @@ impl Operator {
 
     /// A link that may never hear from it.
     pub fn dial(&self, member: &Member) -> AgentLink {
-        let (namespace, cluster) = (OWNER.0.to_owned(), OWNER.1.to_owned());
-        let peer = Peer::Member { namespace, cluster, member: member.id };
-        let address = SocketAddr::from((Ipv4Addr::LOCALHOST, member.grpc_port));
-        AgentLink::open(Place { member: member.id, address, peer }, self.dial.clone())
+        self.dial_to(member.place())
+    }
+
+    /// The same to whoever is there.
+    pub fn dial_to(&self, place: Place) -> AgentLink {
+        AgentLink::open(place, self.dial.clone())
     }
 
     pub fn facts(&self, member: &Member) -> Option<AgentFacts> {
         self.board().facts(member.id).present().cloned()
     }
+}
+
+/// Where a member's agent is expected.
+pub fn place(member: MemberId, port: u16) -> Place {
+    let (namespace, cluster) = (OWNER.0.to_owned(), OWNER.1.to_owned());
+    let address = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    Place { member, address, peer: Peer::Member { namespace, cluster, member } }
 }
 
 /// A member: an agent with its server.
@@ -186,6 +205,10 @@ impl Member {
         member
     }
 
+    pub fn place(&self) -> Place {
+        place(self.id, self.grpc_port)
+    }
+
     /// Gives it another certificate, as a renewed Secret would.
     pub fn renew(&self, pki: &Pki) {
         pki.write(self.id, &self.dir.join("identity"));
@@ -220,8 +243,12 @@ impl Member {
 
 /// A grant of this number for this member.
 pub fn brief(grant: u64, holder: &Member) -> Brief {
+    terms(grant, holder.id)
+}
+
+pub fn terms(grant: u64, holder: MemberId) -> Brief {
     let roster = (0..2).map(|ordinal| MemberId::new(0, ordinal)).collect();
-    Brief { grant: Seq(grant), holder: Some(holder.id), roster, isolation_ms: 0 }
+    Brief { grant: Seq(grant), holder: Some(holder), roster, isolation_ms: 0 }
 }
 
 pub fn at(look: &Look) -> Paused {

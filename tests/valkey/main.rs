@@ -15,5 +15,6 @@ mod gate;
 mod handover;
 mod look;
 mod news;
+mod older;
 mod proxy;
 mod server;

@@ -82,11 +82,8 @@ pub fn judge(
     if !operator_away {
         return Verdict::Hold(HoldReason::ForOperator, None);
     }
-    let serving = |(id, a): &(&MemberId, &PeerAnswer)| {
-        a.server == PeerServer::Primary && a.holder == Some(**id) && a.grant >= ledger.brief.grant
-    };
-    if let Some((id, _)) = answers.iter().filter(serving).max_by_key(|(_, a)| a.grant) {
-        return Verdict::Attach(*id);
+    if let Some(id) = live_holder(ledger, answers) {
+        return Verdict::Attach(id);
     }
     if ledger.brief.holder != Some(me) {
         return Verdict::Hold(HoldReason::NotHolder, ledger.brief.holder);
@@ -107,6 +104,15 @@ pub fn judge(
         }
     }
     Verdict::Resume
+}
+
+/// The member that serves under a grant as high as is known here, or higher: whom to follow with the operator away, from the gate or
+/// from a link that leads to where nobody is any more.
+pub fn live_holder(ledger: &Ledger, answers: &BTreeMap<MemberId, PeerAnswer>) -> Option<MemberId> {
+    let serving = |(id, a): &(&MemberId, &PeerAnswer)| {
+        a.server == PeerServer::Primary && a.holder == Some(**id) && a.grant >= ledger.brief.grant
+    };
+    answers.iter().filter(serving).max_by_key(|(_, a)| a.grant).map(|(id, _)| *id)
 }
 
 /// Why a peer's data keeps this member from going on, if it does.
