@@ -26,11 +26,11 @@ const FENCE_GRACE_S: u32 = 1;
 /// How a silent primary is kept from writing.
 enum Fence {
     /// Its agent answers and says that the server does not: it ends it.
-    ByAgent(Server),
+    Agent(Server),
     /// Nobody reaches its agent, which stops the writes by itself; a majority must not confirm it again.
-    ByMajority(Vec<(MemberId, String)>),
+    Majority(Vec<(MemberId, String)>),
     /// Its pod is deleted, by UID.
-    ByPod(String),
+    Pod(String),
 }
 
 /// Judges a holder that does not answer.
@@ -66,12 +66,12 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     decision.operation = Some(enter(view, shard, Phase::Fencing, holder, "operator"));
     decision.candidates = found.candidates;
     match fence {
-        Fence::ByAgent(server) => decision.effects.push(Effect::Fence { server }),
-        Fence::ByPod(pod_uid) => {
+        Fence::Agent(server) => decision.effects.push(Effect::Fence { server }),
+        Fence::Pod(pod_uid) => {
             let grace_s = Some(FENCE_GRACE_S);
             decision.effects.push(Effect::DeletePod { member: holder, pod_uid, grace_s });
         }
-        Fence::ByMajority(peers) => {
+        Fence::Majority(peers) => {
             decision.reason = Reason::PrimaryIsolated;
             decision.grant = Some(chosen);
             decision.operation = Some(enter(view, shard, Phase::Promoting, holder, "operator"));
@@ -138,15 +138,15 @@ fn fence(view: &View<'_>, shard: ShardId, holder: MemberId, chosen: MemberId) ->
         && let Some(address) = member.address()
     {
         let (address, run_id) = (address.to_owned(), agent.run_id.clone());
-        return Some(Fence::ByAgent(Server { member: holder, address, run_id }));
+        return Some(Fence::Agent(Server { member: holder, address, run_id }));
     }
     // Someone who is primary by another's word is not promoted: nobody can tell whose data is right before the holder is gone.
     let is_primary = view.member(chosen).is_some_and(|m| m.is_primary());
     if let Some(peers) = majority(view, shard, holder).filter(|_| !is_primary) {
-        return Some(Fence::ByMajority(peers));
+        return Some(Fence::Majority(peers));
     }
     let pod = member.facts.pod.present()?;
-    topology::can_be_fenced(view, holder).then(|| Fence::ByPod(pod.uid.clone()))
+    topology::can_be_fenced(view, holder).then(|| Fence::Pod(pod.uid.clone()))
 }
 
 /// The members whose promise leaves the holder without a majority, if there is an isolation window and enough of them answer.
