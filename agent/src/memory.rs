@@ -105,7 +105,7 @@ impl Memory {
         }
         bytes.resize(SLOT_BYTES - 1, b' ');
         bytes.push(b'\n');
-        let at = if number % 2 == 0 { 0 } else { SLOT_BYTES };
+        let at = if number.is_multiple_of(2) { 0 } else { SLOT_BYTES };
         written.file.write_all_at(&bytes, at as u64)?;
         written.file.sync_data()?;
         written.number = number;

@@ -101,6 +101,36 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             let acked = sim.world.write(shard, n, &lagging);
             if acked == n { Ok(()) } else { Err(format!("{acked} of {n} writes were acknowledged")) }
         }
+        ["break-revision", name] => {
+            sim.world.broken.insert(Digest((*name).to_owned()));
+            Ok(())
+        }
+        ["edit", object, "by", who] => {
+            let object = object.replacen("sts/", "StatefulSet/", 1);
+            let object = ObjectRef::try_from(object)?;
+            sim.world.edit_object(&object, who)
+        }
+        ["stop-operator"] => {
+            sim.stop();
+            Ok(())
+        }
+        ["start-operator" | "restart-operator"] => {
+            sim.start();
+            Ok(())
+        }
+        // For random lives: a fault that cannot happen now does not.
+        ["try", rest @ ..] => {
+            let _ = perform(sim, rest);
+            Ok(())
+        }
+        ["expect", what @ ..] => expect(sim, what),
+        _ => fault(sim, words),
+    }
+}
+
+/// What happens to members, their network and their clocks.
+fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
+    match words {
         ["kill", ids @ ..] => each(ids, |id| sim.world.kill(id)),
         ["freeze", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, true)),
         ["thaw", ids @ ..] => each(ids, |id| sim.world.set_frozen(id, false)),
@@ -150,29 +180,6 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             Ok(())
         }),
         ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
-        ["break-revision", name] => {
-            sim.world.broken.insert(Digest((*name).to_owned()));
-            Ok(())
-        }
-        ["edit", object, "by", who] => {
-            let object = object.replacen("sts/", "StatefulSet/", 1);
-            let object = ObjectRef::try_from(object)?;
-            sim.world.edit_object(&object, who)
-        }
-        ["stop-operator"] => {
-            sim.stop();
-            Ok(())
-        }
-        ["start-operator" | "restart-operator"] => {
-            sim.start();
-            Ok(())
-        }
-        // For random lives: a fault that cannot happen now does not.
-        ["try", rest @ ..] => {
-            let _ = perform(sim, rest);
-            Ok(())
-        }
-        ["expect", what @ ..] => expect(sim, what),
         _ => Err("unknown command".into()),
     }
 }
