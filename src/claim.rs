@@ -26,15 +26,15 @@ use valkeeper_journal::{Journal, StreamId};
 /// more than a few is a fight that someone must end.
 const TOUCH_ATTEMPTS_MAX: u32 = 4;
 
-/// Most claims made in a row to come above the epoch that servers know. Each is a record. A journal that began anew, or was
-/// restored, lies some claims behind; a larger gap is no claim's, and chasing it would only fill the journal.
-const CLAIMS_MAX: u64 = 64;
+/// Highest epoch that is taken for a writer's. A claim is a start of the operator or a change of leader: a million of them is one a
+/// minute for two years. Above it an agent talks nonsense, and following it would leave no numbers.
+const EPOCH_MAX: u64 = 1_000_000;
 
 /// Opens the journal, folds it, claims its head, and fences the world against earlier writers. (The members' agents are
 /// told the epoch by the first look, which greets them: from then on they refuse lower ones.)
 ///
 /// The journal is the authority: if even its newest epoch is below `deposed_by`, by which agents refused this writer, it is
-/// not the one that those agents were told, and is claimed until its epoch is above.
+/// not the one that those agents were told, and is claimed with one above.
 ///
 /// # Errors
 /// As the journal and the API server have it.
@@ -46,12 +46,8 @@ pub async fn claim(
     shell.leadership.check()?;
     let (mut journal, records) = Journal::open(Arc::clone(&shell.backend), StreamId(id.uid.clone())).await?;
     let mut state = ClusterState::fold(&records);
-    let first = claim_head(shell, id, &mut journal, records.is_empty()).await?;
-    first.records.iter().for_each(|record| state.apply(record));
-    for _ in 0..claims_left(state.epoch, deposed_by) {
-        let again = claim_head(shell, id, &mut journal, false).await?;
-        again.records.iter().for_each(|record| state.apply(record));
-    }
+    let claimed = claim_head(shell, id, &mut journal, records.is_empty(), above(deposed_by)).await?;
+    claimed.records.iter().for_each(|record| state.apply(record));
     let cluster = assemble(shell, id, journal, state)?;
     let epoch = cluster.state.epoch;
     tracing::info!(j = cluster.state.head.0, epoch = epoch.0, "claimed the journal");
@@ -93,10 +89,9 @@ fn assemble(
     })
 }
 
-/// How many more claims bring a writer above the epoch by which it was deposed.
-fn claims_left(ours: WriterEpoch, deposed_by: Option<WriterEpoch>) -> u64 {
-    let left = deposed_by.map_or(0, |theirs| theirs.0.saturating_add(1).saturating_sub(ours.0));
-    if left > CLAIMS_MAX { 0 } else { left }
+/// The epoch to claim above: that by which agents refused the run before, unless no number of claims explains it.
+fn above(deposed_by: Option<WriterEpoch>) -> WriterEpoch {
+    deposed_by.filter(|theirs| theirs.0 <= EPOCH_MAX).unwrap_or_default()
 }
 
 async fn claim_head(
@@ -104,6 +99,7 @@ async fn claim_head(
     id: &ClusterId,
     journal: &mut Journal,
     is_new: bool,
+    above: WriterEpoch,
 ) -> Result<valkeeper_journal::Appended, Error> {
     let genesis = is_new.then(|| Event::Baseline {
         cluster_uid: id.uid.clone(),
@@ -112,7 +108,7 @@ async fn claim_head(
         origin: origin(shell, id),
     });
     let version = env!("CARGO_PKG_VERSION");
-    Ok(journal.claim(genesis, &shell.writer, version, shell.clock.now()).await?)
+    Ok(journal.claim_above(above, genesis, &shell.writer, version, shell.clock.now()).await?)
 }
 
 /// History begins with nothing, unless members are there already.
@@ -183,10 +179,9 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_restored_journal_is_claimed_until_it_is_above_what_servers_know() {
-        let left = |ours, theirs| claims_left(WriterEpoch(ours), Some(WriterEpoch(theirs)));
-        assert_eq!(claims_left(WriterEpoch(3), None), 0);
-        assert_eq!((left(9, 8), left(8, 8), left(1, 7)), (0, 1, 7));
-        assert_eq!(left(1, u64::MAX), 0, "nobody has claimed so often: it is not chased");
+    fn a_restored_journal_is_claimed_above_what_agents_know_unless_that_is_nonsense() {
+        assert_eq!(above(None), WriterEpoch(0));
+        assert_eq!(above(Some(WriterEpoch(200))), WriterEpoch(200));
+        assert_eq!(above(Some(WriterEpoch(u64::MAX))), WriterEpoch(0));
     }
 }

@@ -29,7 +29,7 @@ const CATCH_UP_PAUSE: Duration = Duration::from_micros(100);
 
 /// Performs an effect on a member; `None` if it is none.
 pub async fn perform(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Option<Outcome> {
-    let brief = topology::terms(&cluster.state, decision.seq(), decision.value());
+    let brief = topology::terms(&cluster.state, decision.value());
     let told = match effect {
         Effect::Promote { server, replid, offset, consents } => {
             let at = Paused { replid: replid.clone(), offset: *offset };

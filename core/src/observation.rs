@@ -333,6 +333,9 @@ pub struct ObjectFacts {
     /// StatefulSets only: shard it belongs to.
     #[serde(default)]
     pub shard: Option<ShardId>,
+    /// True of what the members live by whatever the spec says: it is applied although the cluster is paused or its spec refused.
+    #[serde(default)]
+    pub vital: bool,
     /// What is there.
     pub live: Observed<LiveObject>,
 }

@@ -294,6 +294,14 @@ impl ClusterState {
         self.note_history(id.shard);
     }
 
+    /// Number of a grant that is decided at `seq`: that, or one above what an agent was last heard to know. A journal may be younger than
+    /// the volumes on which agents remember (kept claims, a lost journal), and a number below would be refused for ever.
+    fn grant_number(&self, shard: ShardId, seq: Seq) -> Seq {
+        let told = self.members_of(shard).filter_map(|(_, m)| m.told.as_ref()).map(|told| told.grant);
+        let given = self.shards.get(&shard).into_iter().flat_map(|s| s.grants.values().copied());
+        told.chain(given).max().map_or(seq, |known| known.next().max(seq))
+    }
+
     /// A member that is seen to be primary with a higher grant than the one in force takes over; and the history of the
     /// member whose grant is in force, while it is seen to be primary, is the shard's.
     fn note_history(&mut self, id: ShardId) {
@@ -329,8 +337,9 @@ impl ClusterState {
 
     fn apply_decision(&mut self, record: &Record, decision: &Decision) {
         if let (Some(member), Scope::Shard(shard)) = (decision.grant, decision.scope) {
+            let number = self.grant_number(shard, record.seq);
             let known = self.shards.entry(shard).or_default();
-            known.grants.insert(member, record.seq);
+            known.grants.insert(member, number);
             if decision.effects.is_empty() {
                 // Nothing is to be done for it: the member is primary already.
                 known.in_force = Some(member);

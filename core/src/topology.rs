@@ -66,15 +66,13 @@ pub fn brief(view: &View<'_>, shard: ShardId) -> Option<Brief> {
     Some(Brief { grant, holder: Some(holder), isolation_ms: isolation_ms(view.spec, roster.len()), roster })
 }
 
-/// What the effects of a decision tell the agents of its shard: the grant it gives, numbered by its record, or the one in
-/// force.
-pub fn terms(state: &ClusterState, seq: Seq, decision: &Decision) -> Brief {
+/// What the effects of a decision that `state` has folded tell the agents of its shard: the grant it gives, or the one in force.
+pub fn terms(state: &ClusterState, decision: &Decision) -> Brief {
     let Scope::Shard(shard) = decision.scope else { return Brief::default() };
-    let known = state.shards.get(&shard).and_then(|s| s.holder());
-    let (holder, grant) = match decision.grant {
-        Some(member) => (Some(member), seq),
-        None => known.map_or((None, Seq(0)), |(member, grant)| (Some(member), grant)),
-    };
+    let known = state.shards.get(&shard);
+    let given = decision.grant.and_then(|id| Some((id, *known?.grants.get(&id)?)));
+    let held = given.or_else(|| known.and_then(|s| s.holder()));
+    let (holder, grant) = held.map_or((None, Seq(0)), |(member, grant)| (Some(member), grant));
     let roster: Vec<MemberId> =
         state.spec.iter().flat_map(|spec| spec.members().filter(|m| m.shard == shard)).collect();
     let isolation_ms = state.spec.as_ref().map_or(0, |spec| isolation_ms(spec, roster.len()));

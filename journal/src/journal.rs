@@ -281,8 +281,25 @@ impl Journal {
         version: &str,
         now: Timestamp,
     ) -> Result<Appended, Error> {
+        self.claim_above(WriterEpoch(0), genesis, writer, version, now).await
+    }
+
+    /// [`Journal::claim`] with an epoch above `known`: agents may remember writers of a journal that was lost, and refuse
+    /// whoever comes with less.
+    ///
+    /// # Errors
+    /// As [`Journal::claim`].
+    pub async fn claim_above(
+        &mut self,
+        known: WriterEpoch,
+        genesis: Option<Event>,
+        writer: &str,
+        version: &str,
+        now: Timestamp,
+    ) -> Result<Appended, Error> {
         self.check_idle().await?;
-        let epoch = WriterEpoch(self.head.map_or(1, |head| head.epoch.0 + 1));
+        let last = self.head.map_or(0, |head| head.epoch.0).max(known.0);
+        let epoch = WriterEpoch(last.saturating_add(1));
         let started = Event::EpochStarted { writer: writer.to_owned(), version: version.to_owned() };
         let events = match (self.head, genesis) {
             (Some(_), _) => vec![started],

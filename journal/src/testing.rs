@@ -19,6 +19,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         wanted: Digest("ab".to_owned()),
         wanted_revision: None,
         shard: None,
+        vital: false,
         live: Observed::Absent,
     };
     vec![

@@ -76,6 +76,7 @@ contract!(
     an_append_before_the_claim_is_refused,
     a_new_stream_needs_its_own_baseline,
     the_second_writer_fences_the_first,
+    a_claim_goes_above_what_others_remember,
     of_two_claims_at_once_one_wins,
     a_batch_after_another_head_is_refused_with_the_head_found,
     streams_do_not_touch_each_other,
@@ -175,6 +176,19 @@ async fn the_second_writer_fences_the_first(store: Store) {
     let stored = store.backend().read(&stream()).await.unwrap();
     assert!(verify(&stored).is_intact());
     assert!(!stored.iter().any(|s| matches!(s.record.event, Event::Decided { .. })));
+}
+
+async fn a_claim_goes_above_what_others_remember(store: Store) {
+    let journal = claimed(store.backend()).await;
+    let ours = journal.head().unwrap().epoch;
+    drop(journal);
+    let (mut journal, _) = open(store.backend()).await;
+    journal.claim_above(WriterEpoch(700), None, "w", "v", at(101)).await.unwrap();
+    assert_eq!(journal.head().unwrap().epoch, WriterEpoch(701));
+    let (mut journal, _) = open(store.backend()).await;
+    journal.claim_above(ours, None, "w", "v", at(102)).await.unwrap();
+    assert_eq!(journal.head().unwrap().epoch, WriterEpoch(702));
+    assert!(verify(&store.backend().read(&stream()).await.unwrap()).is_intact());
 }
 
 async fn of_two_claims_at_once_one_wins(store: Store) {

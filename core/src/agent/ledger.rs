@@ -5,6 +5,10 @@ use super::gate::History;
 use crate::ids::{MemberId, Seq, WriterEpoch};
 use serde::{Deserialize, Serialize};
 
+/// How much longer than a holder's window its confirmation keeps a member from promising another its support: at the window's end
+/// the holder's agent begins to stop the writes, and kills a server that does not obey in 200 ms. Milliseconds.
+pub const PROMISE_MARGIN_MS: i64 = 500;
+
 /// Who holds a shard's grant, and under which terms. Given by the operator; peers pass it on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Brief {
@@ -115,19 +119,18 @@ impl Ledger {
         Ok(())
     }
 
-    /// Promises not to support lower grants than this one any more, unless the present holder was confirmed within its
-    /// window: `confirmed_ago_ms` is how long ago this agent confirmed it last, `None` if it never did since it runs.
+    /// Promises not to support lower grants than this one any more, unless the present holder may still be writing because
+    /// this agent confirmed it: `confirmed_ago_ms` is how long ago that was, or, if it was not since the agent runs, for
+    /// how long it has been running, because its predecessor may have.
     ///
     /// # Errors
     /// [`Refusal::Confirmed`], and those of [`Ledger::learn`].
-    pub fn promise(&mut self, brief: &Brief, confirmed_ago_ms: Option<i64>) -> Result<(), Refusal> {
-        let window_ms = brief.isolation_ms;
-        match confirmed_ago_ms {
-            Some(ago_ms) if ago_ms < window_ms && brief.grant > self.brief.grant => {
-                Err(Refusal::Confirmed { ago_ms, window_ms })
-            }
-            Some(_) | None => self.learn(brief),
+    pub fn promise(&mut self, brief: &Brief, confirmed_ago_ms: i64) -> Result<(), Refusal> {
+        let (ago_ms, window_ms) = (confirmed_ago_ms, brief.isolation_ms + PROMISE_MARGIN_MS);
+        if ago_ms < window_ms && brief.grant > self.brief.grant {
+            return Err(Refusal::Confirmed { ago_ms, window_ms });
         }
+        self.learn(brief)
     }
 
     /// Takes a grant for this member itself. `consents` is what the decision was made from.
@@ -223,10 +226,10 @@ mod tests {
     fn a_promise_waits_until_the_holder_cannot_be_writing_any_more() {
         let mut ledger = Ledger::default();
         ledger.learn(&brief(5, A)).unwrap();
-        assert!(ledger.promise(&brief(9, B), Some(1_999)).is_err());
-        assert_eq!(ledger.promise(&brief(9, B), Some(2_000)), Ok(()));
+        assert!(ledger.promise(&brief(9, B), 2_000 + PROMISE_MARGIN_MS - 1).is_err());
+        assert_eq!(ledger.promise(&brief(9, B), 2_000 + PROMISE_MARGIN_MS), Ok(()));
         assert!(ledger.support(A, Seq(5)).is_err());
         // Repeated, whatever was confirmed since.
-        assert_eq!(ledger.promise(&brief(9, B), Some(0)), Ok(()));
+        assert_eq!(ledger.promise(&brief(9, B), 0), Ok(()));
     }
 }

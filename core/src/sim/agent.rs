@@ -29,8 +29,8 @@ pub(super) struct Agent {
     asked_at: Timestamp,
     answers: BTreeMap<MemberId, PeerAnswer>,
     consents: BTreeSet<MemberId>,
-    /// The last time it confirmed a holder, by its own clock.
-    confirmed_at: Option<Timestamp>,
+    /// The last time it confirmed a holder, or its start, by its own clock.
+    confirmed_at: Timestamp,
 }
 
 /// A message between agents.
@@ -95,7 +95,7 @@ impl Agent {
             asked_at: now.plus_millis(-ASK_EVERY_MS),
             answers: BTreeMap::new(),
             consents: BTreeSet::new(),
-            confirmed_at: None,
+            confirmed_at: now,
         }
     }
 
@@ -111,8 +111,8 @@ impl Agent {
         self.confirmations.as_ref().is_some_and(|c| !c.may_write(now))
     }
 
-    fn confirmed_ago_ms(&self, now: Timestamp) -> Option<i64> {
-        self.confirmed_at.map(|at| now.millis_since(at))
+    fn confirmed_ago_ms(&self, now: Timestamp) -> i64 {
+        now.millis_since(self.confirmed_at)
     }
 }
 
@@ -253,7 +253,7 @@ impl World {
         let answer = match mail {
             Mail::Confirm { grant, sent } => {
                 let supported = place.ledger.support(from, grant).is_ok();
-                agent.confirmed_at = if supported { Some(now) } else { agent.confirmed_at };
+                agent.confirmed_at = if supported { now } else { agent.confirmed_at };
                 Mail::Confirmed { sent, answer: Answer::of(supported, told.grant, grant) }
             }
             Mail::Confirmed { sent, answer } => {

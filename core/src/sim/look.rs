@@ -40,7 +40,7 @@ impl World {
         }
         for (object, (wanted, wanted_revision, shard)) in self.wanted_objects() {
             let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
-            seen.objects.insert(object, ObjectFacts { wanted, wanted_revision, shard, live });
+            seen.objects.insert(object, ObjectFacts { wanted, wanted_revision, shard, vital: false, live });
         }
         seen
     }

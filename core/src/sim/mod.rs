@@ -133,7 +133,7 @@ impl Sim {
         // What is not confirmed any more is said before anything is done about it.
         self.world.authority = self.state.confirmed().collect();
         for (seq, decision) in decided.into_iter().filter(|(_, d)| !d.effects.is_empty()) {
-            let outcomes = self.execute(seq, &decision);
+            let outcomes = self.execute(&decision);
             if self.perturbation.loses_outcome(seq) {
                 self.start();
                 return (true, None);
@@ -143,11 +143,11 @@ impl Sim {
         (busy, made.wake_at)
     }
 
-    fn execute(&mut self, seq: Seq, decision: &Decision) -> Vec<(Timestamp, Outcome)> {
+    fn execute(&mut self, decision: &Decision) -> Vec<(Timestamp, Outcome)> {
         let mut outcomes = Vec::new();
         let mut going = true;
         for effect in &decision.effects {
-            let terms = terms(&self.state, seq, decision);
+            let terms = terms(&self.state, decision);
             let outcome = if going {
                 self.perturbation.apply(&mut self.world, effect, &terms)
             } else {

@@ -1,6 +1,7 @@
 //! Wants: every owned object to be what the spec renders to.
 //! Proof: digest of the live fields against digest of the rendering.
-//! Refuses: a new pod template while the shard's rollout has not begun, to scale a primary away, anything while paused.
+//! Refuses: a new pod template while the shard's rollout has not begun, to scale a primary away, and while paused or with a
+//!   refused spec anything but what the members live by (their certificates).
 //! Story: create, spec_change, drift.
 
 use crate::{
@@ -15,18 +16,21 @@ use crate::{
 
 /// Applies what differs, all in one decision, in the order of creation.
 pub fn step(view: &View<'_>) -> StepOutcome {
-    if view.state.spec_error.is_some() {
-        return StepOutcome::Blocked(BlockReason::SpecInvalid, None, Vec::new());
-    }
-    if view.spec.paused {
-        return StepOutcome::Blocked(BlockReason::Paused, None, Vec::new());
-    }
-    if view.state.objects.is_empty() || view.state.objects.values().any(|f| f.live.is_unknown()) {
+    let held = if view.state.spec_error.is_some() {
+        Some(BlockReason::SpecInvalid)
+    } else if view.spec.paused {
+        Some(BlockReason::Paused)
+    } else {
+        None
+    };
+    let unknown = |f: &ObjectFacts| f.live.is_unknown() && (held.is_none() || f.vital);
+    if held.is_none() && view.state.objects.is_empty() || view.state.objects.values().any(unknown) {
         return StepOutcome::Waiting(WaitReason::NotObserved, None, None);
     }
     let mut decision = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
     let mut retry: Option<crate::ids::Timestamp> = None;
-    for (object, facts) in view.state.objects.iter().filter(|(_, f)| differs(f)) {
+    let due = view.state.objects.iter().filter(|(_, f)| differs(f) && (held.is_none() || f.vital));
+    for (object, facts) in due {
         if (belongs_to_rollout(facts) && serves(view, facts)) || scales_primary_away(view, facts) {
             continue;
         }
@@ -36,10 +40,11 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             None => decision.effects.push(effect),
         }
     }
-    match (decision.effects.is_empty(), retry) {
-        (false, _) => StepOutcome::Decided(Box::new(decision)),
-        (true, Some(at)) => StepOutcome::Waiting(WaitReason::ObjectMissing, None, Some(at)),
-        (true, None) => StepOutcome::Satisfied,
+    match (decision.effects.is_empty(), held, retry) {
+        (false, _, _) => StepOutcome::Decided(Box::new(decision)),
+        (true, Some(reason), _) => StepOutcome::Blocked(reason, None, Vec::new()),
+        (true, None, Some(at)) => StepOutcome::Waiting(WaitReason::ObjectMissing, None, Some(at)),
+        (true, None, None) => StepOutcome::Satisfied,
     }
 }
 
