@@ -297,6 +297,7 @@ mod tests {
             wanted: Digest("d1".into()),
             wanted_revision: None,
             shard: None,
+            vital: false,
             live: Observed::Absent,
         };
         book.add(20, Event::ObjectChanged { object: object.clone(), facts });
