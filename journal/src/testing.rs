@@ -39,6 +39,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         Event::EffectsEnded(Executed { decision: Seq(8), outcomes: Vec::new() }),
         Event::DecisionClosed { decision: Seq(8), how: CloseReason::Superseded },
         Event::StandingChanged { standing: Standing::default(), evidence: Evidence::default() },
+        Event::AgentChanged { member: MemberId::new(0, 1), agent: Observed::Absent },
     ]
 }
 
