@@ -5,6 +5,13 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use tokio::time::Instant;
 use valkeeper_core::ids::Timestamp;
 
+/// The wall clock as it is now. For certificates only: whoever verifies them goes by it, and it may have been wrong at the
+/// start of the process, or have gone on while the process was suspended.
+pub fn wall() -> Timestamp {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Timestamp(i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX))
+}
+
 /// The clock.
 #[derive(Clone, Copy, Debug)]
 pub struct Clock {
@@ -15,9 +22,7 @@ pub struct Clock {
 impl Clock {
     /// A clock that begins with the wall clock's time.
     pub fn start() -> Self {
-        let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let wall_at_start = Timestamp(i64::try_from(since_epoch.as_nanos()).unwrap_or(i64::MAX));
-        Clock { wall_at_start, start: Instant::now() }
+        Clock { wall_at_start: wall(), start: Instant::now() }
     }
 
     /// This clock, set forward if it is behind `time`. An earlier writer's wall clock may have been ahead of ours: times of

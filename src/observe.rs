@@ -2,9 +2,9 @@
 //! look costs the API server nothing. What nobody could look at is left out or Unknown, never Absent.
 
 use crate::{
-    api::{Parsed, parse_all, v1alpha1::ValkeyCluster},
+    api::{Invalid, Parsed, parse_all, v1alpha1::ValkeyCluster},
     cluster::{Cluster, Pace},
-    k8s::{self, slice, watch::node_ready},
+    k8s::{slice, watch::node_ready},
     objects,
     owned::{self, NotRendered},
     pods::{self, Pods},
@@ -48,7 +48,7 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
     Ok(Some(Seen { spec: Some(spec), members, routes, objects, evidence, executed }))
 }
 
-/// The spec, and the objects that it renders to. Without a usable spec there is nothing to compare objects with.
+/// The spec, and the objects that it renders to.
 async fn spec_and_objects(
     cluster: &mut Cluster,
     resource: &ValkeyCluster,
@@ -58,7 +58,7 @@ async fn spec_and_objects(
     }
     let parsed: Parsed = match parse_all(resource, &cluster.shell.defaults) {
         Ok(parsed) => parsed,
-        Err(invalid) => return (SpecFact::Invalid(invalid.to_string()), BTreeMap::new()),
+        Err(invalid) => return refused(cluster, resource, &invalid).await,
     };
     let rendered = owned::render(cluster, resource, &parsed).await;
     let spec = SpecFact::Valid(parsed.desired);
@@ -67,16 +67,28 @@ async fn spec_and_objects(
             let facts = owned::facts(cluster).await;
             (spec, facts)
         }
-        Err(NotRendered::Refused(invalid)) => (SpecFact::Invalid(invalid.to_string()), BTreeMap::new()),
-        Err(NotRendered::NoAuthority(error)) => {
-            tracing::warn!(error = k8s::chain(&error), "no certificates can be signed");
-            (spec, BTreeMap::new())
-        }
-        Err(NotRendered::Unreadable(error)) => {
-            tracing::warn!(error = k8s::chain(&error), "a Secret could not be read");
+        Err(NotRendered::Refused(invalid)) => refused(cluster, resource, &invalid).await,
+        Err(missing) => {
+            missing.warn();
             (spec, BTreeMap::new())
         }
     }
+}
+
+/// Without a usable spec there is nothing to compare objects with, but for the certificates of who runs by the last one.
+async fn refused(
+    cluster: &mut Cluster,
+    resource: &ValkeyCluster,
+    invalid: &Invalid,
+) -> (SpecFact, BTreeMap<ObjectRef, ObjectFacts>) {
+    let facts = match owned::render_vital(cluster, resource).await {
+        Ok(()) => owned::rendered_facts(cluster).await,
+        Err(missing) => {
+            missing.warn();
+            BTreeMap::new()
+        }
+    };
+    (SpecFact::Invalid(invalid.to_string()), facts)
 }
 
 /// The spec to go by: what is refused or about to go leaves the last valid one in force.

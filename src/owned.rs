@@ -3,6 +3,7 @@
 
 use crate::{
     api::{Invalid, Parsed, v1alpha1::ValkeyCluster},
+    clock,
     cluster::Cluster,
     k8s::{
         self, FIELD_MANAGER,
@@ -11,7 +12,7 @@ use crate::{
     },
     objects::{self, AddressType, Context, Credentials, Identity, Rendered, SecretText},
     pki,
-    vault::{self, Authority},
+    vault::{self, Signing},
 };
 use k8s_openapi::{
     api::{
@@ -24,21 +25,24 @@ use k8s_openapi::{
 };
 use kube::ResourceExt;
 use serde_json::Value;
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
 use valkeeper_core::{
     effect::Outcome,
-    ids::{Digest, ShardId},
+    ids::{Digest, MemberId, ShardId},
     observation::{LiveObject, ObjectFacts, ObjectKind, ObjectRef, Observed, Why},
+    spec::DesiredCluster,
 };
 
 /// What rendering depends on, in a form that can be compared.
 #[derive(PartialEq)]
 struct Basis {
+    /// False if only what is vital was rendered.
+    is_whole: bool,
     resource_version: Option<String>,
-    credentials: Credentials,
-    identities: BTreeMap<ShardId, Identity>,
-    service_uids: BTreeMap<String, String>,
-    address_type: AddressType,
+    context: Context,
 }
 
 /// A live object as it was when its digest was taken.
@@ -55,8 +59,8 @@ pub struct OwnedObjects {
     rendered: Arc<Vec<Rendered>>,
     /// The passwords, and the version of the Secret they came from (`None`: made here, not seen in a Secret yet).
     credentials: Option<(Option<String>, Credentials)>,
-    /// What signs the cluster's certificates, once it was read.
-    authority: Option<Authority>,
+    /// What signs the cluster's certificates.
+    authority: Signing,
     /// The certificates, once they were read or made. From then on this memory overrules the Secrets.
     identities: BTreeMap<ShardId, Identity>,
     digested: BTreeMap<ObjectRef, Digested>,
@@ -66,6 +70,19 @@ impl OwnedObjects {
     /// The password of the operator's login user, once it is known.
     pub fn operator_password(&self) -> Option<SecretText> {
         self.credentials.as_ref().map(|(_, credentials)| credentials.operator.clone())
+    }
+
+    /// Everything, or without a usable spec what is vital; only if anything that it depends on has changed.
+    fn render(&mut self, resource: &ValkeyCluster, parsed: Option<&Parsed>, context: Context) {
+        let basis =
+            Basis { resource_version: resource.resource_version(), is_whole: parsed.is_some(), context };
+        if self.basis.as_ref() != Some(&basis) {
+            self.rendered = Arc::new(match parsed {
+                Some(parsed) => objects::render_all(resource, parsed, &basis.context),
+                None => objects::render_vital(resource, &basis.context),
+            });
+            self.basis = Some(basis);
+        }
     }
 }
 
@@ -77,6 +94,19 @@ pub enum NotRendered {
     NoAuthority(vault::Error),
     /// The spec names a Secret that cannot be used.
     Refused(Invalid),
+}
+
+impl NotRendered {
+    /// Says so in the log.
+    pub fn warn(&self) {
+        match self {
+            NotRendered::Unreadable(e) => tracing::warn!(error = k8s::chain(e), "a Secret could not be read"),
+            NotRendered::NoAuthority(e) => {
+                tracing::warn!(error = k8s::chain(e), "no certificates can be signed");
+            }
+            NotRendered::Refused(invalid) => tracing::warn!(%invalid, "the spec cannot be used"),
+        }
+    }
 }
 
 impl From<vault::Error> for NotRendered {
@@ -107,7 +137,7 @@ pub async fn render(
     parsed: &Parsed,
 ) -> Result<(), NotRendered> {
     let credentials = credentials(cluster, resource).await?;
-    identities(cluster, parsed).await?;
+    identities(cluster, &parsed.desired).await?;
     let world = &cluster.shell.world;
     let services = world.services.of(&cluster.id.owner);
     let service_uids = services.iter().filter_map(|s| Some((s.name_any(), s.uid()?))).collect();
@@ -117,30 +147,33 @@ pub async fn render(
         families.and_then(|f| f.first()).is_some_and(|family| family == "IPv6")
     };
     let address_type = if services.iter().any(|s| is_v6(s)) { AddressType::IPv6 } else { AddressType::IPv4 };
-    let basis = Basis {
-        resource_version: resource.resource_version(),
-        credentials: credentials.clone(),
-        identities: cluster.owned.identities.clone(),
-        service_uids,
-        address_type,
+    let identities = cluster.owned.identities.clone();
+    let context = Context { credentials, identities, service_uids, address_type };
+    cluster.owned.render(resource, Some(parsed), context);
+    Ok(())
+}
+
+/// Renders only what the members that run by the last valid spec cannot be without.
+///
+/// # Errors
+/// [`NotRendered`].
+pub async fn render_vital(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<(), NotRendered> {
+    let Some(spec) = cluster.state.spec.clone() else {
+        (cluster.owned.rendered, cluster.owned.basis) = (Arc::default(), None);
+        return Ok(());
     };
-    if cluster.owned.basis.as_ref() != Some(&basis) {
-        let context = Context {
-            credentials,
-            identities: basis.identities.clone(),
-            service_uids: basis.service_uids.clone(),
-            address_type: basis.address_type,
-        };
-        cluster.owned.rendered = Arc::new(objects::render_all(resource, parsed, &context));
-        cluster.owned.basis = Some(basis);
-    }
+    let credentials = own_credentials(cluster, None).await?;
+    identities(cluster, &spec).await?;
+    let identities = cluster.owned.identities.clone();
+    // These render from neither.
+    let (service_uids, address_type) = (BTreeMap::new(), AddressType::default());
+    cluster.owned.render(resource, None, Context { credentials, identities, service_uids, address_type });
     Ok(())
 }
 
 /// The passwords: what the Secrets have, completed once by what they lack. A Secret that is gone is restored from
 /// memory, because the members still know these passwords.
 async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<Credentials, NotRendered> {
-    let system = cluster.secrets.get(&objects::names::system(&cluster.id.owner.1)).await?;
     let default = match &resource.spec.auth.password_secret {
         None => None,
         Some(reference) => {
@@ -148,6 +181,15 @@ async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<
             Some(Credentials::from_user(reference, secret.as_deref()).map_err(NotRendered::Refused)?)
         }
     };
+    own_credentials(cluster, default).await
+}
+
+/// The same, with `default` as the user's password if there is one.
+async fn own_credentials(
+    cluster: &mut Cluster,
+    default: Option<SecretText>,
+) -> Result<Credentials, NotRendered> {
+    let system = cluster.secrets.get(&objects::names::system(&cluster.id.owner.1)).await?;
     let version = system.as_ref().and_then(|s| s.resource_version());
     let mut credentials = match &cluster.owned.credentials {
         Some((known, credentials)) if version.is_none() || *known == version => credentials.clone(),
@@ -162,19 +204,19 @@ async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<
 
 /// The certificates: what the Secrets had when this task began, completed by what is missing or due. A turn comes at least
 /// once a second, so a renewal is never late.
-async fn identities(cluster: &mut Cluster, parsed: &Parsed) -> Result<(), NotRendered> {
+async fn identities(cluster: &mut Cluster, spec: &DesiredCluster) -> Result<(), NotRendered> {
     let vault = &cluster.shell.vault;
-    let now = cluster.shell.clock.now();
-    let authority = match &cluster.owned.authority {
-        Some(known) if !known.issuer.is_due(now) => known.clone(),
-        Some(_) | None => {
-            let authority = vault.authority(&cluster.id).await?;
-            cluster.owned.authority = Some(authority.clone());
-            authority
-        }
-    };
-    let members = |shard: ShardId| parsed.desired.members().filter(move |id| id.shard == shard);
-    for shard in parsed.desired.shard_ids() {
+    let now = clock::wall();
+    let authority = cluster.owned.authority.get(vault, &cluster.id, now).await?;
+    // Who is no longer wanted and still runs needs its certificate until it is gone.
+    let pods = cluster.shell.world.pods.of(&cluster.id.owner);
+    let running =
+        pods.iter().filter_map(|p| objects::names::member_of_pod(&cluster.id.owner.1, &p.name_any()));
+    let all: BTreeSet<MemberId> = spec.members().chain(running).collect();
+    let members = |shard: ShardId| all.iter().copied().filter(move |id| id.shard == shard);
+    let shards: BTreeSet<ShardId> = spec.shard_ids().collect();
+    cluster.owned.identities.retain(|shard, _| shards.contains(shard));
+    for shard in shards {
         let known = match cluster.owned.identities.remove(&shard) {
             Some(known) => known,
             None => {
@@ -192,11 +234,7 @@ async fn identities(cluster: &mut Cluster, parsed: &Parsed) -> Result<(), NotRen
 
 /// Wanted and live state of every object that is rendered, or known from before.
 pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
-    let mut facts = BTreeMap::new();
-    for rendered in Arc::clone(&cluster.owned.rendered).iter() {
-        let live = live(cluster, rendered).await;
-        facts.insert(rendered.object.clone(), rendered.facts(live));
-    }
+    let mut facts = rendered_facts(cluster).await;
     // A write route is not rendered while its Service is missing, so nobody can say whether it is as wanted. That it is there
     // or not can be said, and must be: what is unknown holds everything.
     for (object, known) in &cluster.state.objects {
@@ -212,6 +250,16 @@ pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
             };
             facts.insert(object.clone(), ObjectFacts { live, ..known.clone() });
         }
+    }
+    facts
+}
+
+/// Wanted and live state of every object that is rendered.
+pub async fn rendered_facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
+    let mut facts = BTreeMap::new();
+    for rendered in Arc::clone(&cluster.owned.rendered).iter() {
+        let live = live(cluster, rendered).await;
+        facts.insert(rendered.object.clone(), rendered.facts(live));
     }
     facts
 }

@@ -93,7 +93,7 @@ pub async fn run(
     let keys = KeyStore::new(clients.requests.clone(), &namespace);
     let newsroom = TcpListener::bind(listen_news).await.map_err(|e| Error::Listen(listen_news, e))?;
     let shell = Arc::new(Shell {
-        vault: Arc::new(Vault::new(keys, &namespace, clock, &instance, certificate_lifetime)),
+        vault: Arc::new(Vault::new(keys, &namespace, &instance, certificate_lifetime)),
         registry: Arc::default(),
         news_address: pod_ip
             .map(|ip| SocketAddr::new(ip, listen_news.port()).to_string())

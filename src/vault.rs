@@ -2,7 +2,7 @@
 //! leads first; each cluster has an intermediate; the operator's own identity lives in memory only.
 
 use crate::{
-    clock::Clock,
+    clock,
     cluster::ClusterId,
     k8s::{self, FIELD_MANAGER, MANAGED_BY, keys::KeyStore},
     objects::SecretText,
@@ -15,6 +15,7 @@ use std::{
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
+use tokio::{task::JoinSet, time::Instant};
 use valkeeper_agent::tls::{self, Identity, Live};
 use valkeeper_core::ids::Timestamp;
 
@@ -22,6 +23,14 @@ use valkeeper_core::ids::Timestamp;
 const ROOT: &str = "valkeeper-pki";
 const CERTIFICATE: &str = "ca.crt";
 const KEY: &str = "ca.key";
+
+/// Between the beginnings of two looks for a cluster's authority: longer than the bound of a call, so that an API server that is
+/// slow is asked seldom.
+const LOOK_AGAIN: Duration = Duration::from_secs(10);
+
+/// How long the first look for an authority is waited for by a turn: a healthy API server answers a hundred times as fast, and the
+/// members' servers are waiting to be looked at.
+const FIRST_LOOK_WAIT: Duration = Duration::from_secs(1);
 
 /// Why an authority cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -35,6 +44,9 @@ pub enum Error {
     /// The operator's own identity.
     #[error("the operator's own identity")]
     Tls(#[from] tls::Error),
+    /// It is being looked for, or was not found a moment ago.
+    #[error("a certificate authority was not read yet")]
+    NotYet,
 }
 
 /// The root and what hangs on it.
@@ -50,7 +62,6 @@ struct Open {
 pub struct Vault {
     store: KeyStore,
     namespace: String,
-    clock: Clock,
     instance: String,
     leaf_lifetime: Duration,
     open: Mutex<Option<Arc<Open>>>,
@@ -58,17 +69,10 @@ pub struct Vault {
 
 impl Vault {
     /// A vault over the Secrets of the operator's namespace; `instance` is the operator's name in its certificate.
-    pub fn new(
-        store: KeyStore,
-        namespace: &str,
-        clock: Clock,
-        instance: &str,
-        leaf_lifetime: Duration,
-    ) -> Self {
+    pub fn new(store: KeyStore, namespace: &str, instance: &str, leaf_lifetime: Duration) -> Self {
         Vault {
             store,
             namespace: namespace.to_owned(),
-            clock,
             instance: segment(instance),
             leaf_lifetime,
             open: Mutex::default(),
@@ -100,7 +104,7 @@ impl Vault {
     pub async fn authority(&self, id: &ClusterId) -> Result<Authority, Error> {
         let root = self.opened().await?.root.clone();
         let (namespace, cluster) = &id.owner;
-        let (uri, name, now) = (cluster_uri(namespace, cluster), secret_name(id), self.clock.now());
+        let (uri, name, now) = (cluster_uri(namespace, cluster), secret_name(id), clock::wall());
         let wanted = |c: &Certified| c.uri == uri && c.is_signed_by(&root) && !c.is_due(now);
         let live = self.store.get(&name).await?;
         if let Some(kept) = live.as_ref().and_then(|s| read(s).ok()).filter(wanted) {
@@ -120,7 +124,7 @@ impl Vault {
     }
 
     async fn opened(&self) -> Result<Arc<Open>, Error> {
-        let now = self.clock.now();
+        let now = clock::wall();
         let open = match self.known() {
             Some(open) if !open.own.is_due(now) => return Ok(open),
             Some(open) => self.with_own(open.root.clone(), Some(&open), now)?,
@@ -200,6 +204,54 @@ pub struct Authority {
     pub roots: String,
     /// The intermediate.
     pub issuer: Certified,
+}
+
+/// The authority of one cluster as its task uses it: what is known is used while it is valid, and renewed beside the turns.
+#[derive(Default)]
+pub struct Signing {
+    known: Option<Authority>,
+    /// The look under way: one at most.
+    look: JoinSet<Result<Authority, Error>>,
+    /// When to look again after one that failed.
+    again_at: Option<Instant>,
+}
+
+impl Signing {
+    /// The authority. Only the first look is waited for, and not for long.
+    ///
+    /// # Errors
+    /// [`Error`], as long as nothing is known.
+    pub async fn get(
+        &mut self,
+        vault: &Arc<Vault>,
+        id: &ClusterId,
+        now: Timestamp,
+    ) -> Result<Authority, Error> {
+        let known = self.known.as_ref().filter(|known| !known.issuer.is_expired(now));
+        if let Some(known) = known.filter(|known| !known.issuer.is_due(now)) {
+            return Ok(known.clone());
+        }
+        let usable = known.cloned();
+        if self.look.is_empty() && self.again_at.is_none_or(|at| at <= Instant::now()) {
+            let (vault, id) = (Arc::clone(vault), id.clone());
+            self.again_at = Some(Instant::now() + LOOK_AGAIN);
+            self.look.spawn(async move { vault.authority(&id).await });
+        }
+        let wait = if usable.is_some() { Duration::ZERO } else { FIRST_LOOK_WAIT };
+        let looked = tokio::time::timeout(wait, self.look.join_next()).await.ok().flatten();
+        let failed = match looked {
+            Some(Ok(Ok(fresh))) => {
+                self.known = Some(fresh.clone());
+                return Ok(fresh);
+            }
+            Some(Ok(Err(error))) => error,
+            Some(Err(_)) | None => Error::NotYet,
+        };
+        if usable.is_some() && !matches!(failed, Error::NotYet) {
+            tracing::warn!(error = k8s::chain(&failed), "a certificate authority could not be renewed");
+        }
+        usable.ok_or(failed)
+    }
 }
 
 /// A name as a segment of a URI: pods have such names, hosts of people may not.

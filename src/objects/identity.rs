@@ -1,6 +1,6 @@
 //! Secret `<name>-identity-<shard>`: what the agents of a shard prove themselves with, and whom they trust.
 
-use super::{Scene, SecretText, names, secret::encoded};
+use super::{Frame, SecretText, names, secret::encoded};
 use crate::pki::{self, Certified};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use serde_json::{Value, json};
@@ -79,8 +79,8 @@ fn ordinal(key: &str) -> Option<u16> {
 }
 
 /// `None` while there is no authority to sign for the shard.
-pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> Option<Value> {
-    let Identity { roots, leaves } = scene.context.identities.get(&shard)?;
+pub(super) fn render(frame: &Frame<'_>, shard: ShardId) -> Option<Value> {
+    let Identity { roots, leaves } = frame.context.identities.get(&shard)?;
     let mut data = json!({ ROOTS: encoded(roots) });
     for (ordinal, leaf) in leaves {
         data[certificate(*ordinal)] = encoded(&leaf.chain);
@@ -89,7 +89,7 @@ pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> Option<Value> {
     Some(json!({
         "apiVersion": "v1",
         "kind": "Secret",
-        "metadata": scene.metadata(&names::identity(scene.name(), shard), Some(shard)),
+        "metadata": frame.metadata(&names::identity(frame.name(), shard), Some(shard)),
         "type": "Opaque",
         "data": data,
     }))

@@ -19,7 +19,7 @@ pub use secret::{Credentials, SecretText, USER_DEFAULT, USER_OPERATOR, USER_REPL
 
 use crate::api::{Parsed, v1alpha1::ValkeyCluster};
 use serde_json::{Value, json};
-use std::{collections::BTreeMap, fmt};
+use std::{collections::BTreeMap, fmt, ops::Deref};
 use valkeeper_core::{
     ids::{Digest, ShardId},
     observation::{LiveObject, ObjectFacts, ObjectKind, ObjectRef, Observed},
@@ -42,7 +42,7 @@ pub enum AddressType {
 }
 
 /// What rendering needs of the world.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Context {
     /// Passwords. The caller keeps them until they are seen in the Secret: others would be another rendering.
     pub credentials: Credentials,
@@ -67,6 +67,8 @@ pub struct Rendered {
     pub revision: Option<Digest>,
     /// StatefulSets only: the shard.
     pub shard: Option<ShardId>,
+    /// True if running members need it whatever is wrong with the spec, and while the cluster is paused.
+    pub vital: bool,
     key: DigestKey,
 }
 
@@ -82,6 +84,7 @@ impl Rendered {
             wanted: self.digest.clone(),
             wanted_revision: self.revision.clone(),
             shard: self.shard,
+            vital: self.vital,
             live,
         }
     }
@@ -96,13 +99,12 @@ impl fmt::Debug for Rendered {
 
 /// Every object of the cluster, in the order of creation.
 pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -> Vec<Rendered> {
-    let scene = Scene { cluster, parsed, context };
+    let scene = Scene { frame: Frame { cluster, context }, parsed };
     let mut out = vec![
         scene.seal(ObjectKind::Secret, secret::system(&scene)),
         scene.seal(ObjectKind::Secret, secret::auth(&scene)),
     ];
-    let identities = parsed.desired.shard_ids().filter_map(|shard| identity::render(&scene, shard));
-    out.extend(identities.map(|secret| scene.seal(ObjectKind::Secret, secret)));
+    out.extend(render_vital(cluster, context));
     out.extend([
         scene.seal(ObjectKind::ConfigMap, configmap::render(&scene)),
         scene.seal(ObjectKind::Service, services::members(&scene)),
@@ -121,14 +123,35 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
     out
 }
 
+/// What needs no spec: the certificates of the context. They end by themselves, so neither a pause nor a spec that is refused
+/// may keep them from being renewed.
+pub fn render_vital(cluster: &ValkeyCluster, context: &Context) -> Vec<Rendered> {
+    let frame = Frame { cluster, context };
+    let secrets = context.identities.keys().filter_map(|shard| identity::render(&frame, *shard));
+    secrets.map(|secret| Rendered { vital: true, ..frame.seal(ObjectKind::Secret, secret) }).collect()
+}
+
 /// What every renderer sees.
 struct Scene<'a> {
-    cluster: &'a ValkeyCluster,
+    frame: Frame<'a>,
     parsed: &'a Parsed,
+}
+
+impl<'a> Deref for Scene<'a> {
+    type Target = Frame<'a>;
+
+    fn deref(&self) -> &Frame<'a> {
+        &self.frame
+    }
+}
+
+/// What there is to see without a spec.
+struct Frame<'a> {
+    cluster: &'a ValkeyCluster,
     context: &'a Context,
 }
 
-impl Scene<'_> {
+impl Frame<'_> {
     fn name(&self) -> &str {
         self.cluster.metadata.name.as_deref().unwrap_or_default()
     }
@@ -195,7 +218,15 @@ impl Scene<'_> {
         value["metadata"]["annotations"][ANNOTATION_RENDERED] = json!(body.0);
         let digest = digest::of(&value, &key);
         let name = value["metadata"]["name"].as_str().unwrap_or_default().to_owned();
-        Rendered { object: ObjectRef { kind, name }, value, digest, revision: None, shard: None, key }
+        Rendered {
+            object: ObjectRef { kind, name },
+            value,
+            digest,
+            revision: None,
+            shard: None,
+            vital: false,
+            key,
+        }
     }
 }
 

@@ -386,6 +386,18 @@ fn an_identity_reads_back_as_it_was_written_and_damage_is_left_out() {
 }
 
 #[test]
+fn certificates_and_nothing_else_are_vital_and_need_no_spec() {
+    let cluster = cluster(full());
+    let vital = render_vital(&cluster, &context());
+    let all = rendered(full());
+    let of_all: Vec<_> = all.iter().filter(|r| r.vital).collect();
+    let same = |(a, b): (&Rendered, &&Rendered)| (&a.object, &a.digest) == (&b.object, &b.digest);
+    assert!(!vital.is_empty() && vital.len() == of_all.len() && vital.iter().zip(&of_all).all(same));
+    assert!(vital.iter().all(|r| r.object.name.starts_with("orders-identity-")));
+    assert!(vital[0].facts(Observed::Absent).vital);
+}
+
+#[test]
 fn a_renewed_certificate_is_no_new_revision() {
     let cluster = cluster(full());
     let parsed = parse_all(&cluster, &Defaults::default()).unwrap();

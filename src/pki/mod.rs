@@ -155,12 +155,17 @@ impl Certified {
         Ok(Certified { uri: uri.unwrap_or_default(), chain, key, subject, signed_by, not_before, not_after })
     }
 
-    /// True from two thirds of its life on.
+    /// True from two thirds of its life on, and before its begin: the clock by which it was made was wrong.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let backdated = i64::try_from(BACKDATED.as_nanos()).unwrap_or(0);
         let made = self.not_before.0.saturating_add(backdated);
         let life = self.not_after.0.saturating_sub(made);
-        now.0 >= made.saturating_add(life / 3 * 2)
+        now < self.not_before || now.0 >= made.saturating_add(life / 3 * 2)
+    }
+
+    /// True if nobody accepts it any more.
+    pub fn is_expired(&self, now: Timestamp) -> bool {
+        now >= self.not_after
     }
 
     /// True if this leaf was issued by that intermediate.
@@ -225,6 +230,8 @@ mod tests {
         let leaf = issuer.leaf("a", Duration::from_secs(60), NOW).unwrap();
         assert!(!leaf.is_due(NOW) && !leaf.is_due(after(Duration::from_secs(39))));
         assert!(leaf.is_due(after(Duration::from_secs(41))));
+        assert!(!leaf.is_expired(NOW) && leaf.is_expired(after(Duration::from_secs(60))));
+        assert!(leaf.is_due(Timestamp(NOW.0 - 400_000_000_000)), "made by a clock that was ahead");
         assert!(!issuer.is_due(after(days(240))) && issuer.is_due(after(days(245))));
     }
 
