@@ -109,7 +109,8 @@ fn reject_forks(
 }
 
 /// The best of the eligible. Members of unproven lineage are only chosen if nobody of known lineage is there, and then
-/// only one that is singled out: the only one, the one that the user names now, or the last holder.
+/// only one that is singled out: the only one, the one that the user names now, or the last holder, as the journal or the
+/// agents remember it.
 fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) -> Option<MemberId> {
     let ((_, best, _), first) = eligible.first()?;
     match best {
@@ -118,9 +119,16 @@ fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) ->
             let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.1 == *i));
             let named = view.spec.switchover.as_ref().filter(|w| view.is_open(&w.token)).map(|w| w.to);
             let only = (eligible.len() == 1).then_some(*first);
-            only.or(singled(named)).or(singled(known.holder().map(|(h, _)| h)))
+            let held = known.holder().map(|(h, _)| h).or(told_holder(view, first.shard));
+            only.or(singled(named)).or(singled(held))
         }
     }
+}
+
+/// Who held the shard last, as its agents remember: for a journal that is younger than the members' volumes.
+fn told_holder(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
+    let told = view.state.members_of(shard).filter_map(|(_, m)| m.told.as_ref());
+    told.max_by_key(|told| told.grant).and_then(|told| told.holder)
 }
 
 fn judge(
