@@ -17,14 +17,15 @@ use valkeeper_core::{
 
 /// What one agent said last.
 struct Kept {
-    /// The agent's process, and the one before it, whose late words count no more.
+    /// The agent's process: the one that answered a greeting last.
     instance: String,
-    former: Option<String>,
     /// The number of its news.
     number: u64,
     facts: AgentFacts,
     exited_run_id: String,
     at: Instant,
+    /// True once its news have arrived: it knows the way.
+    brings_news: bool,
 }
 
 #[derive(Default)]
@@ -35,6 +36,7 @@ struct Inner {
     confirmed: BTreeMap<MemberId, Seq>,
     confirmed_at: BTreeMap<MemberId, Instant>,
     deposed_by: Option<WriterEpoch>,
+    doubts: BTreeMap<MemberId, Arc<Notify>>,
 }
 
 /// What is known of the agents of one cluster, for one task of one epoch.
@@ -59,52 +61,87 @@ impl Board {
         self.epoch
     }
 
-    /// An agent spoke. Of an agent's words the newest count, in whatever order they arrive.
-    ///
-    /// `Ok(false)`: it speaks for a process that another has followed.
+    /// Woken when what the agent of a member is should be asked at its address: words came that count for nothing until then.
+    pub fn doubts(&self, member: MemberId) -> Arc<Notify> {
+        Arc::clone(self.inner().doubts.entry(member).or_default())
+    }
+
+    /// An agent answered a greeting at the address where the member is now. From now on only what this process says counts.
     ///
     /// # Errors
     /// Its words cannot be understood.
-    pub fn heard(&self, member: MemberId, state: AgentState) -> Result<bool, Malformed> {
+    pub fn greeted(&self, member: MemberId, state: AgentState) -> Result<(), Malformed> {
         let epoch = WriterEpoch(state.epoch);
         if epoch > self.epoch {
             self.depose(epoch);
         }
-        let (instance, number) = (state.instance.clone(), state.number);
-        let exited_run_id = state.exited_run_id.clone();
-        let facts = wire::facts(state, self.clock.now());
         let mut inner = self.inner();
-        let mut facts = match facts {
-            Ok(facts) => facts,
-            Err(malformed) => {
-                inner.kept.remove(&member);
-                inner.silent.insert(member, Why::Garbled);
-                return Err(malformed);
+        let former = inner.kept.remove(&member);
+        self.take(&mut inner, member, state, former, false)
+    }
+
+    /// An agent answered a command. `Ok(false)`: as for news.
+    ///
+    /// # Errors
+    /// Its words cannot be understood.
+    pub fn answered(&self, member: MemberId, state: AgentState) -> Result<bool, Malformed> {
+        self.spoke(member, state, false)
+    }
+
+    /// An agent brought news. `Ok(false)`: it is not the process that was greeted last, or it knows a later writer. Then what it
+    /// says is nothing, and the agent is greeted: a member that is cut off at a former address has a good certificate, too.
+    ///
+    /// # Errors
+    /// Its words cannot be understood.
+    pub fn news(&self, member: MemberId, state: AgentState) -> Result<bool, Malformed> {
+        self.spoke(member, state, true)
+    }
+
+    fn spoke(&self, member: MemberId, state: AgentState, is_news: bool) -> Result<bool, Malformed> {
+        let mut inner = self.inner();
+        let current = inner.kept.get(&member).is_some_and(|kept| kept.instance == state.instance);
+        if !current || WriterEpoch(state.epoch) > self.epoch {
+            if let Some(doubts) = inner.doubts.get(&member) {
+                doubts.notify_one();
             }
-        };
-        let before = inner.kept.remove(&member);
-        if before.as_ref().is_some_and(|old| old.former.as_ref() == Some(&instance)) {
-            inner.kept.extend(before.map(|old| (member, old)));
             return Ok(false);
         }
+        let former = inner.kept.remove(&member);
+        self.take(&mut inner, member, state, former, is_news).map(|()| true)
+    }
+
+    /// Of a process's words the newest count, in whatever order they arrive.
+    fn take(
+        &self,
+        inner: &mut Inner,
+        member: MemberId,
+        state: AgentState,
+        former: Option<Kept>,
+        is_news: bool,
+    ) -> Result<(), Malformed> {
+        let (instance, number) = (state.instance.clone(), state.number);
+        let exited_run_id = state.exited_run_id.clone();
+        let mut facts = wire::facts(state, self.clock.now()).inspect_err(|_| {
+            inner.silent.insert(member, Why::Garbled);
+        })?;
         let was_silent = inner.silent.remove(&member).is_some();
-        if let Some(mut old) = before {
-            if old.instance == instance && number < old.number {
-                old.at = Instant::now();
-                inner.kept.insert(member, old);
-                return Ok(true);
-            }
-            since_as_before(&old.facts, &mut facts);
-            let former = if old.instance == instance { old.former } else { Some(old.instance) };
-            self.wake(was_silent, &old.facts, &old.exited_run_id, &facts, &exited_run_id);
-            let kept = Kept { instance, former, number, facts, exited_run_id, at: Instant::now() };
-            inner.kept.insert(member, kept);
-        } else {
-            self.normal.notify_one();
-            let kept = Kept { instance, former: None, number, facts, exited_run_id, at: Instant::now() };
-            inner.kept.insert(member, kept);
+        let same = former.as_ref().filter(|old| old.instance == instance);
+        let brings_news = is_news || same.is_some_and(|old| old.brings_news);
+        if same.is_some_and(|old| number < old.number) {
+            let newer = former.map(|old| Kept { at: Instant::now(), brings_news, ..old });
+            inner.kept.extend(newer.map(|newer| (member, newer)));
+            return Ok(());
         }
-        Ok(true)
+        match &former {
+            Some(old) => {
+                since_as_before(&old.facts, &mut facts);
+                self.wake(was_silent, &old.facts, &old.exited_run_id, &facts, &exited_run_id);
+            }
+            None => self.normal.notify_one(),
+        }
+        let kept = Kept { instance, number, facts, exited_run_id, at: Instant::now(), brings_news };
+        inner.kept.insert(member, kept);
+        Ok(())
     }
 
     fn wake(&self, was_silent: bool, old: &AgentFacts, old_exited: &str, new: &AgentFacts, exited: &str) {
@@ -127,6 +164,7 @@ impl Board {
         let mut inner = self.inner();
         inner.kept.remove(&member);
         inner.silent.remove(&member);
+        inner.doubts.remove(&member);
     }
 
     /// What is known of an agent.
@@ -144,6 +182,11 @@ impl Board {
         self.inner().kept.get(&member).map(|kept| kept.at)
     }
 
+    /// True if the process that was greeted last has brought news.
+    pub fn brings_news(&self, member: MemberId) -> bool {
+        self.inner().kept.get(&member).is_some_and(|kept| kept.brings_news)
+    }
+
     /// True if the agent said that the process with this run id has ended. That stays true, whatever the agent does since.
     pub fn has_exited(&self, member: MemberId, run_id: &str) -> bool {
         !run_id.is_empty() && self.inner().kept.get(&member).is_some_and(|kept| kept.exited_run_id == run_id)
@@ -154,10 +197,11 @@ impl Board {
         self.inner().confirmed = confirmed.collect();
     }
 
-    /// Confirms a member's grant if it is in force, and remembers when.
-    pub fn confirm(&self, member: MemberId, grant: Seq) -> bool {
+    /// Confirms a member's grant to this process of its agent if it is in force, and remembers when.
+    pub fn confirm(&self, member: MemberId, instance: &str, grant: Seq) -> bool {
         let mut inner = self.inner();
-        let confirmed = inner.deposed_by.is_none() && inner.confirmed.get(&member) == Some(&grant);
+        let current = inner.kept.get(&member).is_some_and(|kept| kept.instance == instance);
+        let confirmed = current && inner.deposed_by.is_none() && inner.confirmed.get(&member) == Some(&grant);
         if confirmed {
             inner.confirmed_at.insert(member, Instant::now());
         }
@@ -266,64 +310,94 @@ mod tests {
     #[tokio::test]
     async fn the_newest_words_count_in_whatever_order_they_arrive() {
         let (board, _, _) = board();
-        board.heard(A, AgentState { leaving: true, ..state("one", 7) }).unwrap();
-        board.heard(A, state("one", 6)).unwrap();
+        board.greeted(A, state("one", 1)).unwrap();
+        assert!(!board.brings_news(A));
+        assert!(board.news(A, AgentState { leaving: true, ..state("one", 7) }).unwrap());
+        board.greeted(A, state("one", 6)).unwrap();
         assert!(board.facts(A).present().unwrap().leaving, "6 is older than 7");
-        board.heard(A, state("two", 1)).unwrap();
+        assert!(board.brings_news(A));
+        board.greeted(A, state("two", 1)).unwrap();
         assert!(!board.facts(A).present().unwrap().leaving, "another process begins anew");
-        board.heard(A, AgentState { leaving: true, ..state("one", 9) }).unwrap();
-        assert!(!board.facts(A).present().unwrap().leaving, "the former process speaks no more");
+        assert!(!board.brings_news(A), "and nobody knows its way");
+    }
+
+    #[tokio::test]
+    async fn only_who_was_greeted_last_is_heard_and_confirmed() {
+        let (board, _, normal) = board();
+        let doubts = board.doubts(A);
+        board.publish([(A, Seq(5))].into_iter());
+        assert_eq!(board.news(A, state("one", 1)).ok(), Some(false), "nobody was greeted yet");
+        assert!(woken(&doubts) && !woken(&normal) && !board.confirm(A, "one", Seq(5)));
+        assert_eq!(board.facts(A), Observed::Unknown(Why::NotLooked));
+        board.greeted(A, state("one", 1)).unwrap();
+        assert!(woken(&normal) && board.confirm(A, "one", Seq(5)));
+        let at = board.confirmed_at(A);
+        for words in
+            [state("cut off", 9), AgentState { epoch: 9, gate: "ajar".into(), ..state("cut off", 9) }]
+        {
+            let (before, heard_at) = (board.facts(A), board.heard_at(A));
+            assert_eq!(board.news(A, words).ok(), Some(false));
+            assert!(woken(&doubts) && !board.confirm(A, "cut off", Seq(5)));
+            assert_eq!((board.facts(A), board.heard_at(A), board.deposed()), (before, heard_at, None));
+        }
+        assert_eq!(board.confirmed_at(A), at);
+        assert_eq!(board.news(A, AgentState { epoch: 9, ..state("one", 2) }).ok(), Some(false));
+        assert!(woken(&doubts) && board.deposed().is_none(), "that is for the answer to a greeting");
+        board.forget(A);
+        assert_eq!(board.news(A, state("one", 3)).ok(), Some(false), "it may be at the former address");
+        assert!(!board.confirm(A, "one", Seq(5)) && board.confirmed_at(A) == at);
     }
 
     #[tokio::test]
     async fn an_end_is_urgent_anything_else_is_not_and_the_same_is_nothing() {
         let (board, urgent, normal) = board();
-        board.heard(A, state("one", 1)).unwrap();
+        board.greeted(A, state("one", 1)).unwrap();
         assert!(!woken(&urgent) && woken(&normal));
-        board.heard(A, state("one", 2)).unwrap();
+        board.news(A, state("one", 2)).unwrap();
         assert!(!woken(&urgent) && !woken(&normal));
         let ended = AgentState { exited: "signal 9".into(), exited_run_id: "r1".into(), ..state("one", 3) };
-        board.heard(A, ended).unwrap();
+        board.news(A, ended).unwrap();
         assert!(woken(&urgent));
         assert!(board.has_exited(A, "r1") && !board.has_exited(A, "r2") && !board.has_exited(A, ""));
         let back = AgentState { run_id: "r2".into(), exited_run_id: "r1".into(), ..state("one", 4) };
-        board.heard(A, back).unwrap();
+        board.news(A, back).unwrap();
         assert!(board.has_exited(A, "r1") && woken(&normal) && !woken(&urgent));
     }
 
     #[tokio::test]
     async fn a_silence_begins_once() {
         let (board, _, _) = board();
-        board.heard(A, AgentState { silent_ms: 700, ..state("one", 1) }).unwrap();
+        board.greeted(A, AgentState { silent_ms: 700, ..state("one", 1) }).unwrap();
         let first = board.facts(A);
-        board.heard(A, AgentState { silent_ms: 900, ..state("one", 2) }).unwrap();
+        board.news(A, AgentState { silent_ms: 900, ..state("one", 2) }).unwrap();
         assert_eq!(board.facts(A), first);
     }
 
     #[tokio::test]
     async fn only_what_was_published_last_is_confirmed() {
         let (board, _, _) = board();
-        assert!(!board.confirm(A, Seq(5)));
+        board.greeted(A, state("one", 1)).unwrap();
+        assert!(!board.confirm(A, "one", Seq(5)));
         board.publish([(A, Seq(5))].into_iter());
-        assert!(board.confirm(A, Seq(5)) && !board.confirm(A, Seq(4)));
+        assert!(board.confirm(A, "one", Seq(5)) && !board.confirm(A, "one", Seq(4)));
         board.publish(std::iter::empty());
-        assert!(!board.confirm(A, Seq(5)));
+        assert!(!board.confirm(A, "one", Seq(5)));
         board.publish([(A, Seq(5))].into_iter());
-        board.heard(A, AgentState { epoch: 9, ..state("one", 1) }).unwrap();
+        board.greeted(A, AgentState { epoch: 9, ..state("one", 1) }).unwrap();
         assert_eq!(board.deposed(), Some(WriterEpoch(9)));
-        assert!(!board.confirm(A, Seq(5)), "a deposed writer confirms nothing");
+        assert!(!board.confirm(A, "one", Seq(5)), "a deposed writer confirms nothing");
     }
 
     #[tokio::test]
     async fn who_does_not_answer_is_silent_and_who_talks_nonsense_garbled() {
         let (board, _, _) = board();
         assert_eq!(board.facts(A), Observed::Unknown(Why::NotLooked));
-        board.heard(A, state("one", 1)).unwrap();
+        board.greeted(A, state("one", 1)).unwrap();
         board.silent(A);
         assert_eq!(board.facts(A), Observed::Unknown(Why::Silent));
-        board.heard(A, state("one", 2)).unwrap();
+        board.news(A, state("one", 2)).unwrap();
         assert!(board.facts(A).present().is_some());
-        assert!(board.heard(A, AgentState { gate: "ajar".into(), ..state("one", 3) }).is_err());
+        assert!(board.news(A, AgentState { gate: "ajar".into(), ..state("one", 3) }).is_err());
         assert_eq!(board.facts(A), Observed::Unknown(Why::Garbled));
     }
 

@@ -224,9 +224,10 @@ pub(super) async fn greet(
     channel: Channel,
     epoch: WriterEpoch,
     news_address: &str,
+    bound: Duration,
 ) -> Result<AgentState, CallError> {
     let request = GreetRequest { epoch: epoch.0, news_address: news_address.to_owned() };
-    call(channel, CALL_MAX, |mut agent| async move { agent.greet(request).await }).await
+    call(channel, bound, |mut agent| async move { agent.greet(request).await }).await
 }
 
 async fn call<T, F>(

@@ -32,12 +32,16 @@ use valkeeper_core::{
 const SILENCE_MAX: Duration = Duration::from_secs(12);
 
 /// The same for an agent that would otherwise take the operator for away (3 s) and act by itself: one that holds its server at
-/// the gate, or that knows no address for its news.
+/// the gate, or whose news have never arrived, whether it knows no address for them or finds no way there.
 const SILENCE_AT_GATE_MAX: Duration = Duration::from_secs(1);
 
 /// First and longest pause before an agent that did not answer is asked again. The first is short because a restarted pod's
 /// agent is there a moment after its address; the longest is that of a turn.
 const AGAIN_PAUSE: (Duration, Duration) = (Duration::from_millis(50), Duration::from_secs(1));
+
+/// Bound on the greeting of an agent that has just been heard and is doubted, over the connection that is there: one round trip and no
+/// write. While it is waited for, nobody knows whether the path to it is dead.
+const DOUBTED_MAX: Duration = Duration::from_millis(500);
 
 /// Bound on making a connection, handshake included: two round trips and two signatures, on a busy node.
 const CONNECT_MAX: Duration = Duration::from_secs(1);
@@ -74,7 +78,7 @@ struct Contact {
     place: Place,
     dial: Dial,
     channel: Mutex<Option<Channel>>,
-    check: Notify,
+    check: Arc<Notify>,
     /// True once it has answered, or failed to.
     settled: watch::Sender<bool>,
 }
@@ -89,8 +93,8 @@ impl AgentLink {
     /// Reaches out to the agent at once, and keeps in touch.
     pub fn open(place: Place, dial: Dial) -> AgentLink {
         let settled = watch::Sender::new(false);
-        let contact =
-            Arc::new(Contact { place, dial, channel: Mutex::default(), check: Notify::new(), settled });
+        let check = dial.board.doubts(place.member);
+        let contact = Arc::new(Contact { place, dial, channel: Mutex::default(), check, settled });
         let task = tokio::spawn(tend(Arc::clone(&contact)));
         AgentLink { contact, task }
     }
@@ -111,7 +115,7 @@ impl AgentLink {
 
     pub(super) fn heard(&self, state: AgentState) {
         let member = self.contact.place.member;
-        if let Err(malformed) = self.contact.dial.board.heard(member, state) {
+        if let Err(malformed) = self.contact.dial.board.answered(member, state) {
             tracing::warn!(%member, %malformed, "an agent's answer cannot be understood");
         }
     }
@@ -146,7 +150,10 @@ impl Contact {
     /// Connects if there is no channel yet, and greets.
     async fn greet(&self) -> Result<(), String> {
         let Dial { live, news_address, board } = &self.dial;
-        let channel = match self.channel() {
+        let known = self.channel();
+        let is_heard = known.is_some() && board.facts(self.place.member).present().is_some();
+        let bound = if is_heard { DOUBTED_MAX } else { CALL_MAX };
+        let channel = match known {
             Some(channel) => channel,
             None => {
                 let accept = Accept::Exactly(self.place.peer.clone());
@@ -158,13 +165,13 @@ impl Contact {
                 channel
             }
         };
-        let state = greet(channel, board.epoch(), news_address).await.map_err(|error| {
+        let state = greet(channel, board.epoch(), news_address, bound).await.map_err(|error| {
             if let CallError::Deposed { by, words: _ } = &error {
                 self.deposed(*by);
             }
             error.to_string()
         })?;
-        board.heard(self.place.member, state).map(drop).map_err(|malformed| malformed.to_string())
+        board.greeted(self.place.member, state).map_err(|malformed| malformed.to_string())
     }
 
     /// Returns when the agent should be asked: nothing was heard for too long, or someone has a doubt.
@@ -184,7 +191,8 @@ impl Contact {
         let Dial { live: _, news_address, board } = &self.dial;
         let facts = board.facts(self.place.member);
         let holds = facts.present().is_none_or(|facts| matches!(facts.gate, Gate::Holding(_)));
-        let silence_max = if holds || news_address.is_empty() { SILENCE_AT_GATE_MAX } else { SILENCE_MAX };
+        let finds_way = !news_address.is_empty() && board.brings_news(self.place.member);
+        let silence_max = if holds || !finds_way { SILENCE_AT_GATE_MAX } else { SILENCE_MAX };
         board.heard_at(self.place.member).map(|at| at + silence_max)
     }
 }
@@ -201,9 +209,10 @@ async fn tend(contact: Arc<Contact>) {
                     tracing::info!(member = %contact.place.member, "the agent answers");
                 }
                 pause = first;
-                contact.is_doubted().await;
                 // Doubts that come one after the other are one.
-                tokio::time::sleep(first).await;
+                let not_before = Instant::now() + first;
+                contact.is_doubted().await;
+                tokio::time::sleep_until(not_before).await;
             }
             Err(error) => {
                 if contact.dial.board.facts(contact.place.member).present().is_some() || !failing {
@@ -212,7 +221,9 @@ async fn tend(contact: Arc<Contact>) {
                 failing = true;
                 contact.dial.board.silent(contact.place.member);
                 contact.settled.send_replace(true);
-                tokio::time::sleep(pause).await;
+                tokio::time::sleep(first).await;
+                // Whoever brings news is there again.
+                let _ = tokio::time::timeout(pause - first, contact.check.notified()).await;
                 pause = (pause * 2).min(longest);
             }
         }

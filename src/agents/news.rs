@@ -151,7 +151,8 @@ async fn take(
     };
     let News { state, confirm, .. } = news;
     let grant = state.as_ref().and_then(|state| state.brief.as_ref()).map(|brief| Seq(brief.grant));
-    let current = match state.map(|state| board.heard(member, state)) {
+    let instance = state.as_ref().map(|state| state.instance.clone()).unwrap_or_default();
+    let current = match state.map(|state| board.news(member, state)) {
         Some(Ok(current)) => current,
         Some(Err(malformed)) => {
             tracing::warn!(%peer, %malformed, "an agent's news cannot be understood");
@@ -159,7 +160,7 @@ async fn take(
         }
         None => false,
     };
-    let confirmed = confirm && current && grant.is_some_and(|grant| board.confirm(member, grant));
+    let confirmed = confirm && current && grant.is_some_and(|grant| board.confirm(member, &instance, grant));
     // Said only by who still leads now: whoever comes next waits longer than this answer takes.
     if !(desk.leads)() {
         return (StatusCode::SERVICE_UNAVAILABLE, "not led from here any more\n").into_response();
