@@ -9,7 +9,7 @@ use crate::{
 use std::time::Duration;
 use tokio::time::Instant;
 use valkeeper_core::{
-    agent::Brief,
+    agent::{Brief, ledger::PROMISE_MARGIN_MS},
     decision::Decision,
     effect::{Effect, Outcome, Server},
     ids::MemberId,
@@ -78,10 +78,11 @@ pub async fn perform(cluster: &Cluster, decision: &Recorded<Decision>, effect: &
     Some(told.err().unwrap_or(Outcome::Verified))
 }
 
-/// Peers promise nothing while the present holder may still be accepting writes because this operator confirmed it; each peer
-/// looks after its own confirmations.
+/// Peers promise nothing while the present holder may still be accepting writes because this operator confirmed it, with the
+/// margin that peers keep, too; each peer looks after its own confirmations.
 async fn promise(cluster: &Cluster, agent: &AgentLink, brief: &Brief) -> Result<(), Outcome> {
-    let window = Duration::from_millis(u64::try_from(brief.isolation_ms).unwrap_or(0));
+    let window = brief.isolation_ms.saturating_add(PROMISE_MARGIN_MS);
+    let window = Duration::from_millis(u64::try_from(window).unwrap_or(0));
     let candidate = brief.holder;
     let holders = brief.roster.iter().filter(|id| Some(**id) != candidate);
     let lately =

@@ -25,6 +25,15 @@ use valkeeper_journal::Recorded;
 /// append and effects take together.
 pub const DECISION_AGE_MAX: Duration = Duration::from_millis(500);
 
+/// The same for a promotion that follows promises in its decision: they alone may take until [`DECISION_AGE_MAX`] to begin and
+/// [`PROMISE_MAX`] to end, and a promotion that comes to nothing after them costs the whole way once more. That what it was
+/// decided from is still so, the agent checks at the server: process, history and offset.
+const PROMISED_AGE_MAX: Duration = Duration::from_millis(1_500);
+
+/// Bound on one promise: a round trip and one write to a disk, which takes milliseconds and seldom more. The promises of a
+/// decision are asked for side by side, so this is what a peer that does not answer costs.
+const PROMISE_MAX: Duration = Duration::from_millis(400);
+
 /// A pod is deleted, or a server ended, for what was seen of it, and while an append hangs a silent primary may have come back. Longer than any
 /// append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
 const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
@@ -46,15 +55,21 @@ pub async fn all(cluster: &Cluster, decisions: &[Recorded<Decision>], decided_at
 async fn one(cluster: &Cluster, decision: &Recorded<Decision>, decided_at: Instant) -> Executed {
     let mut outcomes: Vec<(Timestamp, Outcome)> = Vec::new();
     let named = decision.value().reissue_of.unwrap_or(decision.seq());
-    for (index, effect) in decision.value().effects.iter().enumerate() {
-        let stopped = outcomes.last().is_some_and(|(_, last)| *last != Outcome::Verified);
-        let outcome =
-            if stopped { Outcome::Skipped } else { perform(cluster, decision, effect, decided_at).await };
-        cluster.shell.metrics.ended(effect.verb(), &outcome);
-        // The same id after a crash and a re-issue, and the one that `valkeeper-replay show` prints.
-        let id = EffectId::derive(&cluster.id.uid, named, index);
-        tracing::info!(%id, %effect, %outcome, "ended");
-        outcomes.push((cluster.clock.now(), outcome));
+    let effects = &decision.value().effects;
+    for group in effects.chunk_by(|a, b| is_promise(a) && is_promise(b)) {
+        let stopped = outcomes.iter().any(|(_, outcome)| *outcome != Outcome::Verified);
+        let promised = effects.iter().any(is_promise);
+        let ended = group.iter().map(|effect| async move {
+            let skipped = Outcome::Skipped;
+            if stopped { skipped } else { perform(cluster, decision, effect, promised, decided_at).await }
+        });
+        for (effect, outcome) in group.iter().zip(join_all(ended).await) {
+            cluster.shell.metrics.ended(effect.verb(), &outcome);
+            // The same id after a crash and a re-issue, and the one that `valkeeper-replay show` prints.
+            let id = EffectId::derive(&cluster.id.uid, named, outcomes.len());
+            tracing::info!(%id, %effect, %outcome, "ended");
+            outcomes.push((cluster.clock.now(), outcome));
+        }
     }
     Executed { decision: decision.seq(), outcomes }
 }
@@ -63,6 +78,7 @@ async fn perform(
     cluster: &Cluster,
     decision: &Recorded<Decision>,
     effect: &Effect,
+    promised: bool,
     decided_at: Instant,
 ) -> Outcome {
     if let Err(error) = cluster.shell.leadership.check() {
@@ -75,7 +91,7 @@ async fn perform(
             cluster.state.epoch
         ));
     }
-    if age_max(effect).is_some_and(|age_max| decided_at.elapsed() > age_max) {
+    if age_max(effect, promised).is_some_and(|age_max| decided_at.elapsed() > age_max) {
         return Outcome::Superseded(format!("decided {} ms ago", decided_at.elapsed().as_millis()));
     }
     tokio::time::timeout(bound(effect), run(cluster, decision, effect))
@@ -83,9 +99,16 @@ async fn perform(
         .unwrap_or_else(|_| Outcome::Failed("not ended in time".to_owned()))
 }
 
-/// How long after its decision an effect may still begin. What only follows in the same decision must go on.
-fn age_max(effect: &Effect) -> Option<Duration> {
+/// True for what may be done side by side: each concerns another member's agent, and none depends on another.
+fn is_promise(effect: &Effect) -> bool {
+    matches!(effect, Effect::Promise { .. })
+}
+
+/// How long after its decision an effect may still begin; `promised` if there are promises in its decision. What only follows in
+/// the same decision must go on.
+fn age_max(effect: &Effect, promised: bool) -> Option<Duration> {
     match effect {
+        Effect::Promote { .. } if promised => Some(PROMISED_AGE_MAX),
         Effect::Promote { .. } | Effect::Promise { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
         Effect::DeletePod { .. } | Effect::Fence { .. } => Some(DELETION_AGE_MAX),
         Effect::Attach { .. }
@@ -101,8 +124,8 @@ fn age_max(effect: &Effect) -> Option<Duration> {
 fn bound(effect: &Effect) -> Duration {
     match effect {
         Effect::Handover { timeout_ms, .. } => EFFECT_MAX + Duration::from_millis(u64::from(*timeout_ms)),
+        Effect::Promise { .. } => PROMISE_MAX,
         Effect::Promote { .. }
-        | Effect::Promise { .. }
         | Effect::Brief { .. }
         | Effect::Fence { .. }
         | Effect::Attach { .. }
@@ -223,6 +246,19 @@ async fn release(cluster: &Cluster) -> Result<Outcome, k8s::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn promises_are_given_time_and_what_follows_them_as_well() {
+        let member = valkeeper_core::ids::MemberId::new(0, 1);
+        let promise = Effect::Promise { member, address: "10.0.0.1".into(), candidate: member };
+        let server =
+            valkeeper_core::effect::Server { member, run_id: "r".into(), address: "10.0.0.1".into() };
+        let replid = valkeeper_core::ids::ReplId("a".into());
+        let promote = Effect::Promote { server, replid, offset: 1, consents: 0 };
+        assert_eq!(age_max(&promote, false), Some(DECISION_AGE_MAX));
+        assert!(age_max(&promote, true).unwrap() > DECISION_AGE_MAX + bound(&promise));
+        assert!(is_promise(&promise) && !is_promise(&promote));
+    }
 
     #[test]
     fn a_precondition_that_does_not_hold_is_no_failure() {
