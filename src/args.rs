@@ -7,7 +7,7 @@ use crate::{
 };
 use clap::{Parser, Subcommand};
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, Ipv6Addr, SocketAddr},
     path::PathBuf,
     str::FromStr,
     time::Duration,
@@ -50,8 +50,8 @@ pub struct RunArgs {
     /// cluster is rolled when it changes.
     #[arg(long, default_value = AGENT_IMAGE_DEFAULT)]
     pub agent_image: String,
-    /// Address at which agents' news are taken, over TLS.
-    #[arg(long, default_value_t = SocketAddr::from(([0, 0, 0, 0], OPERATOR_PORT)))]
+    /// Address at which agents' news are taken, over TLS. Default: every address, of IPv4 only where there is no IPv6.
+    #[arg(long, default_value_t = SocketAddr::from((Ipv6Addr::UNSPECIFIED, OPERATOR_PORT)))]
     pub listen_news: SocketAddr,
     /// Address of this process as agents reach it. Without it they bring no news, and are only asked.
     #[arg(long, env = "POD_IP")]
@@ -132,8 +132,8 @@ mod tests {
     #[test]
     fn a_life_is_a_number_with_a_unit_and_within_bounds() {
         assert_eq!(lifetime("168h"), Ok(LEAF_LIFETIME_DEFAULT));
-        assert_eq!(lifetime("1m"), Ok(LEAF_LIFETIME_MIN));
-        for wrong in ["", "7", "59s", "1w", "-1h", "366d", "99999999999999999999d"] {
+        assert_eq!(lifetime("10m"), Ok(LEAF_LIFETIME_MIN));
+        for wrong in ["", "7", "599s", "1w", "-1h", "366d", "99999999999999999999d"] {
             assert!(lifetime(wrong).is_err(), "{wrong}");
         }
     }

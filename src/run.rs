@@ -28,7 +28,6 @@ use kube::ResourceExt;
 use std::{
     collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration,
 };
-use tokio::net::TcpListener;
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
 use valkeeper_journal::{Backend, Memory, Segments, Sled};
@@ -91,7 +90,7 @@ pub async fn run(
     let (mut campaign, leadership) = Campaign::new(store, &namespace, holder.clone(), pod);
     let clock = Clock::start();
     let keys = KeyStore::new(clients.requests.clone(), &namespace);
-    let newsroom = TcpListener::bind(listen_news).await.map_err(|e| Error::Listen(listen_news, e))?;
+    let newsroom = news::listen(listen_news).await.map_err(|e| Error::Listen(listen_news, e))?;
     let shell = Arc::new(Shell {
         vault: Arc::new(Vault::new(keys, &namespace, &instance, certificate_lifetime)),
         registry: Arc::default(),

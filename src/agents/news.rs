@@ -11,11 +11,20 @@ use axum::{
     serve::{IncomingStream, Listener},
 };
 use prost::Message;
-use std::{io, sync::Arc, time::Duration};
+use std::{
+    io,
+    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
 use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, mpsc},
+    sync::{OwnedSemaphorePermit, Semaphore, mpsc},
     task::JoinSet,
+    time::{Instant, Sleep},
 };
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
@@ -30,6 +39,14 @@ const HANDSHAKES_MAX: usize = 256;
 
 /// Bound on a handshake: a stranger that connects and says nothing holds one of [`HANDSHAKES_MAX`] for so long.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
+
+/// Connections that are through, altogether: the agents of a thousand clusters of three have one each, and a third more may be
+/// ending. Each costs a file descriptor and some 20 KiB.
+const CONNECTIONS_MAX: usize = 4_096;
+
+/// How long a connection may bring nothing: an agent's heartbeat comes every 5 s or so, and one that is gone without a word does not
+/// keep its place for long.
+const IDLE_MAX: Duration = Duration::from_secs(30);
 
 /// Connections that are through and not taken up yet: taking one up is a spawn, so this is never a queue for long.
 const WAITING_MAX: usize = 64;
@@ -49,14 +66,27 @@ pub struct Desk {
     pub leads: Arc<dyn Fn() -> bool + Send + Sync>,
 }
 
+/// Listens at this address, or at every one of IPv4 if it is every one of an IPv6 that the kernel does not have.
+///
+/// # Errors
+/// The system's.
+pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
+    match TcpListener::bind(address).await {
+        Err(_) if address.ip() == Ipv6Addr::UNSPECIFIED => {
+            TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port())).await
+        }
+        answer => answer,
+    }
+}
+
 /// Serves until it is dropped.
 ///
 /// # Errors
 /// The listener's.
 pub async fn serve(listener: TcpListener, identity: Identity, desk: Desk) -> io::Result<()> {
-    let (secured, waiting) = mpsc::channel(WAITING_MAX);
+    let (through, waiting) = mpsc::channel(WAITING_MAX);
     let mut acceptor = JoinSet::new();
-    acceptor.spawn(accept(listener, identity, secured));
+    acceptor.spawn(accept(listener, identity, through));
     let router = Router::new()
         .route("/v1/news", post(take))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX))
@@ -65,8 +95,9 @@ pub async fn serve(listener: TcpListener, identity: Identity, desk: Desk) -> io:
 }
 
 /// Accepts and shakes hands, many at once: one that is slow keeps nobody waiting.
-async fn accept(listener: TcpListener, identity: Identity, secured: mpsc::Sender<Secured>) {
+async fn accept(listener: TcpListener, identity: Identity, through: mpsc::Sender<Held>) {
     let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
@@ -81,12 +112,17 @@ async fn accept(listener: TcpListener, identity: Identity, secured: mpsc::Sender
         };
         // Nobody leads here yet, so there is no identity to show: the agent comes again.
         let Some(live) = identity() else { continue };
-        let secured = secured.clone();
+        let (through, places) = (through.clone(), Arc::clone(&places));
         handshakes.spawn(async move {
             let _permit = permit;
             match shake_hands(&live, stream).await {
-                // The receiver is gone only when the process ends.
-                Ok(stream) => drop(secured.send(stream).await),
+                Ok(stream) => match places.try_acquire_owned() {
+                    // The receiver is gone only when the process ends.
+                    Ok(place) => drop(through.send(Held::new(stream, place)).await),
+                    Err(_full) => {
+                        tracing::warn!(peer = %stream.peer, "no place for another connection for news")
+                    }
+                },
                 Err(error) => tracing::debug!(%error, "a connection for news was refused"),
             }
         });
@@ -101,18 +137,57 @@ async fn shake_hands(live: &Live, stream: TcpStream) -> io::Result<Secured> {
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))
 }
 
+/// A connection in its place, which ends when it brings nothing for too long.
+struct Held {
+    stream: Secured,
+    idle: Pin<Box<Sleep>>,
+    _place: OwnedSemaphorePermit,
+}
+
+impl Held {
+    fn new(stream: Secured, place: OwnedSemaphorePermit) -> Held {
+        Held { stream, idle: Box::pin(tokio::time::sleep(IDLE_MAX)), _place: place }
+    }
+}
+
+impl AsyncRead for Held {
+    fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let held = self.get_mut();
+        let read = Pin::new(&mut held.stream).poll_read(cx, buf);
+        if read.is_ready() {
+            held.idle.as_mut().reset(Instant::now() + IDLE_MAX);
+            return read;
+        }
+        held.idle.as_mut().poll(cx).map(|()| Err(io::ErrorKind::TimedOut.into()))
+    }
+}
+
+impl AsyncWrite for Held {
+    fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.get_mut().stream).poll_write(cx, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+    }
+}
+
 /// Connections that have been through the handshake.
-struct Through(mpsc::Receiver<Secured>);
+struct Through(mpsc::Receiver<Held>);
 
 impl Listener for Through {
-    type Io = Secured;
+    type Io = Held;
     type Addr = Peer;
 
-    async fn accept(&mut self) -> (Secured, Peer) {
+    async fn accept(&mut self) -> (Held, Peer) {
         match self.0.recv().await {
-            Some(stream) => {
-                let peer = stream.peer.clone();
-                (stream, peer)
+            Some(held) => {
+                let peer = held.stream.peer.clone();
+                (held, peer)
             }
             // The acceptor has ended with its server: there is nothing to wait for.
             None => std::future::pending().await,
@@ -183,6 +258,13 @@ fn speaks_for(peer: &Peer, news: &News) -> Option<(String, String, MemberId)> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[tokio::test]
+    async fn every_address_of_either_family_is_listened_at() {
+        let listener = listen(SocketAddr::from((Ipv6Addr::UNSPECIFIED, 0))).await.unwrap();
+        let at = (Ipv4Addr::LOCALHOST, listener.local_addr().unwrap().port());
+        assert!(TcpStream::connect(at).await.is_ok());
+    }
 
     #[test]
     fn nobody_speaks_for_another() {

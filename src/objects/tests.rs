@@ -383,6 +383,9 @@ fn an_identity_reads_back_as_it_was_written_and_damage_is_left_out() {
         data.insert("2.crt".to_owned(), ByteString(b"garbage".to_vec()));
     }
     assert_eq!(Identity::read(&secret).leaves.keys().collect::<Vec<_>>(), [&0]);
+    let other = ByteString(written.leaves[&1].key.expose().as_bytes().to_vec());
+    secret.data.get_or_insert_default().insert("0.key".to_owned(), other);
+    assert!(Identity::read(&secret).leaves.is_empty(), "a key that does not fit");
 }
 
 #[test]

@@ -26,8 +26,9 @@ const INTERMEDIATE_LIFETIME: Duration = days(365);
 /// Life of a leaf where no flag says otherwise: a week survives a long weekend without the operator.
 pub const LEAF_LIFETIME_DEFAULT: Duration = days(7);
 
-/// Shortest life of a leaf: below it, a renewal would not reach a pod's volume before the old one ends.
-pub const LEAF_LIFETIME_MIN: Duration = Duration::from_secs(60);
+/// Shortest life of a leaf: a renewal is made at two thirds of it, and the kubelet takes a minute and more to bring a changed Secret
+/// into a pod. The last third leaves it three.
+pub const LEAF_LIFETIME_MIN: Duration = Duration::from_secs(600);
 
 /// Longest life of a leaf: that of the intermediate that signs it.
 pub const LEAF_LIFETIME_MAX: Duration = INTERMEDIATE_LIFETIME;
@@ -131,7 +132,7 @@ impl Certified {
         format!("{}/{segment}", self.uri)
     }
 
-    /// Reads a certificate that was kept.
+    /// Reads a certificate that was kept, with its key.
     ///
     /// # Errors
     /// [`Error::Reading`].
@@ -140,6 +141,10 @@ impl Certified {
         let first = Pem::iter_from_buffer(chain.as_bytes()).next().ok_or(Error::Reading("it is empty"))?;
         let first = first.map_err(unreadable)?;
         let parsed = first.parse_x509().map_err(|_| Error::Reading("its DER cannot be read"))?;
+        let pair = KeyPair::from_pem(key.expose()).map_err(|_| Error::Reading("its key cannot be read"))?;
+        if parsed.public_key().subject_public_key.data.as_ref() != pair.public_key_raw() {
+            return Err(Error::Reading("its key is another's"));
+        }
         let validity = parsed.validity();
         let at = |seconds: i64| Timestamp(seconds.saturating_mul(1_000_000_000));
         let (not_before, not_after) =
@@ -240,6 +245,15 @@ mod tests {
         let issuer = Certified::root(NOW).unwrap().intermediate(&operator_uri(), NOW).unwrap();
         let leaf = issuer.leaf("a", days(7), after(days(364))).unwrap();
         assert!(leaf.not_after <= issuer.not_after);
+    }
+
+    #[test]
+    fn a_key_that_is_anothers_or_damaged_is_refused() {
+        let (one, two) = (Certified::root(NOW).unwrap(), Certified::root(NOW).unwrap());
+        assert!(Certified::read(one.chain.clone(), one.key.clone()).is_ok());
+        let refused = Certified::read(one.chain.clone(), two.key.clone()).unwrap_err().to_string();
+        assert!(refused.contains("another's") && !refused.contains(two.key.expose()), "{refused}");
+        assert!(Certified::read(one.chain, "damaged".into()).is_err());
     }
 
     #[test]
