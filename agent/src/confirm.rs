@@ -3,6 +3,7 @@
 
 use crate::shared::{Agent, Known};
 use futures::future::join_all;
+use rustix::time::{ClockId, clock_gettime};
 use std::time::Duration;
 use tokio::time::Instant;
 use valkeeper_core::ids::{MemberId, Seq, Timestamp};
@@ -14,6 +15,11 @@ const RETRY_PAUSE: Duration = Duration::from_millis(100);
 
 /// Pause while a command is under way: it takes milliseconds.
 const COMMAND_PAUSE: Duration = Duration::from_millis(10);
+
+/// Between two looks at how long the machine has slept: for as long, writes may go on after it.
+const SLEEP_PERIOD: Duration = Duration::from_millis(100);
+/// Shorter sleeps are none, but two clocks that are read one after the other.
+const SLEEP_MAX: Duration = Duration::from_millis(50);
 
 /// What is to be done now.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,8 +36,9 @@ enum Duty {
 
 fn duty(known: &Known, now: Timestamp) -> Duty {
     let may_write = known.held.as_ref().is_none_or(|held| held.may_write(now));
-    match (may_write, known.stopped.is_some()) {
-        (false, false) if known.is_primary() => {
+    let surely = known.stopped.is_some() && known.surely_stopped;
+    match (may_write, if may_write { known.stopped.is_some() } else { surely }) {
+        (false, false) if known.may_be_primary() => {
             let until = known.held.as_ref().and_then(|held| held.until());
             if until.is_none_or(|until| now < until) { Duty::StopDeposed } else { Duty::Stop }
         }
@@ -43,7 +50,32 @@ fn duty(known: &Known, now: Timestamp) -> Duty {
 
 /// Confirms for ever.
 pub async fn run(agent: &Agent) {
-    tokio::join!(ask(agent), obey(agent));
+    tokio::join!(ask(agent), obey(agent), count_sleep(agent));
+}
+
+/// What the machine has slept since it started, of which tokio's clock knows nothing.
+fn slept() -> Duration {
+    let now = |clock| Duration::try_from(clock_gettime(clock)).unwrap_or_default();
+    let monotonic = now(ClockId::Monotonic);
+    now(ClockId::Boottime).saturating_sub(monotonic)
+}
+
+/// Ends every confirmation that is from before a sleep of the machine, or of the virtual one it is.
+async fn count_sleep(agent: &Agent) {
+    let mut before = slept();
+    loop {
+        tokio::time::sleep(SLEEP_PERIOD).await;
+        let now = slept();
+        if now.saturating_sub(before) > SLEEP_MAX {
+            tracing::warn!(
+                slept_ms = (now - before).as_millis(),
+                "the machine has slept: nothing is confirmed"
+            );
+            agent.update(|known| known.overslept(agent.me()));
+            agent.confirm_now.notify_one();
+        }
+        before = now;
+    }
 }
 
 /// Asks every peer, round by round.
@@ -112,7 +144,12 @@ async fn stop(agent: &Agent) {
     }
     match stopped {
         Ok(configured) => {
-            agent.update(|known| known.stopped = Some(configured));
+            agent.update(|known| {
+                // Refused already: what was found then is what was configured.
+                let before = known.stopped.take().flatten();
+                known.stopped = Some(configured.or(before));
+                known.surely_stopped = true;
+            });
             let deposed = agent.read(|known| known.held.as_ref().and_then(|held| held.deposed()));
             tracing::warn!(
                 by_grant = deposed.map(|grant| grant.0),
@@ -129,7 +166,10 @@ async fn stop(agent: &Agent) {
 }
 
 async fn allow(agent: &Agent) {
-    let configured = agent.read(|known| known.stopped.clone()).flatten();
+    let configured = agent.update(|known| {
+        known.surely_stopped = false;
+        known.stopped.clone().flatten()
+    });
     let allowed = match &configured {
         Some(configured) => agent.local.allow_writes(configured).await,
         // Refused before the agent came: somebody else's setting.

@@ -3,7 +3,7 @@
 
 use crate::shared::{Agent, Known};
 use futures::future::join_all;
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use valkeeper_core::{
     agent::{
@@ -20,7 +20,7 @@ use valkeeper_core::{
 const JUDGE_PERIOD: Duration = Duration::from_millis(500);
 
 /// Judges for ever.
-pub async fn run(agent: &Agent) {
+pub async fn run(agent: &Arc<Agent>) {
     loop {
         if let Some(data) = agent.read(waiting) {
             judge_once(agent, data).await;
@@ -43,7 +43,10 @@ fn lost(known: &Known) -> bool {
 }
 
 /// What the peers say now, and where they say it. Only answers of this round: what one said before may not be so any more.
-async fn ask(agent: &Agent, ledger: &Ledger) -> (BTreeMap<MemberId, PeerAnswer>, BTreeMap<MemberId, IpAddr>) {
+async fn ask(
+    agent: &Arc<Agent>,
+    ledger: &Ledger,
+) -> (BTreeMap<MemberId, PeerAnswer>, BTreeMap<MemberId, IpAddr>) {
     let (mut answers, mut addresses) = (BTreeMap::new(), BTreeMap::new());
     let asked = ledger.peers(agent.me()).map(|id| async move { (id, agent.peers.ask(id).await) });
     for (id, answer) in join_all(asked).await {
@@ -58,7 +61,7 @@ async fn ask(agent: &Agent, ledger: &Ledger) -> (BTreeMap<MemberId, PeerAnswer>,
     (answers, addresses)
 }
 
-async fn find_holder(agent: &Agent) {
+async fn find_holder(agent: &Arc<Agent>) {
     let (ledger, run_id) = agent.read(|known| (known.ledger.clone(), known.run_id.clone()));
     let (answers, addresses) = ask(agent, &ledger).await;
     let holder = live_holder(&ledger, &answers);
@@ -68,7 +71,7 @@ async fn find_holder(agent: &Agent) {
     }
 }
 
-async fn judge_once(agent: &Agent, data: Data) {
+async fn judge_once(agent: &Arc<Agent>, data: Data) {
     let (ledger, away, run_id) =
         agent.read(|known| (known.ledger.clone(), known.operator_away(), known.run_id.clone()));
     let me = agent.me();
@@ -85,7 +88,7 @@ async fn judge_once(agent: &Agent, data: Data) {
     }
 }
 
-fn hold(agent: &Agent, reason: HoldReason, about: Option<MemberId>) {
+fn hold(agent: &Arc<Agent>, reason: HoldReason, about: Option<MemberId>) {
     let gate = Gate::Holding(reason);
     let before = agent.update(|known| {
         // Whoever has moved it since knows better.
@@ -98,12 +101,12 @@ fn hold(agent: &Agent, reason: HoldReason, about: Option<MemberId>) {
 }
 
 /// True if everything is as it was judged. To be asked while holding `acting`.
-fn still(agent: &Agent, run_id: &str, holds: impl Fn(&Known) -> bool) -> bool {
+fn still(agent: &Arc<Agent>, run_id: &str, holds: impl Fn(&Known) -> bool) -> bool {
     agent.read(|known| holds(known) && known.operator_away() && known.run_id == run_id)
 }
 
 async fn attach(
-    agent: &Agent,
+    agent: &Arc<Agent>,
     run_id: &str,
     to: MemberId,
     grant: Seq,
@@ -139,7 +142,7 @@ async fn attach(
     }
 }
 
-async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
+async fn resume(agent: &Arc<Agent>, run_id: &str, grant: Seq) {
     let asked_at = Instant::now();
     let me = agent.me();
     let peers: Vec<MemberId> = agent.read(|known| known.ledger.peers(me).collect());
@@ -163,14 +166,22 @@ async fn resume(agent: &Agent, run_id: &str, grant: Seq) {
     {
         return;
     }
+    let left = agent.read(|known| known.ledger.left.clone());
     if let Err(error) = agent.remember_left(None).await {
         tracing::warn!(error = %error, "the server does not resume");
         return;
     }
-    match agent.local.promote().await {
-        Ok(look) => {
-            agent.seen(look);
-            agent.told(asked_at);
+    // Writing took its time; whoever came back meanwhile decides.
+    if !still(agent, run_id, |known| waiting(known).is_some())
+        || agent.read(|known| known.ledger.brief.grant) != grant
+    {
+        if let Err(error) = agent.remember_left(left).await {
+            tracing::warn!(error = %error, "how far the data is cannot be remembered");
+        }
+        return;
+    }
+    match agent.promote(asked_at).await {
+        Ok(()) => {
             agent.update(|known| known.gate = Gate::Resumed);
             tracing::info!(
                 grant = grant.0,

@@ -6,7 +6,7 @@ use crate::{
     shared::{Agent, history, is_at_gate},
     supervise::{Child, Ended},
 };
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use valkeeper_core::{agent::History, info::RawRole};
 
@@ -21,7 +21,7 @@ const PAUSE_MS: u32 = 600_000;
 const ACTING_TIMEOUT: Duration = Duration::from_millis(2_500);
 
 /// Ends the server. `hurry` is a second request to end: then nobody is waited for.
-pub async fn leave(agent: &Agent, child: &mut Child, hurry: impl Future<Output = ()>) -> Ended {
+pub async fn leave(agent: &Arc<Agent>, child: &mut Child, hurry: impl Future<Output = ()>) -> Ended {
     tracing::info!("told to end");
     agent.update(|known| known.leaving = true);
     tokio::select! {

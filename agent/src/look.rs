@@ -1,7 +1,7 @@
 //! Looks at the server again and again: whether it answers, and what it says.
 
 use crate::{local::Error, shared::Agent};
-use std::{path::Path, time::Duration};
+use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use valkeeper_core::info::RawRole;
 
@@ -15,7 +15,7 @@ const LOADING_PERIOD: Duration = Duration::from_millis(50);
 const CGROUP_PERIOD: Duration = Duration::from_secs(1);
 
 /// Looks for ever.
-pub async fn run(agent: &Agent) {
+pub async fn run(agent: &Arc<Agent>) {
     let mut cgroup_at = Instant::now();
     loop {
         let process = agent.read(|known| known.process);
@@ -36,7 +36,7 @@ pub async fn run(agent: &Agent) {
     }
 }
 
-async fn look(agent: &Agent) {
+async fn look(agent: &Arc<Agent>) {
     let sent = Instant::now();
     let process = agent.read(|known| known.process);
     let looked = agent.local.look_within(LOOK_PERIOD).await;
@@ -70,7 +70,7 @@ async fn look(agent: &Agent) {
 }
 
 /// What is left to do once a server has left the gate, by whomever.
-async fn settle(agent: &Agent) {
+async fn settle(agent: &Arc<Agent>) {
     if agent.read(|known| known.ledger.left.is_some()) {
         // What it left is no longer where it is.
         if let Err(error) = agent.remember_left(None).await {

@@ -2,6 +2,7 @@
 //! sync of data, without a change of the file's size or name: two slots, written in turn, of which the newest that is whole counts.
 
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 use sha2::{Digest, Sha256};
 use std::{
     fs::{self, File, OpenOptions},
@@ -36,14 +37,17 @@ struct Written {
 #[derive(Serialize, Deserialize)]
 struct Slot {
     number: u64,
-    ledger: Ledger,
+    /// As it was written: a later program's fields count in the sum, too.
+    ledger: Value,
     /// Hex of the SHA-256 over number and ledger: half a write is none.
     sum: String,
 }
 
 impl Slot {
     fn new(number: u64, ledger: &Ledger) -> io::Result<Slot> {
-        Ok(Slot { number, ledger: ledger.clone(), sum: sum(number, ledger)? })
+        let ledger = serde_json::to_value(ledger)?;
+        let sum = sum(number, &ledger)?;
+        Ok(Slot { number, ledger, sum })
     }
 
     fn read(bytes: &[u8]) -> Option<Slot> {
@@ -52,7 +56,7 @@ impl Slot {
     }
 }
 
-fn sum(number: u64, ledger: &Ledger) -> io::Result<String> {
+fn sum(number: u64, ledger: &Value) -> io::Result<String> {
     let bytes = serde_json::to_vec(&(number, ledger))?;
     Ok(Sha256::digest(bytes).iter().map(|byte| format!("{byte:02x}")).collect())
 }
@@ -78,18 +82,19 @@ impl Memory {
             None if is_new || found == 0 => Slot::new(0, &Ledger::default())?,
             None => return Err(io::Error::other(format!("{}: neither slot is whole", path.display()))),
         };
+        let ledger: Ledger = serde_json::from_value(slot.ledger)?;
         let memory = Memory { written: Arc::new(Mutex::new(Written { file, number: slot.number })) };
         if whole_size(found) {
-            return Ok((memory, slot.ledger));
+            return Ok((memory, ledger));
         }
         // Once, so that later writes change neither size nor name.
-        memory.write(&slot.ledger)?;
-        memory.write(&slot.ledger)?;
+        memory.write(&ledger)?;
+        memory.write(&ledger)?;
         memory.written.lock().unwrap_or_else(PoisonError::into_inner).file.sync_all()?;
         for made in [dir.as_path(), data] {
             File::open(made)?.sync_all()?;
         }
-        Ok((memory, slot.ledger))
+        Ok((memory, ledger))
     }
 
     /// Writes the ledger. Blocks until it is on disk.

@@ -127,8 +127,7 @@ async fn start(agent: &Agent, supervisor: &Supervisor, password: &str) -> anyhow
         (known.files, known.aof_left_off) = (files, aof_left_off);
         known.since = Instant::now();
         known.last_answer = known.since;
-        (known.info, known.drawn, known.silent_since) = (None, None, None);
-        (known.stopped, known.held) = (None, None);
+        known.forget_server();
         known.gate = Gate::Holding(HoldReason::Starting);
     });
     agent.look_now.notify_one();
@@ -146,8 +145,7 @@ pub fn note_end(agent: &Agent, ended: Ended) {
             known.exited_run_id = std::mem::take(&mut known.run_id);
         }
         known.since = Instant::now();
-        (known.info, known.drawn, known.silent_since) = (None, None, None);
-        (known.stopped, known.held) = (None, None);
+        known.forget_server();
         known.restarts += 1;
     });
     agent.confirm_now.notify_one();

@@ -4,7 +4,7 @@
 use crate::{
     args::Config,
     boot::Files,
-    local::{Configured, Local, Look},
+    local::{self, Configured, Local, Look},
     memory::Memory,
     peers::Peers,
     supervise::Process,
@@ -12,7 +12,7 @@ use crate::{
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{
@@ -55,8 +55,16 @@ pub struct Known {
     pub leaving: bool,
     /// Set while writes are refused: what to put back.
     pub stopped: Option<Option<Configured>>,
+    /// Cleared before a command that lets writes go on: then they may, whatever its answer.
+    pub surely_stopped: bool,
     /// The grant held, while its server is primary by it.
     pub held: Option<Confirmations>,
+    /// The grant that this is of.
+    held_of: Seq,
+    /// When the operator, or everyone else, spoke of the newest grant of this member's.
+    granted: Timestamp,
+    /// Looks that were asked up to this ticket do not tell that the server is no primary: it may be about to become one.
+    promoting: Option<u64>,
     /// When this agent confirmed another holder's grant last.
     pub confirmed: Option<(Seq, Instant)>,
     /// How often it has confirmed another.
@@ -75,6 +83,7 @@ impl Known {
     fn new(ledger: Ledger) -> Known {
         let now = Instant::now();
         Known {
+            held_of: ledger.brief.grant,
             ledger,
             process: None,
             files: Files::Blank,
@@ -90,7 +99,10 @@ impl Known {
             gate: Gate::Holding(HoldReason::Starting),
             leaving: false,
             stopped: None,
+            surely_stopped: false,
             held: None,
+            granted: Timestamp(0),
+            promoting: None,
             confirmed: None,
             confirmations: 0,
             no_space: false,
@@ -106,6 +118,48 @@ impl Known {
     /// True if the server is primary.
     pub fn is_primary(&self) -> bool {
         self.info.as_ref().is_some_and(|info| info.role == RawRole::Primary)
+    }
+
+    /// True if the server is primary, or may have become one unseen.
+    pub fn may_be_primary(&self) -> bool {
+        self.promoting.is_some() || self.is_primary()
+    }
+
+    /// Whoever spoke at `at` told what the ledger says now. Only a higher grant makes confirmations anew: the same one may come late or
+    /// again.
+    fn hold(&mut self, me: MemberId, at: Timestamp) {
+        let brief = &self.ledger.brief;
+        let (grant, own) = (brief.grant, brief.holder == Some(me));
+        let deposed = self.held.as_ref().and_then(Confirmations::deposed);
+        match self.held.as_mut().filter(|_| self.held_of == grant) {
+            Some(held) => held.retold(brief, at),
+            None => {
+                self.held = Confirmations::told(me, brief, self.promoting.is_some() || self.is_primary(), at);
+                if own && self.held_of != grant {
+                    self.granted = at;
+                }
+                self.held_of = grant;
+            }
+        }
+        let higher = deposed.filter(|by| *by > grant).or((!own).then_some(grant));
+        if let (Some(held), Some(grant)) = (self.held.as_mut(), higher) {
+            held.by_peer(me, at, Answer::Deposed { grant });
+        }
+    }
+
+    /// What was confirmed means nothing any more: time has passed that nobody counted.
+    pub fn overslept(&mut self, me: MemberId) {
+        let Some(before) = self.held.take_if(|held| held.has_window()) else { return };
+        self.held = Confirmations::told(me, &self.ledger.brief, true, Timestamp(0));
+        if let (Some(held), Some(grant)) = (self.held.as_mut(), before.deposed()) {
+            held.by_peer(me, Timestamp(0), Answer::Deposed { grant });
+        }
+    }
+
+    /// Forgets the server that has ended, or what was before the one that starts.
+    pub fn forget_server(&mut self) {
+        (self.info, self.drawn, self.silent_since) = (None, None, None);
+        (self.stopped, self.held, self.promoting) = (None, None, None);
     }
 
     /// True if the server is at the gate, loaded or not.
@@ -150,7 +204,9 @@ impl Known {
 
     /// The grant that is held and must be confirmed, if there is one: the server is primary by it, and nobody has a higher one.
     pub fn unconfirmed(&self) -> Option<&Confirmations> {
-        self.held.as_ref().filter(|held| self.is_primary() && held.has_window() && held.deposed().is_none())
+        self.held
+            .as_ref()
+            .filter(|held| self.may_be_primary() && held.has_window() && held.deposed().is_none())
     }
 
     /// True if nobody else will decide.
@@ -195,7 +251,7 @@ pub struct Agent {
     pub peers: Peers,
     memory: Memory,
     /// Held while the ledger is changed and written.
-    writing: tokio::sync::Mutex<()>,
+    writing: Arc<tokio::sync::Mutex<()>>,
     known: Mutex<Known>,
     /// Number of the newest state.
     pub changed: watch::Sender<u64>,
@@ -207,7 +263,8 @@ pub struct Agent {
     pub judge_now: Notify,
     /// Held by whoever changes the server's role.
     pub acting: tokio::sync::Mutex<()>,
-    started: Instant,
+    /// When it started.
+    pub started: Instant,
     instance: String,
 }
 
@@ -220,7 +277,7 @@ impl Agent {
             local,
             peers,
             memory,
-            writing: tokio::sync::Mutex::new(()),
+            writing: Arc::default(),
             known: Mutex::new(Known::new(ledger)),
             changed: watch::Sender::new(0),
             look_now: Notify::new(),
@@ -311,40 +368,53 @@ impl Agent {
     }
 
     /// Changes the ledger by a rule: on disk before this returns, or not at all.
+    ///
+    /// Whoever is told of the change may give up waiting: it is made whole all the same.
     pub async fn write<T>(
-        &self,
+        self: &Arc<Self>,
         rule: impl FnOnce(&mut Ledger) -> Result<T, Refusal>,
     ) -> Result<T, Unchanged> {
-        let writing = self.writing.lock().await;
+        let writing = self.writing.clone().lock_owned().await;
         let before = self.read(|known| known.ledger.clone());
         let mut after = before.clone();
         let result = rule(&mut after)?;
         if after != before {
-            let (memory, copy) = (self.memory.clone(), after.clone());
-            let written = tokio::task::spawn_blocking(move || memory.write(&copy)).await;
-            written.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(|error| {
-                if error.kind() == io::ErrorKind::StorageFull {
-                    self.update(|known| known.no_space = true);
-                }
-                Unchanged::Unwritten(error)
-            })?;
-            let (me, now) = (self.me(), self.at(Instant::now()));
-            self.update(|known| {
-                known.ledger = after;
-                let brief = &known.ledger.brief;
-                // A holder that learns of a higher grant of another's is deposed, whoever says so.
-                if let Some(held) = known.held.as_mut().filter(|_| brief.holder != Some(me)) {
-                    held.by_peer(me, now, Answer::Deposed { grant: brief.grant });
-                }
-            });
-            self.confirm_now.notify_one();
+            let agent = self.clone();
+            let whole = async move {
+                let written = agent.store(after).await;
+                drop(writing);
+                written
+            };
+            let stored = tokio::spawn(whole).await;
+            stored.unwrap_or_else(|error| Err(io::Error::other(error))).map_err(Unchanged::Unwritten)?;
         }
-        drop(writing);
         Ok(result)
     }
 
+    /// On disk, then in what is known.
+    async fn store(&self, after: Ledger) -> io::Result<()> {
+        let (memory, copy) = (self.memory.clone(), after.clone());
+        let written = tokio::task::spawn_blocking(move || memory.write(&copy)).await;
+        written.unwrap_or_else(|error| Err(io::Error::other(error))).inspect_err(|error| {
+            if error.kind() == io::ErrorKind::StorageFull {
+                self.update(|known| known.no_space = true);
+            }
+        })?;
+        let (me, now) = (self.me(), self.at(Instant::now()));
+        self.update(|known| {
+            known.ledger = after;
+            let brief = &known.ledger.brief;
+            // A holder that learns of a higher grant of another's is deposed, whoever says so.
+            if let Some(held) = known.held.as_mut().filter(|_| brief.holder != Some(me)) {
+                held.by_peer(me, now, Answer::Deposed { grant: brief.grant });
+            }
+        });
+        self.confirm_now.notify_one();
+        Ok(())
+    }
+
     /// Remembers how far the data is that a server left, or that this means nothing any more.
-    pub async fn remember_left(&self, left: Option<History>) -> Result<(), Unchanged> {
+    pub async fn remember_left(self: &Arc<Self>, left: Option<History>) -> Result<(), Unchanged> {
         let rule = |ledger: &mut Ledger| {
             ledger.left = left;
             Ok(())
@@ -355,21 +425,34 @@ impl Agent {
     /// The operator, or everyone else, spoke at `spoken`: what the ledger says since counts for the server.
     pub fn told(&self, spoken: Instant) {
         let (me, at) = (self.me(), self.at(spoken));
-        self.update(|known| {
-            known.held = Confirmations::told(me, &known.ledger.brief, known.is_primary(), at);
-        });
+        self.update(|known| known.hold(me, at));
         self.confirm_now.notify_one();
+    }
+
+    /// Makes the server primary under the grant that the ledger has, of which someone spoke at `spoken`. The grant is watched from
+    /// before the command, whatever becomes of that: a server that does not answer may do it later.
+    pub async fn promote(&self, spoken: Instant) -> Result<(), local::Error> {
+        self.update(|known| known.promoting = Some(u64::MAX));
+        self.told(spoken);
+        let promoted = self.local.promote().await;
+        let ticket = self.local.ticket();
+        let result = promoted.map(|look| self.seen(look));
+        self.update(|known| {
+            known.promoting = result.is_err().then_some(ticket).filter(|_| known.process.is_some())
+        });
+        result
     }
 
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
         let Look { info, saves, ticket } = look;
+        let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {
                 return false;
             }
-            let was_primary = known.is_primary();
+            let was_primary = known.may_be_primary();
             known.ticket = ticket;
             known.exited.clear();
             known.run_id.clone_from(&info.run_id);
@@ -380,11 +463,16 @@ impl Agent {
                 known.drawn = Some(info.replid.clone());
                 self.judge_now.notify_one();
             }
-            if info.role != RawRole::Primary {
-                known.held = None;
-            }
+            let is_primary = info.role == RawRole::Primary;
             known.info = Some(info);
-            was_primary != known.is_primary()
+            known.promoting = known.promoting.filter(|by| !is_primary && ticket <= *by);
+            if !known.may_be_primary() {
+                known.held = None;
+            } else if known.held.is_none() {
+                // By a command that was given up, or by nobody's.
+                known.hold(me, known.granted);
+            }
+            was_primary != known.may_be_primary()
         });
         if turned {
             self.confirm_now.notify_one();

@@ -19,6 +19,7 @@ const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
 const ADDRESS_CHARS_MAX: usize = 260;
 
 /// The service.
+#[derive(Clone)]
 pub struct Commands(pub Arc<Agent>);
 
 type Answer<T> = Result<Response<T>, Status>;
@@ -66,14 +67,16 @@ impl Commands {
         self.0.write(both).await.map_err(unchanged)
     }
 
-    /// How long ago the present holder was confirmed here.
-    fn confirmed_ago_ms(&self, grant: Seq) -> Option<i64> {
+    /// How long ago the present holder was confirmed here; what was before this agent's start it does not remember.
+    fn confirmed_ago_ms(&self, grant: Seq) -> i64 {
         self.0.read(|known| {
             let now = self.0.at(Instant::now());
             // A holder that may write confirms itself.
             let own = known.held.as_ref().filter(|held| held.may_write(now)).map(|_| 0);
             let ago = |at: Instant| i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX);
-            own.or(known.confirmed.filter(|(confirmed, _)| *confirmed == grant).map(|(_, at)| ago(at)))
+            let confirmed =
+                known.confirmed.filter(|(confirmed, _)| *confirmed == grant).map(|(_, at)| ago(at));
+            own.or(confirmed).unwrap_or_else(|| ago(self.0.started))
         })
     }
 
@@ -106,6 +109,59 @@ impl Commands {
         }
         Ok(())
     }
+
+    async fn promote_whole(&self, request: Request<proto::PromoteRequest>) -> Answer<proto::Done> {
+        let spoken = Instant::now();
+        let proto::PromoteRequest { epoch, brief, run_id, replid, offset, consents } =
+            Self::from_operator(request)?;
+        let brief = wire::brief(brief).map_err(malformed)?;
+        if brief.holder != Some(self.0.me()) {
+            return Err(superseded("the grant is another member's"));
+        }
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        let info = self.checked(&run_id).await?;
+        Self::promotable(&info, &replid, offset)?;
+        let accept = |ledger: &mut Ledger| {
+            ledger.accept(&brief, consents)?;
+            (ledger.left, ledger.blank) = (None, false);
+            Ok(())
+        };
+        self.obey(epoch, accept).await?;
+        self.0.promote(spoken).await.map_err(|error| failed(&error))?;
+        self.0.update(|known| known.gate = Gate::Commanded);
+        tracing::info!(grant = brief.grant.0, "the server is primary");
+        self.done()
+    }
+
+    async fn attach_whole(&self, request: Request<proto::AttachRequest>) -> Answer<proto::Done> {
+        let proto::AttachRequest { epoch, brief, run_id, host, port } = Self::from_operator(request)?;
+        let brief = wire::brief(brief).map_err(malformed)?;
+        let port = u16::try_from(port).map_err(|_| malformed(wire::Malformed("port")))?;
+        if host.len() > ADDRESS_CHARS_MAX || host.is_empty() || port == 0 {
+            return Err(malformed(wire::Malformed("host")));
+        }
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        self.checked(&run_id).await?;
+        // Giving something up needs no memory of it first, and a handover waits for this: both at once, if the rule allows it.
+        let rule = |ledger: &mut Ledger| take(ledger, &brief, false);
+        rule(&mut self.0.read(|known| known.ledger.clone())).map_err(|refusal| unchanged(refusal.into()))?;
+        let to = RawSource { host, port };
+        let (remembered, look) = tokio::join!(self.obey(epoch, rule), self.0.local.attach(&to));
+        let look = look.map_err(|error| failed(&error))?;
+        remembered?;
+        self.0.seen(look);
+        self.0.update(|known| known.gate = Gate::Commanded);
+        self.0.confirm_now.notify_one();
+        tracing::info!(host = to.host, port, "the server follows");
+        self.done()
+    }
+}
+
+/// Does it to its end: a caller that gives up must not stop a command half-way.
+async fn whole<T: Send + 'static>(done: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
+    tokio::spawn(done).await.unwrap_or_else(|_| Err(Status::internal("the command was not finished")))
 }
 
 /// Takes the brief; what the server left is of no use once it has left the gate.
@@ -154,53 +210,13 @@ impl proto::agent_server::Agent for Commands {
     }
 
     async fn promote(&self, request: Request<proto::PromoteRequest>) -> Answer<proto::Done> {
-        let proto::PromoteRequest { epoch, brief, run_id, replid, offset, consents } =
-            Self::from_operator(request)?;
-        let brief = wire::brief(brief).map_err(malformed)?;
-        if brief.holder != Some(self.0.me()) {
-            return Err(superseded("the grant is another member's"));
-        }
-        self.obey(epoch, |_| Ok(())).await?;
-        let _acting = self.0.acting.lock().await;
-        let info = self.checked(&run_id).await?;
-        Self::promotable(&info, &replid, offset)?;
-        let spoken = Instant::now();
-        let accept = |ledger: &mut Ledger| {
-            ledger.accept(&brief, consents)?;
-            ledger.left = None;
-            Ok(())
-        };
-        self.obey(epoch, accept).await?;
-        let look = self.0.local.promote().await.map_err(|error| failed(&error))?;
-        self.0.seen(look);
-        self.0.told(spoken);
-        self.0.update(|known| known.gate = Gate::Commanded);
-        tracing::info!(grant = brief.grant.0, "the server is primary");
-        self.done()
+        let all = self.clone();
+        whole(async move { all.promote_whole(request).await }).await
     }
 
     async fn attach(&self, request: Request<proto::AttachRequest>) -> Answer<proto::Done> {
-        let proto::AttachRequest { epoch, brief, run_id, host, port } = Self::from_operator(request)?;
-        let brief = wire::brief(brief).map_err(malformed)?;
-        let port = u16::try_from(port).map_err(|_| malformed(wire::Malformed("port")))?;
-        if host.len() > ADDRESS_CHARS_MAX || host.is_empty() || port == 0 {
-            return Err(malformed(wire::Malformed("host")));
-        }
-        self.obey(epoch, |_| Ok(())).await?;
-        let _acting = self.0.acting.lock().await;
-        self.checked(&run_id).await?;
-        // Giving something up needs no memory of it first, and a handover waits for this: both at once, if the rule allows it.
-        let rule = |ledger: &mut Ledger| take(ledger, &brief, false);
-        rule(&mut self.0.read(|known| known.ledger.clone())).map_err(|refusal| unchanged(refusal.into()))?;
-        let to = RawSource { host, port };
-        let (remembered, look) = tokio::join!(self.obey(epoch, rule), self.0.local.attach(&to));
-        let look = look.map_err(|error| failed(&error))?;
-        remembered?;
-        self.0.seen(look);
-        self.0.update(|known| known.gate = Gate::Commanded);
-        self.0.confirm_now.notify_one();
-        tracing::info!(host = to.host, port, "the server follows");
-        self.done()
+        let all = self.clone();
+        whole(async move { all.attach_whole(request).await }).await
     }
 
     async fn pause(&self, request: Request<proto::PauseRequest>) -> Answer<proto::PauseReply> {

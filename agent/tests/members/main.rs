@@ -201,6 +201,45 @@ async fn without_the_operator_a_holder_that_has_lost_its_data_holds() {
     assert_eq!(shard.members[0].run::<String>("GET key").await.unwrap(), "value");
 }
 
+#[tokio::test]
+async fn a_server_that_somebody_else_made_primary_under_anothers_grant_takes_no_writes() {
+    let shard = Shard::start(2, NOTHING);
+    shard.serve(1, 5, 0).await;
+    let _: () = shard.members[1].run("REPLICAOF NO ONE").await.unwrap();
+    eventually("stopped writes", || async { shard.greet(1, 1, "").await.writes_stopped.then_some(()) }).await;
+    let refused = shard.members[1].run::<()>("SET key other").await.unwrap_err();
+    assert!(refused.to_string().contains("NOREPLICAS"), "{refused}");
+    let _: () = shard.members[0].run("SET key value").await.unwrap();
+    // Told again of the same grant it is no less deposed; as a replica it is all right.
+    let tell = proto::TellRequest { epoch: 1, brief: Some(shard.brief(5, 0, 0)) };
+    let state = shard.agent(1).await.tell(tell).await.unwrap().into_inner().state.unwrap();
+    assert!(state.writes_stopped);
+    shard.attach(1, 0, 1, 5, 0).await;
+    eventually("writes that are not stopped", || async {
+        (!shard.greet(1, 1, "").await.writes_stopped).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_promotion_that_was_begun_is_finished_though_nobody_waits_for_it() {
+    let shard = Shard::start(1, NOTHING);
+    shard.at_gate(0, 1).await;
+    eventually("a grant that is known", || async {
+        let request = shard.promotion(0, 1, 5, 0).await;
+        let mut agent = shard.agent(0).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(1), agent.promote(request)).await;
+        (given_up.is_ok() || shard.members[0].ledger().brief.grant == Seq(5)).then_some(())
+    })
+    .await;
+    eventually("a primary", || async { (shard.members[0].field("role").await == "master").then_some(()) })
+        .await;
+    eventually("the command's end", || async {
+        (shard.greet(0, 1, "").await.gate == "commanded").then_some(())
+    })
+    .await;
+}
+
 /// Writes until one is refused; when the last one was accepted.
 async fn last_write(shard: &Shard) -> Instant {
     let mut accepted = Instant::now();

@@ -289,8 +289,11 @@ impl Member {
 
     /// The ledger as it is on disk.
     pub fn ledger(&self) -> valkeeper_core::agent::Ledger {
-        let text = fs::read(self.dir.join("data/valkeeper/agent.json")).unwrap();
-        serde_json::from_slice(&text).unwrap()
+        let text = fs::read_to_string(self.dir.join("data/valkeeper/agent.json")).unwrap();
+        let slots =
+            text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line.trim()).ok());
+        let newest = slots.max_by_key(|slot| slot["number"].as_u64()).unwrap();
+        serde_json::from_value(newest["ledger"].clone()).unwrap()
     }
 
     /// Loses the data and keeps the ledger.

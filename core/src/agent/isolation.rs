@@ -70,6 +70,16 @@ impl Confirmations {
         }
     }
 
+    /// The terms of the same grant have changed. That confirms nothing and takes nothing back; a window that was not running begins at
+    /// `now`.
+    pub fn retold(&mut self, brief: &Brief, now: Timestamp) {
+        let new = Confirmations::new(brief.roster.len(), brief.isolation_ms, now);
+        if !self.has_window() {
+            self.granted_at = self.granted_at.max(now);
+        }
+        (self.window_ms, self.needed) = (new.window_ms, new.needed);
+    }
+
     /// The operator confirmed a request sent at `sent`.
     pub fn by_operator(&mut self, sent: Timestamp) {
         self.granted_at = self.granted_at.max(sent);
@@ -172,6 +182,25 @@ mod tests {
         assert!(told(peer(1), true).is_some_and(|c| !c.may_write(at(1))));
         assert!(told(peer(0), true).is_some_and(|c| c.may_write(at(1))));
         assert_eq!(told(peer(1), false), None);
+    }
+
+    #[test]
+    fn who_is_told_again_of_the_same_grant_is_neither_confirmed_nor_absolved() {
+        let brief = |isolation_ms| Brief {
+            grant: Seq(9),
+            holder: Some(peer(0)),
+            roster: vec![peer(0), peer(1), peer(2)],
+            isolation_ms,
+        };
+        let mut known = Confirmations::new(3, 2_000, at(0));
+        known.retold(&brief(3_000), at(1_500));
+        assert_eq!(known.until(), Some(at(3_000)));
+        known.by_peer(peer(1), at(100), Answer::Deposed { grant: Seq(9) });
+        known.retold(&brief(2_000), at(1_600));
+        assert!(!known.may_write(at(1_601)));
+        let mut known = Confirmations::new(3, 0, at(0));
+        known.retold(&brief(2_000), at(5_000));
+        assert_eq!(known.until(), Some(at(7_000)));
     }
 
     #[test]

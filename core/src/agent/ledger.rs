@@ -37,6 +37,9 @@ pub struct Ledger {
     /// History and offset of its data as its server left it, if that ended in order. `None` while a server runs.
     #[serde(default)]
     pub left: Option<History>,
+    /// Its server was started without data and has not got any since: whatever files are there are of that start.
+    #[serde(default)]
+    pub blank: bool,
 }
 
 /// Why an agent does not do as it is told. Display names both numbers: it goes into the journal.
