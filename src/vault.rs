@@ -28,7 +28,7 @@ const KEY: &str = "ca.key";
 /// slow is asked seldom.
 const LOOK_AGAIN: Duration = Duration::from_secs(10);
 
-/// How long the first look for an authority is waited for by a turn: a healthy API server answers a hundred times as fast, and the
+/// How long a turn waits for a look for an authority that it begins and has none without: a healthy API server answers a hundred times as fast, and the
 /// members' servers are waiting to be looked at.
 const FIRST_LOOK_WAIT: Duration = Duration::from_secs(1);
 
@@ -217,7 +217,7 @@ pub struct Signing {
 }
 
 impl Signing {
-    /// The authority. Only the first look is waited for, and not for long.
+    /// The authority. A look is waited for only where nothing is known, by the turn that begins it, and not for long.
     ///
     /// # Errors
     /// [`Error`], as long as nothing is known.
@@ -232,12 +232,13 @@ impl Signing {
             return Ok(known.clone());
         }
         let usable = known.cloned();
-        if self.look.is_empty() && self.again_at.is_none_or(|at| at <= Instant::now()) {
+        let begins = self.look.is_empty() && self.again_at.is_none_or(|at| at <= Instant::now());
+        if begins {
             let (vault, id) = (Arc::clone(vault), id.clone());
             self.again_at = Some(Instant::now() + LOOK_AGAIN);
             self.look.spawn(async move { vault.authority(&id).await });
         }
-        let wait = if usable.is_some() { Duration::ZERO } else { FIRST_LOOK_WAIT };
+        let wait = if begins && usable.is_none() { FIRST_LOOK_WAIT } else { Duration::ZERO };
         let looked = tokio::time::timeout(wait, self.look.join_next()).await.ok().flatten();
         let failed = match looked {
             Some(Ok(Ok(fresh))) => {
@@ -274,4 +275,50 @@ fn read(secret: &Secret) -> Result<Certified, pki::Error> {
     let missing = || pki::Error::Reading("the Secret lacks ca.crt or ca.key");
     let (chain, key) = (text(CERTIFICATE).ok_or_else(missing)?, text(KEY).ok_or_else(missing)?);
     Certified::read(chain, SecretText::from(key.as_str()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use axum::Router;
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    /// A vault over an API server that takes requests and never answers.
+    async fn vault(asked: Arc<AtomicU32>) -> Arc<Vault> {
+        let answer = move || {
+            asked.fetch_add(1, Ordering::SeqCst);
+            std::future::pending::<()>()
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async { axum::serve(listener, Router::new().fallback(answer)).await });
+        let client = kube::Client::try_from(kube::Config::new(url)).unwrap();
+        Arc::new(Vault::new(KeyStore::new(client, "n"), "n", "one", pki::LEAF_LIFETIME_DEFAULT))
+    }
+
+    #[tokio::test]
+    async fn what_is_valid_is_used_while_its_renewal_hangs() {
+        let now = clock::wall();
+        let id = ClusterId { owner: ("shop".into(), "orders".into()), uid: "u".into() };
+        let root = Certified::root(now).unwrap();
+        let issuer = root.intermediate(&cluster_uri("shop", "orders"), now).unwrap();
+        let known = Authority { roots: root.chain, issuer };
+        let mut signing = Signing { known: Some(known.clone()), ..Signing::default() };
+        let days = |count: i64| now.plus_millis(count * 24 * 3_600_000);
+        let (asked, begun) = (Arc::new(AtomicU32::new(0)), Instant::now());
+        let vault = vault(asked.clone()).await;
+        assert!(signing.get(&vault, &id, now).await.is_ok() && signing.look.is_empty(), "nothing is due");
+        for _ in 0..50 {
+            let used = signing.get(&vault, &id, days(300)).await.unwrap();
+            assert_eq!((used.issuer, signing.look.len()), (known.issuer.clone(), 1));
+            tokio::task::yield_now().await;
+        }
+        assert!(begun.elapsed() < FIRST_LOOK_WAIT, "nothing was waited for");
+        let expired = signing.get(&vault, &id, days(366)).await;
+        assert!(matches!(expired, Err(Error::NotYet)));
+        while asked.load(Ordering::SeqCst) == 0 {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(asked.load(Ordering::SeqCst), 1);
+    }
 }
