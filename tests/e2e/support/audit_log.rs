@@ -11,8 +11,9 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a steady cluster is watched: the operator's slowest period that is no hour long (the Lease aside) is shorter.
-pub const STEADY: Duration = Duration::from_secs(30);
+/// How long a steady cluster is watched: longer than every period of operator and agents that is no hour long (the Lease aside; the
+/// longest is the greeting of an agent that said nothing for 12 s), and it is watched after every scenario.
+pub const STEADY: Duration = Duration::from_secs(15);
 /// Without a write for this long, what a scenario began has ended.
 const SETTLED: Duration = Duration::from_secs(4);
 
