@@ -54,12 +54,15 @@ pub fn socket(config: &Config) -> PathBuf {
 }
 
 /// Writes the copy of the users with the agent's own and prepares the command.
-pub fn prepare(config: &Config, password: &str) -> io::Result<Start> {
+///
+/// A server that was `blank` begins so again: what files it has made since are no data of anybody's.
+pub fn prepare(config: &Config, password: &str, blank: bool) -> io::Result<Start> {
     let args = &config.args;
     let users = args.run_dir.join("valkeeper-users.acl");
     write_users(&args.aclfile, &users, password)?;
-    let files = files(&args.data)?;
-    let aof_left_off = matches!(files, Files::Rdb | Files::RdbWithHistory) && wants_aof(&args.command)?;
+    let found = files(&args.data)?;
+    let aof_left_off = matches!(found, Files::Rdb | Files::RdbWithHistory) && wants_aof(&args.command)?;
+    let files = if blank { Files::Blank } else { found };
     let port = if files == Files::Blank { GATE_PORT_BLANK } else { GATE_PORT_HISTORY };
     let (program, given) = args.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let mut command = Command::new(program);
@@ -88,7 +91,7 @@ fn write_users(from: &Path, to: &Path, password: &str) -> io::Result<()> {
 }
 
 fn files(data: &Path) -> io::Result<Files> {
-    if data.join(AOF_DIR).is_dir() {
+    if has_manifest(&data.join(AOF_DIR))? {
         return Ok(Files::Aof);
     }
     match fs::File::open(data.join(RDB_FILE)) {
@@ -101,6 +104,26 @@ fn files(data: &Path) -> io::Result<Files> {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Files::Blank),
         Err(error) => Err(error),
     }
+}
+
+/// Whether the append-only file is there: without its manifest a server sees none of its parts.
+fn has_manifest(dir: &Path) -> io::Result<bool> {
+    let entries = match fs::read_dir(dir) {
+        Ok(entries) => entries,
+        Err(error) if matches!(error.kind(), io::ErrorKind::NotFound | io::ErrorKind::NotADirectory) => {
+            return Ok(false);
+        }
+        Err(error) => return Err(error),
+    };
+    for entry in entries {
+        let name = entry?.file_name();
+        // One that was being written has another name until it is whole.
+        let name = name.to_string_lossy();
+        if name.ends_with(".manifest") && !name.starts_with("temp-") {
+            return Ok(true);
+        }
+    }
+    Ok(false)
 }
 
 /// Whether the configuration file turns the append-only file on.
@@ -127,6 +150,9 @@ mod tests {
         fs::write(dir.join(RDB_FILE), b"VALKEY080\xfa\x07repl-id\x28").unwrap();
         assert_eq!(files(&dir).unwrap(), Files::RdbWithHistory);
         fs::create_dir(dir.join(AOF_DIR)).unwrap();
+        fs::write(dir.join(AOF_DIR).join("temp-appendonly.aof.manifest"), "").unwrap();
+        assert_eq!(files(&dir).unwrap(), Files::RdbWithHistory);
+        fs::write(dir.join(AOF_DIR).join("appendonly.aof.manifest"), "").unwrap();
         assert_eq!(files(&dir).unwrap(), Files::Aof);
 
         let (from, to) = (dir.join("users"), dir.join("copy"));

@@ -22,6 +22,9 @@ const JUDGE_PERIOD: Duration = Duration::from_millis(500);
 /// Judges for ever.
 pub async fn run(agent: &Arc<Agent>) {
     loop {
+        if agent.read(|known| (waiting(known).is_some() || lost(known)) && known.operator_in_doubt()) {
+            agent.news_now.notify_one();
+        }
         if let Some(data) = agent.read(waiting) {
             judge_once(agent, data).await;
         } else if agent.read(|known| lost(known) && known.operator_away()) {

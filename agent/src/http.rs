@@ -8,11 +8,14 @@ use axum::{
     Router,
     extract::State,
     http::{StatusCode, header::CONTENT_TYPE},
-    response::IntoResponse,
+    response::{IntoResponse, Response},
     routing::get,
 };
 use hyper::server::conn::http1;
-use hyper_util::{rt::TokioIo, service::TowerToHyperService};
+use hyper_util::{
+    rt::{TokioIo, TokioTimer},
+    service::TowerToHyperService,
+};
 use std::{io, sync::Arc, time::Duration};
 use tokio::{net::TcpListener, sync::Semaphore};
 use valkeeper_core::{info::RawRole, observation::Link};
@@ -28,6 +31,10 @@ const SILENT_MAX: Duration = Duration::from_secs(60);
 
 /// Connections at a time: kubelet and a few scrapers. Beyond it, who comes waits.
 const CONNECTIONS_MAX: usize = 64;
+/// Bound on a request's arrival: kubelet sends it with the connection, and whoever does not must not keep the place of who does.
+const HEADER_TIMEOUT: Duration = Duration::from_millis(300);
+/// Pages of metrics at a time, each of which asks the server: a few scrapers. Who comes beyond it comes again.
+const PAGES_MAX: usize = 4;
 /// Bound on a connection: a probe's own bound is a few seconds, and INFO is asked within one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be taken (no more descriptors).
@@ -36,11 +43,12 @@ const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 /// Serves, from when this returns.
 pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
     let listener = service::listen(agent.config.args.http_listen, HTTP_PORT).await?;
+    let pages = Arc::new(Semaphore::new(PAGES_MAX));
     let routes = Router::new()
         .route("/startupz", get(|State(agent): State<Arc<Agent>>| async move { probe(agent.read(started)) }))
         .route("/readyz", get(|State(agent): State<Arc<Agent>>| async move { probe(agent.read(ready)) }))
         .route("/livez", get(|State(agent): State<Arc<Agent>>| async move { probe(agent.read(alive)) }))
-        .route("/metrics", get(metrics_page))
+        .route("/metrics", get(move |State(agent): State<Arc<Agent>>| metrics_page(agent, pages.clone())))
         .with_state(agent);
     tokio::spawn(accept(listener, routes));
     Ok(())
@@ -58,7 +66,8 @@ async fn accept(listener: TcpListener, routes: Router) {
         let service = TowerToHyperService::new(routes.clone());
         tokio::spawn(async move {
             let mut http = http1::Builder::new();
-            let served = http.keep_alive(false).serve_connection(TokioIo::new(stream), service);
+            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);
+            let served = http.serve_connection(TokioIo::new(stream), service);
             if tokio::time::timeout(CONNECTION_TIMEOUT, served).await.is_err() {
                 tracing::debug!("a connection for probes or metrics was too slow");
             }
@@ -74,8 +83,11 @@ fn probe(result: Result<&'static str, &'static str>) -> (StatusCode, String) {
     }
 }
 
-async fn metrics_page(State(agent): State<Arc<Agent>>) -> impl IntoResponse {
-    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::page(&agent).await)
+async fn metrics_page(agent: Arc<Agent>, pages: Arc<Semaphore>) -> Response {
+    let Ok(_permit) = pages.try_acquire() else {
+        return (StatusCode::SERVICE_UNAVAILABLE, "too many at a time\n").into_response();
+    };
+    ([(CONTENT_TYPE, "text/plain; version=0.0.4")], metrics::page(&agent).await).into_response()
 }
 
 /// The server accepts connections: also while it loads, and at the gate.

@@ -81,6 +81,8 @@ pub struct Look {
     pub info: Info,
     /// False if the last save or the last write of the append-only file failed.
     pub saves: bool,
+    /// True while the append-only file is not what the server has: it is being written anew, or that failed.
+    pub rewriting: bool,
     /// Of two looks the one with the higher ticket was asked later, whoever hears of it first.
     pub ticket: u64,
 }
@@ -166,7 +168,10 @@ impl Local {
         let text: String = self.ask_within(bound, &info).await?;
         let fails = ["rdb_last_bgsave_status:err", "aof_last_write_status:err"];
         let saves = fails.iter().all(|fail| !text.contains(fail));
-        Ok(Look { info: Info::parse(&text)?, saves, ticket })
+        let rewrites =
+            ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1", "aof_last_bgrewrite_status:err"];
+        let rewriting = rewrites.iter().any(|sign| text.contains(sign));
+        Ok(Look { info: Info::parse(&text)?, saves, rewriting, ticket })
     }
 
     /// [`Local::look_within`] with the bound of a command.

@@ -1,9 +1,9 @@
 //! Looks at the server again and again: whether it answers, and what it says.
 
-use crate::{local::Error, shared::Agent};
+use crate::{boot::Files, local::Error, shared::Agent};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::info::RawRole;
+use valkeeper_core::{info::RawRole, observation::Link};
 
 /// Between two looks at a server that runs, and the bound on each: silence is known within a second.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -47,9 +47,10 @@ async fn look(agent: &Arc<Agent>) {
     match looked {
         Ok(look) => {
             let serves = !look.info.loading && !crate::shared::is_at_gate(&look.info);
+            let is_on_disk = !look.rewriting;
             agent.seen(look);
             if serves {
-                settle(agent).await;
+                settle(agent, is_on_disk).await;
             }
         }
         Err(error) if error.is_answer() => agent.update(|known| {
@@ -69,17 +70,26 @@ async fn look(agent: &Arc<Agent>) {
     }
 }
 
-/// What is left to do once a server has left the gate, by whomever.
-async fn settle(agent: &Arc<Agent>) {
+/// What is left to do once a server has left the gate, by whomever. `is_on_disk`: whatever data it has is there.
+async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
     if agent.read(|known| known.ledger.left.is_some()) {
         // What it left is no longer where it is.
         if let Err(error) = agent.remember_left(None).await {
             tracing::warn!(error = %error, "what the last server left is still in the ledger");
         }
     }
+    if is_on_disk && agent.read(|known| known.ledger.blank && known.was_given_data() && !known.aof_left_off) {
+        match agent.remember_blank(false).await {
+            Ok(()) => {
+                agent.update(|known| known.files = Files::RdbWithHistory);
+                tracing::info!("the server has data now");
+            }
+            Err(error) => tracing::warn!(error = %error, "that there is data now cannot be remembered"),
+        }
+    }
     let linked = |role: &RawRole| match role {
         RawRole::Primary => true,
-        RawRole::Replica { source: _, link } => *link == valkeeper_core::observation::Link::Up,
+        RawRole::Replica { source: _, link } => *link == Link::Up,
     };
     let append =
         agent.read(|known| known.aof_left_off && known.info.as_ref().is_some_and(|i| linked(&i.role)));

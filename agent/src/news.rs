@@ -70,14 +70,22 @@ pub async fn run(agent: &Agent) {
                 _ = changed.changed() => {}
                 () = tokio::time::sleep_until(due) => {}
                 () = unconfirmed(agent) => {}
+                () = agent.news_now.notified() => {}
             }
         }
         changed.mark_unchanged();
+        let sent = Instant::now();
         pause = match tell(agent, &mut held).await {
             Ok(()) => NEWS_PAUSE,
             Err(error) => {
                 tracing::debug!(error = %error, "news did not arrive");
                 held = None;
+                agent.update(|known| {
+                    // Whoever has spoken since is not away.
+                    if known.operator_heard <= sent {
+                        known.unanswered_since.get_or_insert(sent);
+                    }
+                });
                 RETRY_PAUSE
             }
         };

@@ -42,6 +42,28 @@ pub enum Unanswered {
     Malformed(#[from] Malformed),
 }
 
+impl Unanswered {
+    /// True unless the peer itself has answered.
+    fn is_broken(&self) -> bool {
+        match self {
+            Unanswered::Silent | Unanswered::Unknown(_) | Unanswered::Unreached(_) => true,
+            // What the transport made of an error of its own has that as its source.
+            Unanswered::Status(status) => {
+                status.code() == tonic::Code::Unavailable || std::error::Error::source(status).is_some()
+            }
+            Unanswered::Malformed(_) => false,
+        }
+    }
+}
+
+/// What is known of a peer's name.
+#[derive(Clone, Copy, Default)]
+struct Found {
+    last: Option<SocketAddr>,
+    /// A look-up is under way; it may outlast who began it.
+    looking: bool,
+}
+
 #[derive(Clone)]
 struct Held {
     client: PeerClient<Channel>,
@@ -57,6 +79,7 @@ pub struct Peers {
     given: Arc<BTreeMap<MemberId, SocketAddr>>,
     live: Live,
     held: Arc<Mutex<BTreeMap<MemberId, Held>>>,
+    found: Arc<Mutex<BTreeMap<MemberId, Found>>>,
 }
 
 impl Peers {
@@ -68,6 +91,7 @@ impl Peers {
             given: Arc::new(config.peer_addresses()),
             live,
             held: Arc::default(),
+            found: Arc::default(),
         }
     }
 
@@ -75,10 +99,39 @@ impl Peers {
         if let Some(address) = self.given.get(&member) {
             return Ok(*address);
         }
+        let last = self.noted(member, |found| {
+            let before = *found;
+            found.looking = true;
+            before
+        });
+        if !last.looking {
+            let peers = self.clone();
+            // A thread each, which nobody can end: one at a time, to its end, whoever still waits for it.
+            let looked = tokio::spawn(async move { peers.look_up(member).await });
+            match looked.await.unwrap_or_else(|error| Err(io::Error::other(error))) {
+                Ok(address) => return Ok(address),
+                Err(error) if last.last.is_none() => return Err(Unanswered::Unknown(error)),
+                Err(error) => tracing::debug!(peer = %member, error = %error, "a name is not found any more"),
+            }
+        }
+        // Whoever is there by now must show who it is.
+        last.last.ok_or_else(|| Unanswered::Unknown(io::ErrorKind::WouldBlock.into()))
+    }
+
+    fn noted<T>(&self, member: MemberId, note: impl FnOnce(&mut Found) -> T) -> T {
+        note(self.found.lock().unwrap_or_else(PoisonError::into_inner).entry(member).or_default())
+    }
+
+    async fn look_up(&self, member: MemberId) -> io::Result<SocketAddr> {
         let Peers { cluster, namespace, .. } = self;
         let name = format!("{cluster}-{member}.{cluster}-headless.{namespace}.svc");
-        let mut found = tokio::net::lookup_host((name, GRPC_PORT)).await.map_err(Unanswered::Unknown)?;
-        found.next().ok_or_else(|| Unanswered::Unknown(io::ErrorKind::NotFound.into()))
+        let looked = tokio::net::lookup_host((name, GRPC_PORT)).await;
+        let address = looked.and_then(|mut all| all.next().ok_or_else(|| io::ErrorKind::NotFound.into()));
+        self.noted(member, |found| {
+            found.looking = false;
+            found.last = address.as_ref().ok().copied().or(found.last);
+        });
+        address
     }
 
     async fn client(&self, member: MemberId) -> Result<Held, Unanswered> {
@@ -102,7 +155,7 @@ impl Peers {
         asked: impl Future<Output = Result<T, Unanswered>>,
     ) -> Result<T, Unanswered> {
         let result = tokio::time::timeout(bound, asked).await.unwrap_or(Err(Unanswered::Silent));
-        if result.is_err() {
+        if result.as_ref().is_err_and(Unanswered::is_broken) {
             // Its address may be another one by now.
             self.held.lock().unwrap_or_else(PoisonError::into_inner).remove(&member);
         }

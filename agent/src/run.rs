@@ -115,9 +115,14 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(agent: &Agent, supervisor: &Supervisor, password: &str) -> anyhow::Result<Child> {
+async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, password: &str) -> anyhow::Result<Child> {
+    let blank = agent.read(|known| known.ledger.blank);
     let boot::Start { mut command, files, aof_left_off } =
-        boot::prepare(&agent.config, password).context("preparing the server")?;
+        boot::prepare(&agent.config, password, blank).context("preparing the server")?;
+    if files == boot::Files::Blank {
+        // Before it makes files that look like data.
+        agent.remember_blank(true).await.context("remembering that there is no data")?;
+    }
     let _ = std::fs::remove_file(boot::socket(&agent.config));
     agent.local.forget().await;
     let child = supervisor.spawn(&mut command, line).context("starting the server")?;

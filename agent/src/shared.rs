@@ -28,9 +28,11 @@ use valkeeper_core::{
     observation::{Gate, Link, Source},
 };
 
-/// The operator is away if nothing has been heard of it for this long: the default detection window, so that a
-/// restart of the operator alone (a second or two) moves nobody.
+/// The operator is away if news has gone unanswered for this long, or nothing has been heard of one that nobody can be sent to: the
+/// default detection window, so that a restart of the operator alone (a second or two) moves nobody.
 pub const AWAY: Duration = Duration::from_secs(3);
+/// It is away as well if nothing has been heard for this long, whatever became of news: two heartbeats.
+const AWAY_SILENT: Duration = Duration::from_secs(12);
 
 /// What is known of the member now.
 pub struct Known {
@@ -74,6 +76,8 @@ pub struct Known {
     pub restarts: u64,
     pub news_address: Option<String>,
     pub operator_heard: Instant,
+    /// When the first news was sent that has no answer.
+    pub unanswered_since: Option<Instant>,
     /// Of the newest look; what was asked before says nothing any more.
     pub ticket: u64,
     number: u64,
@@ -110,6 +114,7 @@ impl Known {
             restarts: 0,
             news_address: None,
             operator_heard: now,
+            unanswered_since: None,
             ticket: 0,
             number: 0,
         }
@@ -181,6 +186,17 @@ impl Known {
         })
     }
 
+    /// True if a server that began blank has been given data: it is on another history, or linked on the very one of files that it was
+    /// not to be trusted with.
+    pub fn was_given_data(&self) -> bool {
+        let Some((info, drawn)) = self.info.as_ref().zip(self.drawn.as_ref()) else { return false };
+        match &info.role {
+            RawRole::Primary | RawRole::Replica { source: _, link: Link::Syncing } => false,
+            RawRole::Replica { source: _, link: Link::Up } => true,
+            RawRole::Replica { source: _, link: Link::Down } => info.replid != *drawn,
+        }
+    }
+
     /// The history that the server drew at its start, if that was without a data file; else empty.
     fn drawn_if_blank(&self) -> String {
         let drawn = self.drawn.as_ref().filter(|_| self.files == Files::Blank);
@@ -211,7 +227,17 @@ impl Known {
 
     /// True if nobody else will decide.
     pub fn operator_away(&self) -> bool {
-        self.operator_heard.elapsed() >= AWAY
+        let silent = self.operator_heard.elapsed();
+        // Silence between two heartbeats says nothing; news that fails does.
+        self.unanswered_since.is_some_and(|since| since.elapsed() >= AWAY)
+            || silent >= if self.news_address.is_some() { AWAY_SILENT } else { AWAY }
+    }
+
+    /// True if somebody who waits for the operator to be there or away should ask: nothing has been heard, and nothing asked.
+    pub fn operator_in_doubt(&self) -> bool {
+        self.news_address.is_some()
+            && self.unanswered_since.is_none()
+            && self.operator_heard.elapsed() >= AWAY
     }
 }
 
@@ -259,6 +285,8 @@ pub struct Agent {
     pub look_now: Notify,
     /// Confirmations or the server's role have changed.
     pub confirm_now: Notify,
+    /// News is due, whether there is any or not.
+    pub news_now: Notify,
     /// A server has loaded.
     pub judge_now: Notify,
     /// Held by whoever changes the server's role.
@@ -282,6 +310,7 @@ impl Agent {
             changed: watch::Sender::new(0),
             look_now: Notify::new(),
             confirm_now: Notify::new(),
+            news_now: Notify::new(),
             judge_now: Notify::new(),
             acting: tokio::sync::Mutex::new(()),
             started: Instant::now(),
@@ -422,6 +451,15 @@ impl Agent {
         self.write(rule).await
     }
 
+    /// Remembers that the server has no data, or that it has got some.
+    pub async fn remember_blank(self: &Arc<Self>, blank: bool) -> Result<(), Unchanged> {
+        let rule = |ledger: &mut Ledger| {
+            ledger.blank = blank;
+            Ok(())
+        };
+        self.write(rule).await
+    }
+
     /// The operator, or everyone else, spoke at `spoken`: what the ledger says since counts for the server.
     pub fn told(&self, spoken: Instant) {
         let (me, at) = (self.me(), self.at(spoken));
@@ -446,7 +484,7 @@ impl Agent {
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, saves, ticket } = look;
+        let Look { info, saves, rewriting: _, ticket } = look;
         let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {
@@ -481,6 +519,6 @@ impl Agent {
 
     /// The operator has spoken.
     pub fn heard(&self) {
-        self.update(|known| known.operator_heard = Instant::now());
+        self.update(|known| (known.operator_heard, known.unanswered_since) = (Instant::now(), None));
     }
 }

@@ -240,6 +240,42 @@ async fn a_promotion_that_was_begun_is_finished_though_nobody_waits_for_it() {
     .await;
 }
 
+/// A server without data whose start leaves files: they are none, however often it is started.
+async fn stays_blank(conf: &str, leftover: &str) {
+    let mut shard = Shard::start(2, conf);
+    shard.at_gate(0, 1).await;
+    assert!(shard.members[0].ledger().blank);
+    let member = &mut shard.members[0];
+    member.terminate();
+    assert!(member.ended().await.success(), "{}", member.log());
+    assert!(member.dir.join("data").join(leftover).exists());
+    member.start();
+    let again = shard.at_gate(0, 1).await;
+    let member = &shard.members[0];
+    assert_eq!(member.field("master_port").await, "2", "{}", member.log());
+    assert_eq!(again.drawn_replid, member.field("master_replid").await);
+    // A synchronisation gives it data.
+    shard.at_gate(1, 1).await;
+    shard.promote(1, 1, 5, 0).await;
+    assert!(!shard.members[1].ledger().blank, "whoever takes a grant has the data");
+    shard.attach(0, 1, 1, 5, 0).await;
+    eventually("data", || async { (!shard.members[0].ledger().blank).then_some(()) }).await;
+    shard.members[0].kill();
+    shard.members[0].start();
+    shard.at_gate(0, 1).await;
+    assert_eq!(shard.members[0].field("master_port").await, "1");
+}
+
+#[tokio::test]
+async fn append_only_files_of_an_empty_start_are_no_data() {
+    stays_blank(APPEND_ONLY, "appendonlydir").await;
+}
+
+#[tokio::test]
+async fn a_snapshot_of_an_empty_start_is_no_data() {
+    stays_blank(SNAPSHOTS, "dump.rdb").await;
+}
+
 /// Writes until one is refused; when the last one was accepted.
 async fn last_write(shard: &Shard) -> Instant {
     let mut accepted = Instant::now();
