@@ -2,31 +2,36 @@
 //! how far the data is.
 
 use crate::{
-    run::{gone, note_end},
+    run::{Asked, gone, note_end},
     shared::{Agent, history, is_at_gate},
     supervise::{Child, Ended},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::{agent::History, info::RawRole};
+use valkeeper_core::{agent::History, config::SHUTDOWN_TIMEOUT_S, info::RawRole};
 
 /// How long a primary waits to be handed over. Shorter than what Valkey waits for its replicas (10 s), far shorter than
 /// the pod's grace period; a handover takes some 30 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// Between two looks at what is waited for: a fifth of a handover.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
+/// Between two requests to end.
+const REPEAT_PERIOD: Duration = Duration::from_secs(1);
+/// A server that is waiting for its replicas answers for up to its shutdown-timeout, one that saves does not answer at all: one that
+/// still answers after three times the former could not save, and will not end.
+const ANSWERS_MAX: Duration = Duration::from_secs(3 * SHUTDOWN_TIMEOUT_S as u64);
 /// How long writes wait at most: for longer than any server takes to end, which ends the pause too.
 const PAUSE_MS: u32 = 600_000;
 /// Bound on getting hold of the server while a command runs: a little longer than a command.
 const ACTING_TIMEOUT: Duration = Duration::from_millis(2_500);
 
-/// Ends the server. `hurry` is a second request to end: then nobody is waited for.
-pub async fn leave(agent: &Arc<Agent>, child: &mut Child, hurry: impl Future<Output = ()>) -> Ended {
+/// Ends the server. Asked once more, it waits for no handover; asked again after that, for no save.
+pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> Ended {
     tracing::info!("told to end");
     agent.update(|known| known.leaving = true);
     tokio::select! {
         () = handed_over(agent) => {}
-        () = hurry => tracing::info!("told again: not waiting for a handover"),
+        () = asked.again() => tracing::info!("told again: not waiting for a handover"),
         ended = &mut child.ended => {
             let ended = gone(ended);
             note_end(agent, ended);
@@ -40,17 +45,7 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, hurry: impl Future<Out
     {
         tracing::warn!(error = %error, "writes cannot be paused");
     }
-    let mut left = if at_gate { None } else { look(agent).await };
-    child.process.terminate();
-    let ended = loop {
-        tokio::select! {
-            ended = &mut child.ended => break gone(ended),
-            // Until its end the server may still send to its replicas, which counts.
-            () = tokio::time::sleep(LOOK_PAUSE) => if !at_gate {
-                left = look(agent).await.or(left);
-            },
-        }
-    };
+    let (ended, left) = end(agent, child, asked).await;
     drop(acting);
     note_end(agent, ended);
     if ended == Ended::Exit(0) && !at_gate {
@@ -62,10 +57,37 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, hurry: impl Future<Out
     ended
 }
 
-/// How far a server is that has its data.
-async fn look(agent: &Agent) -> Option<History> {
-    let info = agent.local.look().await.ok()?.info;
-    (!info.loading && !is_at_gate(&info)).then(|| history(&info))
+/// Asks the server to end until it does; how, and how far its data was when it said so last.
+async fn end(agent: &Agent, child: &mut Child, asked: &mut Asked) -> (Ended, Option<History>) {
+    let mut left = look(agent).await.flatten();
+    let begun = Instant::now();
+    let mut repeat = tokio::time::interval(REPEAT_PERIOD);
+    loop {
+        tokio::select! {
+            ended = &mut child.ended => return (gone(ended), left),
+            () = asked.again() => {
+                tracing::warn!("told again: not waiting for a save");
+                child.process.kill();
+            }
+            // A server that could not save goes on, and has to be asked again.
+            _ = repeat.tick() => child.process.terminate(),
+            // Until its end the server may still send to its replicas, which counts.
+            () = tokio::time::sleep(LOOK_PAUSE) => if let Some(now) = look(agent).await {
+                left = now;
+                if begun.elapsed() >= ANSWERS_MAX {
+                    tracing::error!("the server has been told to end and still serves: it is killed");
+                    child.process.kill();
+                }
+            },
+        }
+    }
+}
+
+/// How far a server is that has its data, and can save it; `None` if it does not answer.
+async fn look(agent: &Agent) -> Option<Option<History>> {
+    let look = agent.local.look().await.ok()?;
+    let has_data = !look.info.loading && !is_at_gate(&look.info) && !agent.read(|known| known.ledger.blank);
+    Some((look.saves && has_data).then(|| history(&look.info)))
 }
 
 /// Returns when the server is not primary, or nobody takes over.

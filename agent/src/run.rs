@@ -38,8 +38,8 @@ static AGENT: OnceLock<Arc<Agent>> = OnceLock::new();
 /// Runs until the server has ended for good; its status.
 pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     // First, so that a signal is never lost and never ends PID 1 by default.
-    let mut asked = signal(SignalKind::terminate())?;
-    let mut interrupted = signal(SignalKind::interrupt())?;
+    let mut asked =
+        Asked { terminated: signal(SignalKind::terminate())?, interrupted: signal(SignalKind::interrupt())? };
     let config = Config::read(args)?;
     let supervisor = Supervisor::start()?;
     let (memory, ledger) = Memory::open(&config.args.data).context("the ledger")?;
@@ -56,8 +56,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         let mut child = start(&agent, &supervisor, &password).await?;
         let ended = tokio::select! {
             ended = &mut child.ended => gone(ended),
-            () = told(&mut asked, &mut interrupted) => {
-                let ended = leave::leave(&agent, &mut child, told(&mut asked, &mut interrupted)).await;
+            () = asked.again() => {
+                let ended = leave::leave(&agent, &mut child, &mut asked).await;
                 tracing::info!(%ended, "the server has ended");
                 return Ok(ended.status());
             }
@@ -74,7 +74,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
         }
         tokio::select! {
             () = tokio::time::sleep(pause) => {}
-            () = told(&mut asked, &mut interrupted) => return Ok(ended.status()),
+            () = asked.again() => return Ok(ended.status()),
         }
     }
 }
@@ -86,10 +86,19 @@ fn pause(deaths: u32) -> Duration {
     }
 }
 
-async fn told(asked: &mut Signal, interrupted: &mut Signal) {
-    tokio::select! {
-        _ = asked.recv() => {}
-        _ = interrupted.recv() => {}
+/// The signals by which the agent is asked to end.
+pub struct Asked {
+    terminated: Signal,
+    interrupted: Signal,
+}
+
+impl Asked {
+    /// Returns when it is asked, each time.
+    pub async fn again(&mut self) {
+        tokio::select! {
+            _ = self.terminated.recv() => {}
+            _ = self.interrupted.recv() => {}
+        }
     }
 }
 

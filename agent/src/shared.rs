@@ -522,3 +522,29 @@ impl Agent {
         self.update(|known| (known.operator_heard, known.unanswered_since) = (Instant::now(), None));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test(start_paused = true)]
+    async fn an_operator_is_away_when_news_fails_and_not_between_two_heartbeats() {
+        let mut known = Known::new(Ledger::default());
+        let ms = Duration::from_millis;
+        tokio::time::advance(ms(2_999)).await;
+        assert!(!known.operator_away());
+        tokio::time::advance(ms(1)).await;
+        assert!(known.operator_away(), "nobody to ask");
+        known.news_address = Some("operator:8443".to_owned());
+        known.operator_heard = Instant::now();
+        tokio::time::advance(ms(6_000)).await;
+        assert!(!known.operator_away() && known.operator_in_doubt());
+        known.unanswered_since = Some(Instant::now());
+        assert!(!known.operator_away() && !known.operator_in_doubt());
+        tokio::time::advance(ms(3_000)).await;
+        assert!(known.operator_away());
+        known.unanswered_since = None;
+        tokio::time::advance(ms(3_000)).await;
+        assert!(known.operator_away(), "silent for twelve seconds");
+    }
+}

@@ -276,6 +276,23 @@ async fn a_snapshot_of_an_empty_start_is_no_data() {
     stays_blank(SNAPSHOTS, "dump.rdb").await;
 }
 
+#[tokio::test]
+async fn a_server_that_cannot_save_is_ended_when_asked_again_and_claims_nothing() {
+    let mut shard = Shard::start(1, SNAPSHOTS);
+    shard.at_gate(0, 1).await;
+    shard.promote(0, 1, 5, 0).await;
+    let member = &mut shard.members[0];
+    let _: () = member.run("SET key value").await.unwrap();
+    // Where a snapshot is to be put, a directory is in the way.
+    std::fs::create_dir(member.dir.join("data/dump.rdb")).unwrap();
+    member.terminate();
+    eventually("a refused save", async || member.log().contains("trying to shut").then_some(())).await;
+    assert!(member.lives());
+    member.terminate();
+    assert_eq!(member.ended().await.code(), Some(137), "{}", member.log());
+    assert_eq!(member.ledger().left, None);
+}
+
 /// Writes until one is refused; when the last one was accepted.
 async fn last_write(shard: &Shard) -> Instant {
     let mut accepted = Instant::now();
