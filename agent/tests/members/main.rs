@@ -225,10 +225,10 @@ async fn a_server_that_somebody_else_made_primary_under_anothers_grant_takes_no_
 async fn a_promotion_that_was_begun_is_finished_though_nobody_waits_for_it() {
     let shard = Shard::start(1, NOTHING);
     shard.at_gate(0, 1).await;
+    let request = shard.promotion(0, 1, 5, 0).await;
     eventually("a grant that is known", || async {
-        let request = shard.promotion(0, 1, 5, 0).await;
         let mut agent = shard.agent(0).await;
-        let given_up = tokio::time::timeout(Duration::from_millis(1), agent.promote(request)).await;
+        let given_up = tokio::time::timeout(Duration::from_millis(1), agent.promote(request.clone())).await;
         (given_up.is_ok() || shard.members[0].ledger().brief.grant == Seq(5)).then_some(())
     })
     .await;
