@@ -506,8 +506,9 @@ impl Agent {
             known.promoting = known.promoting.filter(|by| !is_primary && ticket <= *by);
             if !known.may_be_primary() {
                 known.held = None;
-            } else if known.held.is_none() {
-                // By a command that was given up, or by nobody's.
+            } else if known.held.is_none() && known.ledger.brief.holder == Some(me) {
+                // By a command that was given up. Whoever is primary by a person's hand is not kept from it: the operator
+                // follows the live cluster, and may be away.
                 known.hold(me, known.granted);
             }
             was_primary != known.may_be_primary()
