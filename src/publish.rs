@@ -186,7 +186,7 @@ fn troubled(error: &Error, generation: Option<i64>) -> Vec<Condition> {
     let (reason, message) = (error.reason(), k8s::chain(error));
     let stalled = match error.class() {
         Class::Permanent | Class::Bug => true,
-        Class::Transient | Class::Fenced => false,
+        Class::Transient | Class::Fenced | Class::Deposed => false,
     };
     let mut conditions = vec![
         condition("Ready", false, reason, &message, generation),

@@ -108,6 +108,9 @@ pub enum Class {
     Permanent,
     /// Another writer has taken over.
     Fenced,
+    /// Agents know a later writer, and this one leads and writes its journal all the same: that is probably younger than their
+    /// memory. The next claim goes above it.
+    Deposed,
     /// Something that cannot be, was.
     Bug,
 }
@@ -122,6 +125,8 @@ impl Class {
             Class::Permanent | Class::Bug => (10, 60),
             // The other one may be right: only come back when it has had time to go.
             Class::Fenced => (30, 60),
+            // Long enough for a Lease that was lost to be noticed, if it was.
+            Class::Deposed => (2, 60),
         };
         let doubled =
             1_u64.checked_shl(failures.saturating_sub(1)).unwrap_or(u64::MAX).saturating_mul(first_s);
@@ -168,7 +173,8 @@ impl Error {
                 k8s::Error::NotFound { .. } | k8s::Error::Conflict { .. } | k8s::Error::Ambiguous { .. },
             )
             | Error::NoIdentity => Class::Transient,
-            Error::NotLeader(_) | Error::Deposed { theirs: _ } => Class::Fenced,
+            Error::NotLeader(_) => Class::Fenced,
+            Error::Deposed { theirs: _ } => Class::Deposed,
         }
     }
 

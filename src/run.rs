@@ -264,7 +264,7 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
             Ok(Err(error)) => {
                 tracing::warn!(class = ?error.class(), reason = error.reason(), error = k8s::chain(&error), "stopped");
                 // Who is fenced says nothing: the later writer speaks for the cluster now.
-                if error.class() != Class::Fenced {
+                if !matches!(error.class(), Class::Fenced | Class::Deposed) {
                     publish::trouble(&shell, &id, &error).await;
                 }
                 if let reconcile::Error::Deposed { theirs } = error {

@@ -67,7 +67,7 @@ fn lives(text: &str) -> Result<(), TestCaseError> {
 
 /// Lives per property: as many as CI has time for, or LIVES.
 fn cases() -> u32 {
-    std::env::var("LIVES").ok().and_then(|n| n.parse().ok()).unwrap_or(96)
+    option_env!("LIVES").and_then(|n| n.parse().ok()).unwrap_or(96)
 }
 
 proptest! {
