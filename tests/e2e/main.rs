@@ -13,8 +13,9 @@ use std::{
 };
 use support::{Place, audit_log::AuditLog, journal::Journal, operator::Operator};
 
-/// Longest time for one scenario with its questions: repeated kills wait for kubelet's back-off.
-const SCENARIO_MAX: Duration = Duration::from_secs(600);
+/// Longest time for one scenario with its questions: repeated kills wait for kubelet's back-off, and the operator may be asked to stay
+/// away for ten minutes.
+const SCENARIO_MAX: Duration = Duration::from_secs(1_200);
 /// Lines of logs and journal that a failure shows.
 const TAIL_LINES: i64 = 25;
 

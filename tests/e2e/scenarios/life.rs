@@ -4,7 +4,6 @@ use super::{World, gone, spec};
 use crate::support::{
     journal::Journal,
     resp::{Reply, Role},
-    subject::PATIENCE,
     wait::until,
 };
 use anyhow::{Context, bail};
