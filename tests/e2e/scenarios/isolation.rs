@@ -4,6 +4,7 @@ use super::World;
 use crate::support::{
     load::{Figures, IN_FLIGHT, Load, Log, TIMEOUT_READ, Target},
     net::{From, cut},
+    process::{pid_in_pod, signal},
     resp::{PORT, Reach, Role},
     subject::Member,
     wait::until,
@@ -21,6 +22,8 @@ const SETTLED_MAX: Duration = Duration::from_secs(120);
 const WRITES: usize = 1_000;
 /// How long a cut must change nothing: more than twice the detection window.
 const HELD: Duration = Duration::from_secs(8);
+/// How long a thawed primary may accept writes: its agent looks ten times a second, and the machine is busy.
+const THAWED_MAX: Duration = Duration::from_secs(1);
 /// The client on the primary's side.
 const INSIDE: &str = "inside";
 /// The client of everyone else.
@@ -47,6 +50,40 @@ pub async fn primary_isolated(world: &World) -> anyhow::Result<String> {
     subject.ready().await?;
     let logs = load.finish()?;
     told(world, &logs, since).await
+}
+
+/// Agent and server stand still, as in a frozen machine, and go on together after another was promoted: how long both sides
+/// accept writes is measured, since nothing in the pod can prevent it.
+pub async fn pod_frozen(world: &World) -> anyhow::Result<String> {
+    let subject = &world.subject;
+    let primary = subject.protected(SETTLED_MAX).await?;
+    let address = primary.address.context("no address")?;
+    let members = subject.members().await?;
+    let others: Vec<IpAddr> =
+        members.iter().filter(|m| m.name != primary.name).filter_map(|m| m.address).collect();
+    let targets =
+        vec![(INSIDE, Target::Service(address)), (OUTSIDE, Target::Members(Arc::new(Mutex::new(others))))];
+    let load = Load::on(targets, &Reach::Direct, &subject.password().await?)?;
+    load.grows_of(INSIDE, WRITES, SETTLED_MAX).await?;
+    let pids = [pid_in_pod(&primary.uid, "valkey-server")?, pid_in_pod(&primary.uid, "valkeeper-agent")?];
+    for pid in pids {
+        signal(pid, "STOP")?;
+    }
+    let promoted = load.grows_of(OUTSIDE, WRITES, SETTLED_MAX).await;
+    // The server first: whatever waits in its sockets is executed before its agent has looked at a clock.
+    let thawed = signal(pids[0], "CONT")?;
+    signal(pids[1], "CONT")?;
+    promoted.context("while the pod was frozen")?;
+    follows(world, &primary).await?;
+    subject.ready().await?;
+    let logs = load.finish()?;
+    let inside = logs.iter().find(|log| log.client == INSIDE).context("no such client")?;
+    let last = inside.last().context("nothing was acknowledged inside")?;
+    let both = last.checked_duration_since(thawed).unwrap_or_default();
+    if both > THAWED_MAX {
+        bail!("{:.0} ms after it thawed {} still accepted writes", both.as_secs_f64() * 1000.0, primary.name);
+    }
+    Ok(format!("both sides writable for {:.0} ms after the thaw", both.as_secs_f64() * 1000.0))
 }
 
 /// Cut from the operator alone, then from the other members alone: whoever is left confirms it, so it goes on, and nobody

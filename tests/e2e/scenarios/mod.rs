@@ -72,6 +72,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("operator-away", WithAReadyCluster, false, handover::operator_away),
     scenario!("primary-isolated", WithAReadyCluster, true, isolation::primary_isolated),
     scenario!("primary-half-cut", WithAReadyCluster, true, isolation::one_side_cut),
+    scenario!("pod-frozen", WithAReadyCluster, true, isolation::pod_frozen),
     scenario!("primary-frozen", WithAReadyCluster, true, silence::frozen),
     scenario!("operator-killed", WithAReadyCluster, true, operator_away::killed_in_a_failover),
     scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),
