@@ -8,6 +8,7 @@ use std::{
     ops::Deref,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::atomic::{AtomicU16, Ordering},
     sync::{Arc, OnceLock},
     time::{Duration, Instant},
 };
@@ -222,9 +223,14 @@ pub fn signal(pid: u32, name: &str) {
     assert!(Command::new("kill").args([&format!("-{name}"), &pid.to_string()]).status().unwrap().success());
 }
 
-/// A port that nobody uses.
+/// A port that nobody uses, below those that the system gives to outgoing connections: one of theirs could be taken between
+/// this answer and the server's start. No two calls of a process give the same one.
 pub fn free_port() -> u16 {
-    TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap().local_addr().unwrap().port()
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    let first = 10_000 + (std::process::id() % 200) as u16 * 100;
+    let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
+    let next = || first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
+    std::iter::repeat_with(next).take(2_000).find(is_free).expect("a free port")
 }
 
 /// Awaits a wake-up.
