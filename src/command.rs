@@ -10,14 +10,11 @@ use std::time::Duration;
 use tokio::time::Instant;
 use valkeeper_core::{
     agent::{Brief, ledger::PROMISE_MARGIN_MS},
-    decision::Decision,
-    effect::{Effect, Outcome, Server},
+    effect::{Outcome, Server},
     ids::MemberId,
     info::{RawRole, RawSource},
     observation::{Link, Observed},
-    topology,
 };
-use valkeeper_journal::Recorded;
 
 /// How long writes stay paused beyond the bound of a handover: the demotion must have been answered by then, or the old
 /// primary would accept what nobody waits for. Milliseconds.
@@ -27,60 +24,51 @@ const PAUSE_MARGIN_MS: u32 = 3_000;
 /// timer rounds it up to its own millisecond.
 const CATCH_UP_PAUSE: Duration = Duration::from_micros(100);
 
-/// Performs an effect on a member; `None` if it is none.
-pub async fn perform(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Option<Outcome> {
-    let brief = topology::terms(&cluster.state, decision.value());
-    let told = match effect {
-        Effect::Promote { server, replid, offset, consents } => {
-            let at = Paused { replid: replid.clone(), offset: *offset };
-            match agent_of(cluster, server) {
-                Ok(agent) => agent.promote(server, &brief, &at, *consents).await.map_err(Outcome::from),
-                Err(superseded) => Err(superseded),
-            }
-        }
-        Effect::Promise { member, address, candidate: _ } => match agent(cluster, *member, address) {
-            Ok(agent) => promise(cluster, agent, &brief).await,
-            Err(superseded) => Err(superseded),
-        },
-        Effect::Brief { member, address } => match agent(cluster, *member, address) {
-            Ok(agent) => agent.tell(&brief).await.map_err(Outcome::from),
-            Err(superseded) => Err(superseded),
-        },
-        Effect::Fence { server } => match agent_of(cluster, server) {
-            Ok(agent) => agent.fence(server).await.map_err(Outcome::from),
-            Err(superseded) => Err(superseded),
-        },
-        Effect::Attach { server, to: _, to_address } => match agent_of(cluster, server) {
-            Ok(agent) => {
-                let to = Endpoint::of_member(to_address);
-                agent.attach(server, &brief, &to).await.map_err(Outcome::from)
-            }
-            Err(superseded) => Err(superseded),
-        },
-        Effect::Disconnect { server } => match agent_of(cluster, server) {
-            Ok(agent) => agent.disconnect(server).await.map_err(Outcome::from),
-            Err(superseded) => Err(superseded),
-        },
-        Effect::Handover { from, to, consents, timeout_ms } => {
-            match (side(cluster, from), side(cluster, to)) {
-                (Ok(from), Ok(to)) => {
-                    return Some(handover(&from, &to, &brief, *consents, *timeout_ms).await);
-                }
-                (Err(superseded), _) | (_, Err(superseded)) => Err(superseded),
-            }
-        }
-        Effect::Route { .. }
-        | Effect::Label { .. }
-        | Effect::DeletePod { .. }
-        | Effect::Apply { .. }
-        | Effect::ReleaseFinalizer => return None,
-    };
-    Some(told.err().unwrap_or(Outcome::Verified))
+/// What a command came to; an `Err` is the outcome of one that was not done.
+type Told = Result<(), Outcome>;
+
+/// The agent takes the grant and makes its server primary.
+pub async fn promote(cluster: &Cluster, server: &Server, brief: &Brief, at: &Paused, consents: u64) -> Told {
+    Ok(agent_of(cluster, server)?.promote(server, brief, at, consents).await?)
+}
+
+/// The agent learns who holds the grant.
+pub async fn tell(cluster: &Cluster, member: MemberId, address: &str, brief: &Brief) -> Told {
+    Ok(agent(cluster, member, address)?.tell(brief).await?)
+}
+
+/// The agent ends a server that does not answer.
+pub async fn fence(cluster: &Cluster, server: &Server) -> Told {
+    Ok(agent_of(cluster, server)?.fence(server).await?)
+}
+
+/// The server follows the one at an address.
+pub async fn attach(cluster: &Cluster, server: &Server, brief: &Brief, to_address: &str) -> Told {
+    Ok(agent_of(cluster, server)?.attach(server, brief, &Endpoint::of_member(to_address)).await?)
+}
+
+/// The server's clients look for the primary again.
+pub async fn disconnect(cluster: &Cluster, server: &Server) -> Told {
+    Ok(agent_of(cluster, server)?.disconnect(server).await?)
+}
+
+/// [`handover`] between two members of the cluster.
+pub async fn hand_over(
+    cluster: &Cluster,
+    (from, to): (&Server, &Server),
+    brief: &Brief,
+    consents: u64,
+    timeout_ms: u32,
+) -> Outcome {
+    match (side(cluster, from), side(cluster, to)) {
+        (Ok(from), Ok(to)) => handover(&from, &to, brief, consents, timeout_ms).await,
+        (Err(superseded), _) | (_, Err(superseded)) => superseded,
+    }
 }
 
 /// Peers promise nothing while the present holder may still be accepting writes because this operator confirmed it, with the
 /// margin that peers keep, too; each peer looks after its own confirmations.
-async fn promise(cluster: &Cluster, agent: &AgentLink, brief: &Brief) -> Result<(), Outcome> {
+pub async fn promise(cluster: &Cluster, member: MemberId, address: &str, brief: &Brief) -> Told {
     let window = brief.isolation_ms.saturating_add(PROMISE_MARGIN_MS);
     let window = Duration::from_millis(u64::try_from(window).unwrap_or(0));
     let candidate = brief.holder;
@@ -91,7 +79,7 @@ async fn promise(cluster: &Cluster, agent: &AgentLink, brief: &Brief) -> Result<
         let words = format!("the operator confirmed the holder {} ms ago", ago.as_millis());
         return Err(Outcome::Superseded(words));
     }
-    agent.promise(brief).await.map_err(Outcome::from)
+    Ok(agent(cluster, member, address)?.promise(brief).await?)
 }
 
 /// The link to a member's agent, if it leads to the address that the effect names.

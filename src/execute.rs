@@ -2,6 +2,7 @@
 //! first that is not verified ends its decision.
 
 use crate::{
+    agents::Paused,
     claim,
     cluster::Cluster,
     command,
@@ -18,6 +19,7 @@ use valkeeper_core::{
     effect::{Effect, Outcome},
     ids::{EffectId, MemberId, ShardId, Timestamp},
     observation::{Executed, RoleLabel},
+    topology,
 };
 use valkeeper_journal::Recorded;
 
@@ -139,28 +141,43 @@ fn bound(effect: &Effect) -> Duration {
 }
 
 async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Outcome {
-    if let Some(outcome) = command::perform(cluster, decision, effect).await {
-        return outcome;
-    }
-    let ended = match effect {
-        // Performed above.
-        Effect::Promote { .. }
-        | Effect::Promise { .. }
-        | Effect::Brief { .. }
-        | Effect::Fence { .. }
-        | Effect::Attach { .. }
-        | Effect::Handover { .. }
-        | Effect::Disconnect { .. } => Ok(Outcome::Skipped),
+    let brief = &topology::terms(&cluster.state, decision.value());
+    match effect {
+        Effect::Promote { server, replid, offset, consents } => {
+            let at = Paused { replid: replid.clone(), offset: *offset };
+            of_command(command::promote(cluster, server, brief, &at, *consents).await)
+        }
+        Effect::Promise { member, address, candidate: _ } => {
+            of_command(command::promise(cluster, *member, address, brief).await)
+        }
+        Effect::Brief { member, address } => {
+            of_command(command::tell(cluster, *member, address, brief).await)
+        }
+        Effect::Fence { server } => of_command(command::fence(cluster, server).await),
+        Effect::Attach { server, to: _, to_address } => {
+            of_command(command::attach(cluster, server, brief, to_address).await)
+        }
+        Effect::Disconnect { server } => of_command(command::disconnect(cluster, server).await),
+        Effect::Handover { from, to, consents, timeout_ms } => {
+            command::hand_over(cluster, (from, to), brief, *consents, *timeout_ms).await
+        }
         Effect::Route { shard, to, address, resource_version } => {
-            route(cluster, *shard, *to, address, resource_version).await
+            of_request(route(cluster, *shard, *to, address, resource_version).await)
         }
-        Effect::Label { member, pod_uid, role } => label(cluster, *member, pod_uid, *role).await,
+        Effect::Label { member, pod_uid, role } => of_request(label(cluster, *member, pod_uid, *role).await),
         Effect::DeletePod { member, pod_uid, grace_s } => {
-            delete_pod(cluster, *member, pod_uid, *grace_s).await
+            of_request(delete_pod(cluster, *member, pod_uid, *grace_s).await)
         }
-        Effect::Apply { object, digest } => crate::owned::apply(cluster, object, digest).await,
-        Effect::ReleaseFinalizer => release(cluster).await,
-    };
+        Effect::Apply { object, digest } => of_request(crate::owned::apply(cluster, object, digest).await),
+        Effect::ReleaseFinalizer => of_request(release(cluster).await),
+    }
+}
+
+fn of_command(told: Result<(), Outcome>) -> Outcome {
+    told.err().unwrap_or(Outcome::Verified)
+}
+
+fn of_request(ended: Result<Outcome, k8s::Error>) -> Outcome {
     ended.unwrap_or_else(|error| of_error(&error))
 }
 

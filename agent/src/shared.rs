@@ -68,7 +68,7 @@ pub struct Known {
     /// Looks that were asked up to this ticket do not tell that the server is no primary: it may be about to become one.
     promoting: Option<u64>,
     /// When this agent confirmed another holder's grant last.
-    pub confirmed: Option<(Seq, Instant)>,
+    pub confirmed: Option<Instant>,
     /// How often it has confirmed another.
     pub confirmations: u64,
     pub no_space: bool,

@@ -58,17 +58,6 @@ pub enum RawRole {
     },
 }
 
-/// State of a planned handover on its old primary (`master_failover_state`).
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Handover {
-    /// None is under way.
-    None,
-    /// Writes are paused until the replica has everything.
-    WaitingForSync,
-    /// The replica has been told to take over.
-    InProgress,
-}
-
 /// One answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Info {
@@ -92,8 +81,6 @@ pub struct Info {
     pub last_io_ms: Option<i64>,
     /// Number of replicas that are online.
     pub replicas_online: u32,
-    /// State of a planned handover.
-    pub handover: Handover,
 }
 
 /// The member (or gate) that `raw` means. `addresses` are the IP addresses of the cluster's members.
@@ -132,7 +119,6 @@ impl Info {
             offset: fields.number(offset_field)?,
             last_io_ms: if is_replica { fields.last_io_ms()? } else { None },
             replicas_online: fields.replicas_online(),
-            handover: fields.handover()?,
         })
     }
 
@@ -153,7 +139,6 @@ impl Info {
             offset,
             last_io_ms,
             replicas_online,
-            handover: _,
         } = self;
         let role = match role {
             RawRole::Primary => ServerRole::Primary,
@@ -257,15 +242,6 @@ impl<'a> Fields<'a> {
             .count();
         u32::try_from(online).unwrap_or(u32::MAX)
     }
-
-    fn handover(&self) -> Result<Handover, Garbled> {
-        match self.value("master_failover_state")? {
-            "no-failover" => Ok(Handover::None),
-            "waiting-for-sync" => Ok(Handover::WaitingForSync),
-            "failover-in-progress" => Ok(Handover::InProgress),
-            _ => Err(Garbled::Malformed("master_failover_state")),
-        }
-    }
 }
 
 #[cfg(test)]
@@ -299,7 +275,7 @@ mod tests {
         let look = parse(PRIMARY).unwrap();
         assert_eq!((look.role, look.offset, look.replicas_online), (RawRole::Primary, 84, 1));
         assert_eq!((look.version.as_str(), look.loading, look.last_io_ms), ("9.1.2", false, None));
-        assert_eq!((look.replid2, look.replid2_offset, look.handover), (None, None, Handover::None));
+        assert_eq!((look.replid2, look.replid2_offset), (None, None));
     }
 
     #[test]

@@ -86,6 +86,7 @@ fn every_story_ends_the_same_whatever_happens_to_the_operator() {
         }
     });
     let (failed, runs) = results.into_inner().expect("no panic holds it");
+    println!("{runs} runs of {} stories", stories.len());
     assert!(
         failed.is_empty(),
         "{} of {runs} runs:\n{}",

@@ -208,6 +208,11 @@ impl Board {
         confirmed
     }
 
+    /// A command has confirmed a member's grant.
+    pub fn spoke_for(&self, member: MemberId) {
+        self.inner().confirmed_at.insert(member, Instant::now());
+    }
+
     /// When a member's grant was confirmed last, if it was.
     pub fn confirmed_at(&self, member: MemberId) -> Option<Instant> {
         self.inner().confirmed_at.get(&member).copied()

@@ -71,9 +71,9 @@ impl AgentLink {
     /// [`CallError`], as for every command.
     pub async fn tell(&self, brief: &Brief) -> Result<(), CallError> {
         let request = TellRequest { epoch: self.epoch().0, brief: Some(brief.into()) };
-        self.call(CALL_MAX, |mut agent| async move { agent.tell(request).await })
-            .await
-            .map(|done| self.learn(done))
+        let told = self.call(CALL_MAX, |mut agent| async move { agent.tell(request).await }).await;
+        self.spoke_for(brief);
+        told.map(|done| self.learn(done))
     }
 
     /// From now on nothing below this grant is supported there.
@@ -106,9 +106,9 @@ impl AgentLink {
             offset: at.offset,
             consents,
         };
-        self.call(CALL_MAX, |mut agent| async move { agent.promote(request).await })
-            .await
-            .map(|done| self.learn(done))
+        let promoted = self.call(CALL_MAX, |mut agent| async move { agent.promote(request).await }).await;
+        self.spoke_for(brief);
+        promoted.map(|done| self.learn(done))
     }
 
     /// The server follows another member.

@@ -24,6 +24,7 @@ use valkeeper_agent::{
     tls::{Accept, Live, Peer},
 };
 use valkeeper_core::{
+    agent::Brief,
     ids::{MemberId, WriterEpoch},
     observation::{AgentFacts, Gate, Observed},
 };
@@ -117,6 +118,14 @@ impl AgentLink {
         let member = self.contact.place.member;
         if let Err(malformed) = self.contact.dial.board.answered(member, state) {
             tracing::warn!(%member, %malformed, "an agent's answer cannot be understood");
+        }
+    }
+
+    /// A command gave the member a grant, or told it that it has one: its window begins then, whatever became of the answer.
+    pub(super) fn spoke_for(&self, brief: &Brief) {
+        let Place { member, address: _, peer: _ } = &self.contact.place;
+        if brief.holder == Some(*member) {
+            self.contact.dial.board.spoke_for(*member);
         }
     }
 

@@ -9,7 +9,7 @@ use tokio::{
 use valkeeper::valkey::{Error, Target};
 use valkeeper_core::{
     ids::{MemberId, Timestamp},
-    info::{Handover, RawRole, RawSource},
+    info::{RawRole, RawSource},
     observation::{Link, Observed, ServerRole, Source, Why},
 };
 
@@ -28,7 +28,6 @@ async fn a_primary_says_who_it_is_and_counts_its_replicas() {
     assert_eq!(look.replid.0, primary.field("master_replid").await);
     assert_eq!((&look.replid2, look.replid2_offset), (&None, None));
     assert_eq!((look.replicas_online, look.last_io_ms, look.loading), (1, None, false));
-    assert_eq!(look.handover, Handover::None);
 }
 
 #[tokio::test]

@@ -7,8 +7,8 @@ use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use valkeeper_agent::{proto, tls::Peer, wire};
 use valkeeper_core::{
-    agent::{Brief, Ledger, Refusal},
-    ids::{Seq, WriterEpoch},
+    agent::{Ledger, Refusal},
+    ids::WriterEpoch,
     info::{Info, RawRole, RawSource},
     observation::{Gate, Link},
 };
@@ -67,15 +67,15 @@ impl Commands {
         self.0.write(both).await.map_err(unchanged)
     }
 
-    /// How long ago the present holder was confirmed here; what was before this agent's start it does not remember.
-    fn confirmed_ago_ms(&self, grant: Seq) -> i64 {
+    /// How long ago a holder was confirmed here, of whatever grant: the present holder may have had a lower one then. What was before
+    /// this agent's start it does not remember.
+    fn confirmed_ago_ms(&self) -> i64 {
         self.0.read(|known| {
             let now = self.0.at(Instant::now());
             // A holder that may write confirms itself.
             let own = known.held.as_ref().filter(|held| held.may_write(now)).map(|_| 0);
             let ago = |at: Instant| i64::try_from(at.elapsed().as_millis()).unwrap_or(i64::MAX);
-            let confirmed =
-                known.confirmed.filter(|(confirmed, _)| *confirmed == grant).map(|(_, at)| ago(at));
+            let confirmed = known.confirmed.map(ago);
             own.or(confirmed).unwrap_or_else(|| ago(self.0.started))
         })
     }
@@ -145,8 +145,14 @@ impl Commands {
         let _acting = self.0.acting.lock().await;
         self.checked(&run_id).await?;
         // Giving something up needs no memory of it first, and a handover waits for this: both at once, if the rule allows it.
-        let rule = |ledger: &mut Ledger| take(ledger, &brief, false);
-        rule(&mut self.0.read(|known| known.ledger.clone())).map_err(|refusal| unchanged(refusal.into()))?;
+        // What the server left is of no use once it has left the gate.
+        let rule = |ledger: &mut Ledger| {
+            ledger.learn(&brief)?;
+            ledger.left = None;
+            Ok(())
+        };
+        rule(&mut self.0.read(|known| known.ledger.clone()))
+            .map_err(|refusal: Refusal| unchanged(refusal.into()))?;
         let to = RawSource { host, port };
         let (remembered, look) = tokio::join!(self.obey(epoch, rule), self.0.local.attach(&to));
         let look = look.map_err(|error| failed(&error))?;
@@ -162,15 +168,6 @@ impl Commands {
 /// Does it to its end: a caller that gives up must not stop a command half-way.
 async fn whole<T: Send + 'static>(done: impl Future<Output = Answer<T>> + Send + 'static) -> Answer<T> {
     tokio::spawn(done).await.unwrap_or_else(|_| Err(Status::internal("the command was not finished")))
-}
-
-/// Takes the brief; what the server left is of no use once it has left the gate.
-fn take(ledger: &mut Ledger, brief: &Brief, at_gate: bool) -> Result<(), Refusal> {
-    ledger.learn(brief)?;
-    if !at_gate {
-        ledger.left = None;
-    }
-    Ok(())
 }
 
 #[tonic::async_trait]
@@ -202,7 +199,7 @@ impl proto::agent_server::Agent for Commands {
         let proto::PromiseRequest { epoch, brief } = Self::from_operator(request)?;
         let brief = wire::brief(brief).map_err(malformed)?;
         // Within the rule, so that nobody is confirmed between the look and the promise.
-        let rule = |ledger: &mut Ledger| ledger.promise(&brief, self.confirmed_ago_ms(ledger.brief.grant));
+        let rule = |ledger: &mut Ledger| ledger.promise(&brief, self.confirmed_ago_ms());
         let spoken = Instant::now();
         self.obey(epoch, rule).await?;
         self.0.told(spoken);

@@ -27,11 +27,27 @@ fn from_member<T>(request: &Request<T>, claimed: &str) -> Result<MemberId, Statu
 
 impl Questions {
     /// Notes when this was. Within the rule, so that no promise is judged by what was before.
-    fn confirmed(&self, grant: Seq) {
+    fn confirmed(&self) {
         self.0.update(|known| {
-            known.confirmed = Some((grant, Instant::now()));
+            known.confirmed = Some(Instant::now());
             known.confirmations += 1;
         });
+    }
+
+    /// Supports a holder by a rule of the ledger, and says whether it does.
+    async fn support(
+        &self,
+        request: &Request<proto::ConfirmRequest>,
+        rule: fn(&mut Ledger, MemberId, Seq) -> Result<(), Refusal>,
+    ) -> Result<Response<proto::ConfirmReply>, Status> {
+        let holder = from_member(request, &request.get_ref().holder)?;
+        let grant = Seq(request.get_ref().grant);
+        let supported = self.0.write(|ledger| {
+            rule(ledger, holder, grant)?;
+            self.confirmed();
+            Ok(())
+        });
+        self.reply(supported.await).map(Response::new)
     }
 
     fn reply(&self, result: Result<(), Unchanged>) -> Result<proto::ConfirmReply, Status> {
@@ -62,14 +78,7 @@ impl proto::peer_server::Peer for Questions {
         &self,
         request: Request<proto::ConfirmRequest>,
     ) -> Result<Response<proto::ConfirmReply>, Status> {
-        let holder = from_member(&request, &request.get_ref().holder)?;
-        let grant = Seq(request.get_ref().grant);
-        let rule = |ledger: &mut Ledger| {
-            ledger.support(holder, grant)?;
-            self.confirmed(grant);
-            Ok(())
-        };
-        self.reply(self.0.write(rule).await).map(Response::new)
+        self.support(&request, Ledger::support).await
     }
 
     async fn ask(&self, request: Request<proto::AskRequest>) -> Result<Response<proto::AskReply>, Status> {
@@ -86,13 +95,6 @@ impl proto::peer_server::Peer for Questions {
         &self,
         request: Request<proto::ConfirmRequest>,
     ) -> Result<Response<proto::ConfirmReply>, Status> {
-        let holder = from_member(&request, &request.get_ref().holder)?;
-        let grant = Seq(request.get_ref().grant);
-        let rule = |ledger: &mut Ledger| {
-            ledger.consent(holder, grant)?;
-            self.confirmed(grant);
-            Ok(())
-        };
-        self.reply(self.0.write(rule).await).map(Response::new)
+        self.support(&request, Ledger::consent).await
     }
 }

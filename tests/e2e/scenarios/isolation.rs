@@ -34,14 +34,7 @@ pub async fn primary_isolated(world: &World) -> anyhow::Result<String> {
     let subject = &world.subject;
     let primary = subject.protected(SETTLED_MAX).await?;
     let address = primary.address.context("no address")?;
-    let members = subject.members().await?;
-    let others: Vec<IpAddr> =
-        members.iter().filter(|m| m.name != primary.name).filter_map(|m| m.address).collect();
-    // Before the cut nobody but the primary accepts writes: only the client on its side has something to do.
-    let targets =
-        vec![(INSIDE, Target::Service(address)), (OUTSIDE, Target::Members(Arc::new(Mutex::new(others))))];
-    let load = Load::on(targets, &Reach::Direct, &subject.password().await?)?;
-    load.grows_of(INSIDE, WRITES, SETTLED_MAX).await?;
+    let load = on_both_sides(world, &primary).await?;
     let broken = cut(&primary, &From::Everyone, &[own_address(address)?])?;
     let since = broken.since;
     load.grows_of(OUTSIDE, WRITES, SETTLED_MAX).await.context("after the cut")?;
@@ -52,11 +45,10 @@ pub async fn primary_isolated(world: &World) -> anyhow::Result<String> {
     told(world, &logs, since).await
 }
 
-/// Agent and server stand still, as in a frozen machine, and go on together after another was promoted: how long both sides
-/// accept writes is measured, since nothing in the pod can prevent it.
-pub async fn pod_frozen(world: &World) -> anyhow::Result<String> {
+/// A client that writes to the primary, and one that writes to whoever else accepts it: before the fault nobody does, so only the
+/// first has something to do.
+async fn on_both_sides(world: &World, primary: &Member) -> anyhow::Result<Load> {
     let subject = &world.subject;
-    let primary = subject.protected(SETTLED_MAX).await?;
     let address = primary.address.context("no address")?;
     let members = subject.members().await?;
     let others: Vec<IpAddr> =
@@ -65,6 +57,15 @@ pub async fn pod_frozen(world: &World) -> anyhow::Result<String> {
         vec![(INSIDE, Target::Service(address)), (OUTSIDE, Target::Members(Arc::new(Mutex::new(others))))];
     let load = Load::on(targets, &Reach::Direct, &subject.password().await?)?;
     load.grows_of(INSIDE, WRITES, SETTLED_MAX).await?;
+    Ok(load)
+}
+
+/// Agent and server stand still, as in a frozen machine, and go on together after another was promoted: how long both sides
+/// accept writes is measured, since nothing in the pod can prevent it.
+pub async fn pod_frozen(world: &World) -> anyhow::Result<String> {
+    let subject = &world.subject;
+    let primary = subject.protected(SETTLED_MAX).await?;
+    let load = on_both_sides(world, &primary).await?;
     let pids = [pid_in_pod(&primary.uid, "valkey-server")?, pid_in_pod(&primary.uid, "valkeeper-agent")?];
     for pid in pids {
         signal(pid, "STOP")?;
