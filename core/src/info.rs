@@ -253,7 +253,6 @@ mod tests {
         # Replication\r\nrole:master\r\nconnected_slaves:2\r\n\
         slave0:ip=10.0.0.2,port=6379,state=online,offset=70,lag=0,type=replica\r\n\
         slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0,type=replica\r\n\
-        master_failover_state:no-failover\r\n\
         master_replid:8888888888888888888888888888888888888888\r\n\
         master_replid2:0000000000000000000000000000000000000000\r\n\
         master_repl_offset:84\r\nsecond_repl_offset:-1\r\n";
@@ -341,7 +340,6 @@ mod tests {
             ("loading:0", "loading:yes"),
             ("slave_repl_offset:80", "slave_repl_offset:9223372036854775808"),
             ("ago:3", "ago:soon"),
-            ("no-failover", "failover-perhaps"),
             ("valkey_version:9.1.2", "valkey_version:"),
         ] {
             let text = replica().replace(from, to);
