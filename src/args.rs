@@ -12,6 +12,7 @@ use std::{
     str::FromStr,
     time::Duration,
 };
+use valkeeper_journal::record::{LEVEL_FIRST, LEVEL_MAX};
 
 /// Event-sourced operator for Valkey.
 #[derive(Debug, Parser)]
@@ -40,9 +41,27 @@ pub struct RunArgs {
     /// Watch clusters of this namespace only. Default: all.
     #[arg(long)]
     pub watch_namespace: Option<String>,
-    /// Where journals are kept: `configmap`, `memory` (lost at exit, for trials) or `sled:DIR`.
+    /// Where journals are kept: `configmap`, `tiered:DIR` (ConfigMaps with a mirror in DIR), `sled:DIR` or `memory` (lost at exit, for
+    /// trials).
     #[arg(long, default_value = "configmap")]
     pub journal: JournalStore,
+    /// How much of each journal is kept before its oldest records go: a size with Ki or Mi. Default: 64Ki with an archive, 512Ki in
+    /// ConfigMaps without one, 48Mi in a directory.
+    #[arg(long, value_parser = size)]
+    pub journal_keep: Option<usize>,
+    /// Age at which records go although there is room: a number with s, m, h or d. Default: they go by size only.
+    #[arg(long, value_parser = age)]
+    pub journal_keep_age: Option<Duration>,
+    /// Where records are put before they go: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR. Default: the
+    /// oldest go, and what they fold to takes their place.
+    #[arg(long)]
+    pub archive: Option<String>,
+    /// Directory with the archive's credentials: one file per setting, named as the setting.
+    #[arg(long, requires = "archive")]
+    pub archive_credentials: Option<PathBuf>,
+    /// Lets journals hold what only programs of this level can read. There is no way back to a version that does not know the level.
+    #[arg(long, value_parser = level)]
+    pub finalize: Option<u32>,
     /// Image of members whose spec names none.
     #[arg(long, default_value = IMAGE_DEFAULT)]
     pub default_image: String,
@@ -67,18 +86,52 @@ pub struct RunArgs {
     pub log_format: LogFormat,
 }
 
-/// Reads the life of a certificate.
-fn lifetime(text: &str) -> Result<Duration, String> {
+/// A number with a unit of time.
+fn duration(text: &str) -> Option<Duration> {
     let units = [("s", 1), ("m", 60), ("h", 3_600), ("d", 86_400)];
-    let found = units.iter().find_map(|(unit, seconds)| {
+    units.iter().find_map(|(unit, seconds)| {
         let count: u64 = text.strip_suffix(unit)?.parse().ok()?;
         count.checked_mul(*seconds).map(Duration::from_secs)
+    })
+}
+
+/// Reads the age at which records go.
+fn age(text: &str) -> Result<Duration, String> {
+    let expected = || format!("expected a time of at least {}h, such as 90d", AGE_MIN.as_secs() / 3_600);
+    duration(text).filter(|age| *age >= AGE_MIN).ok_or_else(expected)
+}
+
+/// Reads a size in bytes.
+fn size(text: &str) -> Result<usize, String> {
+    let found = [("Ki", 1024), ("Mi", 1024 * 1024)].iter().find_map(|(unit, bytes)| {
+        let count: usize = text.strip_suffix(unit)?.parse().ok()?;
+        count.checked_mul(*bytes)
     });
+    let expected = || format!("expected a size from {}Ki to {}Mi", KEEP_MIN / 1024, KEEP_MAX / 1024 / 1024);
+    found.filter(|bytes| (KEEP_MIN..=KEEP_MAX).contains(bytes)).ok_or_else(expected)
+}
+
+/// Reads a level.
+fn level(text: &str) -> Result<u32, String> {
+    let expected = || format!("this version knows the levels {LEVEL_FIRST} to {LEVEL_MAX}");
+    text.parse().ok().filter(|level| (LEVEL_FIRST..=LEVEL_MAX).contains(level)).ok_or_else(expected)
+}
+
+/// Reads the life of a certificate.
+fn lifetime(text: &str) -> Result<Duration, String> {
     let least = LEAF_LIFETIME_MIN.as_secs();
-    found
+    duration(text)
         .filter(|life| *life >= LEAF_LIFETIME_MIN && *life <= LEAF_LIFETIME_MAX)
         .ok_or_else(|| format!("expected a time from {least}s to 365d, such as 24h"))
 }
+
+/// Least that is kept of a journal, in bytes: four open tails of a ConfigMap, and more than one decision's story.
+const KEEP_MIN: usize = 64 * 1024;
+/// Most that is kept of a journal, in bytes: what one stream may have in a directory, less a quarter, so that it is trimmed in quiet
+/// moments and not when it is full. It is read in half a second.
+const KEEP_MAX: usize = 48 * 1024 * 1024;
+/// Least age at which records go: nobody looks into an incident sooner than that.
+const AGE_MIN: Duration = Duration::from_secs(3_600);
 
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -94,6 +147,8 @@ pub enum LogFormat {
 pub enum JournalStore {
     /// ConfigMaps in the operator's namespace.
     ConfigMap,
+    /// The same, mirrored in a directory.
+    Tiered(PathBuf),
     /// The process's memory.
     Memory,
     /// sled in a directory of its own.
@@ -102,7 +157,7 @@ pub enum JournalStore {
 
 /// A text that names no store.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is no journal store: expected configmap, memory or sled:DIR")]
+#[error("{0:?} is no journal store: expected configmap, tiered:DIR, sled:DIR or memory")]
 pub struct NoStore(String);
 
 impl FromStr for JournalStore {
@@ -112,6 +167,7 @@ impl FromStr for JournalStore {
         match text.split_once(':') {
             None if text == "configmap" => Ok(JournalStore::ConfigMap),
             None if text == "memory" => Ok(JournalStore::Memory),
+            Some(("tiered", dir)) if !dir.is_empty() => Ok(JournalStore::Tiered(PathBuf::from(dir))),
             Some(("sled", dir)) if !dir.is_empty() => Ok(JournalStore::Sled(PathBuf::from(dir))),
             None | Some(_) => Err(NoStore(text.to_owned())),
         }
@@ -139,10 +195,27 @@ mod tests {
     }
 
     #[test]
+    fn what_is_kept_has_a_size_an_age_and_a_level_within_bounds() {
+        assert_eq!((size("64Ki"), size("48Mi")), (Ok(KEEP_MIN), Ok(KEEP_MAX)));
+        assert_eq!(age("90d"), Ok(Duration::from_secs(90 * 86_400)));
+        assert_eq!(level("1"), Ok(LEVEL_MAX));
+        for wrong in ["", "65536", "63Ki", "49Mi", "1Gi", "-1Mi"] {
+            assert!(size(wrong).unwrap_err().contains("64Ki to 48Mi"), "{wrong}");
+        }
+        for wrong in ["", "59m", "7", "1w"] {
+            assert!(age(wrong).is_err(), "{wrong}");
+        }
+        for wrong in ["0", "2", "one"] {
+            assert!(level(wrong).unwrap_err().contains("1 to 1"), "{wrong}");
+        }
+    }
+
+    #[test]
     fn a_store_is_named_by_its_kind_and_a_directory() {
         assert_eq!("configmap".parse::<JournalStore>().unwrap(), JournalStore::ConfigMap);
         assert_eq!("sled:/var/j".parse::<JournalStore>().unwrap(), JournalStore::Sled("/var/j".into()));
-        for wrong in ["", "sled", "sled:", "etcd:/x"] {
+        assert_eq!("tiered:/var/j".parse::<JournalStore>().unwrap(), JournalStore::Tiered("/var/j".into()));
+        for wrong in ["", "sled", "sled:", "tiered:", "etcd:/x"] {
             assert!(wrong.parse::<JournalStore>().is_err(), "{wrong}");
         }
     }

@@ -6,21 +6,23 @@ use crate::{
     api::v1alpha1::{FINALIZER, ValkeyCluster},
     cluster::{Cluster, ClusterId, Shell},
     k8s::{self, apply, secrets::SecretCache, slice},
+    keeping::Tending,
     links::Links,
     objects::AGENT_PORT,
     owned::OwnedObjects,
     pods::Vanished,
     publish,
     reconcile::Error,
+    witness::Witness,
 };
 use kube::ResourceExt;
 use std::sync::Arc;
 use valkeeper_core::{
     event::{BaselineOrigin, Event},
-    ids::WriterEpoch,
+    ids::{Seq, WriterEpoch},
     state::ClusterState,
 };
-use valkeeper_journal::{Journal, StreamId};
+use valkeeper_journal::{Claim, Journal, StreamId};
 
 /// How often a route is read and touched when others write to it at the same time. The earlier writer's last move is one;
 /// more than a few is a fight that someone must end.
@@ -44,17 +46,47 @@ pub async fn claim(
     deposed_by: Option<WriterEpoch>,
 ) -> Result<Cluster, Error> {
     shell.leadership.check()?;
-    let (mut journal, records) = Journal::open(Arc::clone(&shell.backend), StreamId(id.uid.clone())).await?;
-    let mut state = ClusterState::fold(&records);
-    let claimed = claim_head(shell, id, &mut journal, records.is_empty(), above(deposed_by)).await?;
+    let stream = StreamId(id.uid.clone());
+    let live = shell.resource(id).filter(|_| shell.keeping.survives);
+    let witness = live.as_deref().map(Witness::of).unwrap_or_default();
+    let (mut journal, mut state) = open(shell, &stream, witness).await?;
+    journal.retain(shell.keeping.retention());
+    let claimed = claim_head(shell, id, &mut journal, above(deposed_by), witness.lost_through).await?;
     claimed.records.iter().for_each(|record| state.apply(record));
-    let cluster = assemble(shell, id, journal, state)?;
+    let mut cluster = assemble(shell, id, journal, state)?;
     let epoch = cluster.state.epoch;
     tracing::info!(j = cluster.state.head.0, epoch = epoch.0, "claimed the journal");
+    if let Some(level) = shell.keeping.finalize {
+        let now = cluster.clock.now();
+        let finalized = cluster.journal.finalize(level, env!("CARGO_PKG_VERSION"), now).await?;
+        cluster.fold(&finalized.records);
+    }
     touch_routes(&cluster, epoch).await?;
     hold(&cluster).await?;
     cluster.publish_grants();
     Ok(cluster)
+}
+
+/// Opens the journal, if it holds what is remembered of it. A broken one is repaired first, if a person asked for that.
+async fn open(
+    shell: &Shell,
+    stream: &StreamId,
+    witness: Witness,
+) -> Result<(Journal, ClusterState), valkeeper_journal::Error> {
+    let Witness { anchor, lost_through, repair } = witness;
+    if let Some(through) = lost_through {
+        tracing::warn!(through = through.0, "a person accepted that records of the journal are gone");
+        shell.backend.accept_loss(stream).await?;
+    }
+    let open = || Journal::open_anchored(Arc::clone(&shell.backend), stream.clone(), anchor);
+    match (open().await, repair) {
+        (Err(error), Some(reach)) if error.is_broken() => {
+            tracing::warn!(error = k8s::chain(&error), reach = reach.0, "the journal is repaired, as asked");
+            shell.backend.repair(stream, reach).await?;
+            open().await
+        }
+        (opened, _) => opened,
+    }
 }
 
 fn assemble(
@@ -85,7 +117,7 @@ fn assemble(
         owned: OwnedObjects::default(),
         vanished: Vanished::default(),
         executed: Vec::new(),
-        untended: 0,
+        tending: Tending::default(),
     })
 }
 
@@ -98,17 +130,18 @@ async fn claim_head(
     shell: &Shell,
     id: &ClusterId,
     journal: &mut Journal,
-    is_new: bool,
     above: WriterEpoch,
+    lost_through: Option<Seq>,
 ) -> Result<valkeeper_journal::Appended, Error> {
-    let genesis = is_new.then(|| Event::Baseline {
+    let genesis = journal.head().is_none().then(|| Event::Baseline {
         cluster_uid: id.uid.clone(),
         namespace: id.owner.0.clone(),
         name: id.owner.1.clone(),
         origin: origin(shell, id),
     });
     let version = env!("CARGO_PKG_VERSION");
-    Ok(journal.claim_above(above, genesis, &shell.writer, version, shell.clock.now()).await?)
+    let claim = Claim { genesis, writer: &shell.writer, version, above, lost_through };
+    Ok(journal.claim_as(claim, shell.clock.now()).await?)
 }
 
 /// History begins with nothing, unless members are there already.

@@ -12,6 +12,7 @@ use crate::{
         secrets::SecretCache,
         watch::{Wakers, World},
     },
+    keeping::{Keeping, Tending},
     lease::Leadership,
     links::Links,
     owned::OwnedObjects,
@@ -35,10 +36,6 @@ use valkeeper_journal::{Backend, Journal};
 /// 0.1 % of a core, and a silent server is noticed by it.
 const PROBE_PERIOD: Duration = Duration::from_secs(1);
 
-/// Records after which the journal is tended in the next quiet moment: enough that there is something to merge, few enough
-/// that a stream never consists of many small pieces.
-const TENDED_EVERY: usize = 64;
-
 /// Shortest pause between two turns of which the first changed nothing: a rule that asks to be woken in the past must not spin.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
 
@@ -58,6 +55,8 @@ pub struct Shell {
     pub backend: Arc<dyn Backend>,
     /// Kubernetes Events.
     pub publisher: Publisher,
+    /// How journals are kept.
+    pub keeping: Keeping,
     /// What the flags decide where a spec says nothing.
     pub defaults: Defaults,
     /// Name of this writer in journals: the pod.
@@ -128,8 +127,8 @@ pub struct Cluster {
     pub press: Press,
     /// Woken by the watches.
     pub wake: Arc<Notify>,
-    /// Records written since the journal was last tended.
-    pub untended: usize,
+    /// What is done for its journal in quiet moments.
+    pub tending: Tending,
 }
 
 impl Cluster {
@@ -143,8 +142,8 @@ impl Cluster {
                 tracing::info!(j = record.seq.0, reason = decision.reason.code(), scope = %decision.scope, "decided");
             }
             self.state.apply(record);
-            self.untended += 1;
         }
+        self.tending.wrote(records.len());
         news
     }
 
@@ -161,17 +160,6 @@ impl Cluster {
         if !scopes.is_empty() {
             let stays = |(id, _): &(MemberId, Seq)| !scopes.contains(&Scope::Shard(id.shard));
             self.agents.board().publish(self.state.confirmed().filter(stays));
-        }
-    }
-
-    /// Tends the journal's store, if there is something to tend. For quiet moments only.
-    pub async fn tend_journal(&mut self) {
-        if self.untended < TENDED_EVERY {
-            return;
-        }
-        self.untended = 0;
-        if let Err(error) = self.journal.maintain().await {
-            tracing::warn!(%error, "the journal could not be tended; the next quiet moment tries again");
         }
     }
 

@@ -47,6 +47,12 @@ impl Leadership {
         }
     }
 
+    /// Of a process that leads until then, whatever happens: for the tests of what needs it.
+    #[cfg(test)]
+    pub fn until(end: Instant) -> Leadership {
+        Leadership { until: watch::channel(Some(end)).1 }
+    }
+
     /// Returns when this process leads.
     pub async fn gained(&mut self) {
         while self.check().is_err() {

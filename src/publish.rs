@@ -31,6 +31,7 @@ use valkeeper_core::{
     projection::status as projection,
     state::ClusterState,
 };
+use valkeeper_journal::Head;
 
 /// Editions that may wait. One is made per turn that changed something, and the task takes all at once; more than this only
 /// gather while the API server is away, and then the newest status and the journal say everything.
@@ -83,7 +84,7 @@ impl Press {
 /// After a turn: its news, and the status if it changed.
 pub fn turn(cluster: &mut Cluster, news: Vec<News>) {
     let Some(live) = cluster.shell.resource(&cluster.id) else { return };
-    let status = status(&cluster.state, &live, None);
+    let status = told(cluster, &live, None);
     cluster.press.hand_over(status, &live, news);
 }
 
@@ -91,7 +92,7 @@ pub fn turn(cluster: &mut Cluster, news: Vec<News>) {
 pub fn journal_in_doubt(cluster: &mut Cluster, error: &Error) {
     tracing::warn!(error = k8s::chain(error), "no effects until the journal has answered");
     let Some(live) = cluster.shell.resource(&cluster.id) else { return };
-    let status = status(&cluster.state, &live, Some(error));
+    let status = told(cluster, &live, Some(error));
     cluster.press.hand_over(status, &live, Vec::new());
 }
 
@@ -119,6 +120,18 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
 
 const JOURNAL_INTACT: &str = "JournalIntact";
 const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
+
+/// The status that a cluster's state amounts to, and where its journal stands.
+fn told(cluster: &Cluster, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
+    let mut status = status(&cluster.state, live, doubt);
+    status.journal = cluster.journal.head().map(position);
+    status
+}
+
+fn position(head: &Head) -> JournalPosition {
+    let Head { seq, epoch, time: _, hash } = head;
+    JournalPosition { seq: signed(seq.0), epoch: signed(epoch.0), hash: hash.to_string() }
+}
 
 /// The status that a state amounts to.
 fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
@@ -161,7 +174,7 @@ fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> 
         members: i32::try_from(members_wanted).unwrap_or(i32::MAX),
         ready: format!("{members_ready}/{members_wanted}"),
         certificates: certificates(state),
-        journal: Some(JournalPosition { seq: signed(state.head.0), epoch: signed(state.epoch.0) }),
+        journal: None,
         message: if let Some(error) = doubt { k8s::chain(error) } else { message },
     }
 }
@@ -285,7 +298,9 @@ pub fn news(before: &ClusterState, record: &Record) -> Vec<News> {
         | Event::AgentChanged { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
-        | Event::DecisionClosed { .. } => Vec::new(),
+        | Event::DecisionClosed { .. }
+        | Event::Trimmed { .. }
+        | Event::LevelRaised { .. } => Vec::new(),
     }
 }
 

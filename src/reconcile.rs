@@ -61,7 +61,7 @@ pub async fn run(
         }
         publish::turn(&mut cluster, news);
         if records.is_empty() {
-            cluster.tend_journal().await;
+            tend(&mut cluster).await?;
         }
         // Outcomes change what is to be done next: look again at once.
         pace = if executed.is_empty() { cluster.wait(turn.wake_at, pace).await } else { Pace::Urgent };
@@ -77,6 +77,38 @@ async fn close(cluster: &mut Cluster) -> Result<Ended, Error> {
     Ok(Ended::Gone)
 }
 
+/// Tidies the journal's store in a quiet moment, and lets go of what need not be kept. What does not work now stays for the next one.
+async fn tend(cluster: &mut Cluster) -> Result<(), Error> {
+    if !cluster.tending.is_due() {
+        return Ok(());
+    }
+    if let Err(error) = cluster.journal.maintain().await {
+        tracing::warn!(error = k8s::chain(&error), "the journal could not be tidied; it will be tried again");
+    }
+    let (shell, now) = (Arc::clone(&cluster.shell), cluster.clock.now());
+    let stream = cluster.journal.stream().clone();
+    let Some(retention) = cluster.tending.retention(&shell, &stream, now).await else { return Ok(()) };
+    cluster.journal.retain(retention);
+    shell.leadership.check()?;
+    let answer = cluster.journal.trim(now).await;
+    let trimmed = match settle(cluster, answer).await {
+        Err(Error::Journal(error)) if error.is_certain() => {
+            tracing::warn!(
+                error = k8s::chain(&error),
+                "the journal could not be trimmed; it will be tried again"
+            );
+            return Ok(());
+        }
+        other => other?,
+    };
+    if let Some(cut) = trimmed.records.last() {
+        tracing::info!(j = cut.seq.0, "trimmed the journal");
+        let news = cluster.fold(&trimmed.records);
+        publish::turn(cluster, news);
+    }
+    Ok(())
+}
+
 /// Makes the events durable. What was executed before is among them, and is no longer owed afterwards. While the journal gives no
 /// certain answer, nothing is decided and nothing is done: the same records are sent until they are settled.
 async fn record(cluster: &mut Cluster, events: Vec<Event>, now: Timestamp) -> Result<Appended, Error> {
@@ -85,7 +117,18 @@ async fn record(cluster: &mut Cluster, events: Vec<Event>, now: Timestamp) -> Re
     }
     let (shell, sent_at) = (Arc::clone(&cluster.shell), Instant::now());
     shell.leadership.check()?;
-    let mut answer = cluster.journal.append(events, now).await;
+    let answer = cluster.journal.append(events, now).await;
+    let appended = settle(cluster, answer).await?;
+    shell.metrics.appended(sent_at.elapsed());
+    cluster.executed = Vec::<Executed>::new();
+    Ok(appended)
+}
+
+/// What became of a batch, in the end.
+async fn settle(
+    cluster: &mut Cluster,
+    mut answer: Result<Appended, valkeeper_journal::Error>,
+) -> Result<Appended, Error> {
     let mut pause = RESOLVE_PAUSE_FIRST;
     while let Err(doubt @ valkeeper_journal::Error::Unresolved(_)) = answer {
         publish::journal_in_doubt(cluster, &Error::Journal(doubt));
@@ -93,10 +136,7 @@ async fn record(cluster: &mut Cluster, events: Vec<Event>, now: Timestamp) -> Re
         pause = (pause * 2).min(RESOLVE_PAUSE_MAX);
         answer = cluster.journal.resolve().await.map(Option::unwrap_or_default);
     }
-    let appended = answer?;
-    shell.metrics.appended(sent_at.elapsed());
-    cluster.executed = Vec::<Executed>::new();
-    Ok(appended)
+    Ok(answer?)
 }
 
 /// What kind of trouble an error is, and with it how to go on.
@@ -183,6 +223,7 @@ impl Error {
         match self {
             Error::Journal(e) if e.is_fenced() => "Fenced",
             Error::Journal(e) if e.is_unresolved() => "AppendUnresolved",
+            Error::Journal(e) if e.is_newer() => "JournalNewer",
             Error::Journal(e) if e.is_broken() => "JournalBroken",
             Error::Journal(valkeeper_journal::Error::Full { .. }) => "JournalFull",
             Error::Journal(e) if e.is_transient() => "JournalUnavailable",

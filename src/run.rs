@@ -4,6 +4,7 @@
 use crate::{
     agents::news,
     api::{Defaults, v1alpha1::ValkeyCluster},
+    archive,
     args::{JournalStore, RunArgs},
     claim,
     clock::Clock,
@@ -18,6 +19,7 @@ use crate::{
         objects::ConfigMaps,
         watch::{self, Wakers, World},
     },
+    keeping::{ArchivePlace, Keeping},
     lease::{Campaign, Leadership},
     publish,
     reconcile::{self, Class, Ended},
@@ -26,11 +28,12 @@ use crate::{
 use futures::FutureExt;
 use kube::ResourceExt;
 use std::{
-    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, sync::Arc, time::Duration,
+    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, path::Path, sync::Arc,
+    time::Duration,
 };
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
-use valkeeper_journal::{Backend, Memory, Segments, Sled};
+use valkeeper_journal::{Backend, Memory, Segments, Sled, Tiered, archive::Archive};
 
 /// Name of the Lease.
 const LEASE: &str = "valkeeper";
@@ -51,6 +54,9 @@ pub enum Error {
     /// The journal's directory.
     #[error("the journal's directory cannot be used")]
     Sled(#[source] Box<dyn std::error::Error + Send + Sync>),
+    /// The archive's address or credentials.
+    #[error("the archive cannot be used")]
+    Archive(#[from] archive::Error),
     /// A watch panicked: without it the process is blind, and better begun anew.
     #[error("a watch came to an end")]
     WatchesEnded,
@@ -73,6 +79,11 @@ pub async fn run(
         namespace,
         watch_namespace,
         journal,
+        journal_keep,
+        journal_keep_age,
+        archive,
+        archive_credentials,
+        finalize,
         default_image,
         agent_image,
         listen,
@@ -81,6 +92,11 @@ pub async fn run(
         certificate_lifetime,
         log_format: _,
     } = args;
+    let archive = archive.map(|url| place(url, archive_credentials.as_deref())).transpose()?;
+    let keep_bytes = journal_keep.unwrap_or_else(|| keep_default(&journal, archive.is_some()));
+    let mut keeping = Keeping::new(keep_bytes, journal_keep_age, archive);
+    keeping.finalize = finalize;
+    keeping.survives = journal != JournalStore::Memory;
     let clients = Clients::infer().await?;
     let namespace = namespace.unwrap_or_else(|| clients.default_namespace.clone());
     let pod = pod_uid.map(|uid| format!("{instance}.{uid}_"));
@@ -102,6 +118,7 @@ pub async fn run(
         world: World::default(),
         wakers: Wakers::default(),
         metrics: Arc::new(Metrics::default()),
+        keeping,
         defaults: Defaults { image: default_image, agent_image },
         // Its own name in every life: two claims must never be the same bytes.
         writer: holder,
@@ -142,19 +159,39 @@ async fn backend(
     namespace: &str,
     leadership: &Leadership,
 ) -> Result<Arc<dyn Backend>, Error> {
+    let config_maps = || {
+        let maps = ConfigMaps::new(clients.requests.clone(), namespace, leadership.clone());
+        Arc::new(Segments::new(Arc::new(maps)))
+    };
     Ok(match store {
-        JournalStore::ConfigMap => {
-            let maps = ConfigMaps::new(clients.requests.clone(), namespace, leadership.clone());
-            Arc::new(Segments::new(Arc::new(maps)))
-        }
+        JournalStore::ConfigMap => config_maps(),
         JournalStore::Memory => Arc::new(Memory::new()),
-        JournalStore::Sled(directory) => {
-            let directory = directory.clone();
-            let opened = tokio::task::spawn_blocking(move || Sled::open(&directory)).await;
-            let opened = opened.map_err(|e| Error::Sled(Box::new(e)))?;
-            Arc::new(opened.map_err(|e| Error::Sled(Box::new(e)))?)
+        JournalStore::Sled(directory) => Arc::new(sled(directory).await?),
+        JournalStore::Tiered(directory) => {
+            Arc::new(Tiered::new(config_maps(), Arc::new(sled(directory).await?)))
         }
     })
+}
+
+async fn sled(directory: &Path) -> Result<Sled, Error> {
+    let directory = directory.to_owned();
+    let opened = tokio::task::spawn_blocking(move || Sled::open(&directory)).await;
+    opened.map_err(|e| Error::Sled(Box::new(e)))?.map_err(|e| Error::Sled(Box::new(e)))
+}
+
+fn place(url: String, credentials: Option<&Path>) -> Result<ArchivePlace, Error> {
+    Ok(ArchivePlace { archive: Archive::new(archive::open(&url, credentials)?), place: url })
+}
+
+/// How much of a journal is kept if nobody says: see [`RunArgs::journal_keep`].
+fn keep_default(store: &JournalStore, has_archive: bool) -> usize {
+    match (store, has_archive) {
+        // A thousand clusters are 64 MiB of etcd's 2 GiB.
+        (JournalStore::ConfigMap | JournalStore::Tiered(_), true) => 64 * 1024,
+        // Some 5,000 records, compressed. The budget of the installation makes it less for many clusters.
+        (JournalStore::ConfigMap | JournalStore::Tiered(_), false) => 512 * 1024,
+        (JournalStore::Sled(_) | JournalStore::Memory, _) => 48 * 1024 * 1024,
+    }
 }
 
 /// Leads whenever it may: tasks run between gaining and losing leadership, and at no other time.

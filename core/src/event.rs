@@ -2,7 +2,7 @@
 
 use crate::{
     decision::{Decision, Standing},
-    ids::{MemberId, Seq, ShardId, Timestamp, WriterEpoch},
+    ids::{Digest, MemberId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
         AgentFacts, Evidence, Executed, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts,
         SpecFact,
@@ -48,6 +48,9 @@ pub enum Event {
         writer: String,
         /// Version of the writer's program.
         version: String,
+        /// A person accepted that records up to this one were acknowledged and are gone.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        lost_through: Option<Seq>,
     },
     /// The user's resource changed.
     SpecChanged(SpecFact),
@@ -109,6 +112,24 @@ pub enum Event {
         /// The readings it was found with.
         evidence: Evidence,
     },
+    /// The beginning of the stream was taken out of the store. What it folds to takes its place.
+    Trimmed {
+        /// Last record that is gone.
+        through: Seq,
+        /// Its hash: where the chain goes on.
+        hash: Digest,
+        /// SHA-256 of what stands for the records that are gone.
+        folded: Digest,
+        /// Where they were put before, if they were.
+        archive: Option<String>,
+    },
+    /// From here on the stream may hold what only programs of this level can read.
+    LevelRaised {
+        /// The level.
+        level: u32,
+        /// Version of the program that wrote it: the oldest that is known to read on.
+        version: String,
+    },
 }
 
 impl Event {
@@ -127,6 +148,8 @@ impl Event {
             Event::DecisionClosed { .. } => 10,
             Event::StandingChanged { .. } => 11,
             Event::AgentChanged { .. } => 12,
+            Event::Trimmed { .. } => 13,
+            Event::LevelRaised { .. } => 14,
         }
     }
 
@@ -144,7 +167,9 @@ impl Event {
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)
             | Event::DecisionClosed { .. }
-            | Event::StandingChanged { .. } => None,
+            | Event::StandingChanged { .. }
+            | Event::Trimmed { .. }
+            | Event::LevelRaised { .. } => None,
         }
     }
 
@@ -168,6 +193,8 @@ impl Event {
             Event::EffectsEnded(_) => "EffectsEnded",
             Event::DecisionClosed { .. } => "DecisionClosed",
             Event::StandingChanged { .. } => "StandingChanged",
+            Event::Trimmed { .. } => "Trimmed",
+            Event::LevelRaised { .. } => "LevelRaised",
         }
     }
 }

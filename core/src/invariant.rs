@@ -21,7 +21,11 @@ pub struct Violation {
 
 /// Every violation in a stream's records, in order.
 pub fn check(records: &[Record]) -> Vec<Violation> {
-    let mut state = ClusterState::default();
+    check_from(ClusterState::default(), records)
+}
+
+/// As [`check`], of a stream whose beginning is `state`: the fold of records that are gone.
+pub fn check_from(mut state: ClusterState, records: &[Record]) -> Vec<Violation> {
     let mut found = Vec::new();
     for record in records {
         let mut say = |text: String| found.push(Violation { seq: record.seq, text });
@@ -52,7 +56,9 @@ pub fn check(records: &[Record]) -> Vec<Violation> {
             | Event::AgentChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
-            | Event::StandingChanged { .. } => {}
+            | Event::StandingChanged { .. }
+            | Event::Trimmed { .. }
+            | Event::LevelRaised { .. } => {}
         }
         state.apply(record);
     }

@@ -142,6 +142,9 @@ pub struct ClusterState {
     pub epoch: WriterEpoch,
     /// When this epoch began.
     pub epoch_since: Timestamp,
+    /// Level that the stream was finalized at; 0 if it never was.
+    #[serde(default)]
+    pub level: u32,
     /// True once the spec was looked at in this epoch.
     pub spec_seen: bool,
     /// The spec as last valid.
@@ -196,7 +199,9 @@ impl ClusterState {
                 self.namespace.clone_from(namespace);
                 self.name.clone_from(name);
             }
-            Event::EpochStarted { writer: _, version: _ } => self.forget_observations(record.time),
+            Event::EpochStarted { writer: _, version: _, lost_through: _ } => {
+                self.forget_observations(record.time)
+            }
             Event::SpecChanged(SpecFact::Valid(spec)) => {
                 self.spec_seen = true;
                 self.spec = Some(spec.clone());
@@ -239,6 +244,9 @@ impl ClusterState {
                 self.pending.remove(decision);
             }
             Event::StandingChanged { standing, evidence: _ } => self.standing = standing.clone(),
+            Event::LevelRaised { level, version: _ } => self.level = *level,
+            // About the store, not about the cluster.
+            Event::Trimmed { .. } => {}
         }
     }
 

@@ -1,9 +1,15 @@
 //! What a store of streams must do. One durable compare-and-swap per append; everything else follows from it.
 
-use crate::record::{Head, RecordError, Stored, StreamId};
+use crate::{
+    folded::{Folded, FoldedError},
+    record::{Head, RecordError, Stored, StreamId},
+};
 use async_trait::async_trait;
 use std::{io, path::PathBuf};
 use valkeeper_core::ids::{Seq, WriterEpoch};
+
+/// How often a reading begins anew because the store was tidied meanwhile by another process. That is minutes apart.
+pub const READ_ATTEMPTS_MAX: usize = 3;
 
 /// A store of streams. All of `tests/contract.rs` holds for every implementation.
 #[async_trait]
@@ -11,26 +17,105 @@ pub trait Backend: Send + Sync {
     /// Every stream that has at least one record, in order of its name.
     async fn streams(&self) -> Result<Vec<StreamId>, BackendError>;
 
-    /// All records of a stream, in order; empty if there is no such stream. Decoded, but the chain is not checked:
-    /// [`crate::verify_chain`] does that for all backends alike. Never leaves a record out.
-    async fn read(&self, stream: &StreamId) -> Result<Vec<Stored>, BackendError>;
+    /// Begins to read a stream as it is now. Nothing is checked but that frames and lines are whole: [`crate::Chain`]
+    /// checks the rest for all backends alike. Never leaves a record out.
+    async fn read(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError>;
+
+    /// As [`Backend::read`], from wherever that is fastest: pages need not be what can be cut.
+    async fn recall(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
+        self.read(stream).await
+    }
 
     /// The head as it is now. An error if the store sees that what leads to it was changed. Never older than the last acknowledged append of anyone.
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError>;
 
     /// Adds `records` after `expected` (`None`: the stream is new), all or none, if the head is still that. When it
-    /// returns `Ok`, they survive a power cut.
+    /// returns `Ok`, they survive a power cut. With `cut`, everything up to its head goes in the same step, and the stream begins
+    /// with it from then on: there is no moment at which one has happened without the other.
     async fn append(
         &self,
         stream: &StreamId,
         expected: Option<&Head>,
         records: &[Stored],
+        cut: Option<&Folded>,
     ) -> Result<(), AppendError>;
+
+    /// Writes a broken stream anew from a second copy, which must reach at least `reach`. What was there is kept aside. Only ever at a
+    /// person's word.
+    async fn repair(&self, stream: &StreamId, _reach: Seq) -> Result<(), BackendError> {
+        Err(BackendError::Corrupt(format!(
+            "stream {stream} cannot be repaired: there is no second copy of it"
+        )))
+    }
+
+    /// Takes a stream out of the store. What can be kept aside of it is.
+    async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+        Err(BackendError::Unavailable(format!("this store does not forget streams such as {stream}")))
+    }
+
+    /// A person accepts that records are gone: what the store remembers of them elsewhere is no reason to refuse any more.
+    async fn accept_loss(&self, _stream: &StreamId) -> Result<(), BackendError> {
+        Ok(())
+    }
 
     /// Work that keeps the store small and changes no record. For quiet moments, not for the path of a failover.
     async fn maintain(&self, _stream: &StreamId) -> Result<(), BackendError> {
         Ok(())
     }
+}
+
+/// A stream that is being read, from its beginning to where it ended when the reading began. Holds one page at a time.
+#[async_trait]
+pub trait Reader: Send {
+    /// What the stream begins with, if its beginning was cut.
+    fn folded(&self) -> Option<&Folded>;
+
+    /// Bytes that the stream takes in the store.
+    fn bytes(&self) -> usize;
+
+    /// The next records, `None` at the end. A page is what can be cut at once, and is never empty.
+    async fn page(&mut self) -> Result<Option<Page>, BackendError>;
+}
+
+/// Records that follow each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Page {
+    /// The records, decoded.
+    pub records: Vec<Stored>,
+    /// Bytes that they take in the store.
+    pub bytes: usize,
+}
+
+/// A whole stream in memory: for tools and tests. The operator reads page by page.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Whole {
+    /// What it begins with, if its beginning was cut.
+    pub folded: Option<Folded>,
+    /// Its records, in order.
+    pub records: Vec<Stored>,
+}
+
+/// Reads a whole stream; empty if there is none.
+///
+/// # Errors
+/// As [`Backend::read`] and [`Reader::page`].
+pub async fn read_all(backend: &dyn Backend, stream: &StreamId) -> Result<Whole, BackendError> {
+    let mut attempt = 1;
+    loop {
+        match read_once(backend, stream).await {
+            Err(BackendError::Moved) if attempt < READ_ATTEMPTS_MAX => attempt += 1,
+            other => return other,
+        }
+    }
+}
+
+async fn read_once(backend: &dyn Backend, stream: &StreamId) -> Result<Whole, BackendError> {
+    let mut reader = backend.read(stream).await?;
+    let mut records = Vec::new();
+    while let Some(Page { records: more, bytes: _ }) = reader.page().await? {
+        records.extend(more);
+    }
+    Ok(Whole { folded: reader.folded().cloned(), records })
 }
 
 /// Why an append did not succeed, or is not known to have.
@@ -85,6 +170,14 @@ pub enum BackendError {
         /// What is wrong.
         source: RecordError,
     },
+    /// What a cut stream begins with is damaged or newer than this program.
+    #[error("stream {stream} does not begin with what it can begin with")]
+    Folded {
+        /// The stream.
+        stream: StreamId,
+        /// What is wrong.
+        source: FoldedError,
+    },
     /// The store is damaged beyond its records.
     #[error("the store is damaged: {0}")]
     Corrupt(String),
@@ -118,6 +211,9 @@ pub enum BackendError {
     /// The store did not answer. Nothing is known of its content.
     #[error("the store cannot be reached: {0}")]
     Unavailable(String),
+    /// The stream was merged or cut by another process while it was read: read it again.
+    #[error("the stream was tidied by another process while it was read")]
+    Moved,
     /// A file operation failed.
     #[error("{what}")]
     Io {
@@ -129,15 +225,35 @@ pub enum BackendError {
 }
 
 impl BackendError {
+    /// True if a newer program wrote what this one cannot read: nothing is damaged.
+    pub fn is_newer(&self) -> bool {
+        match self {
+            BackendError::Record { stream: _, source } => source.is_newer(),
+            BackendError::Folded { stream: _, source } => source.is_newer(),
+            BackendError::Corrupt(_)
+            | BackendError::BehindAnchor { .. }
+            | BackendError::StoreMissing { .. }
+            | BackendError::Poisoned(_)
+            | BackendError::Locked { .. }
+            | BackendError::Unavailable(_)
+            | BackendError::Moved
+            | BackendError::Io { .. } => false,
+        }
+    }
+
     /// True if the store is broken (as opposed to: could not be asked). Nothing is to be executed then.
     pub fn is_broken(&self) -> bool {
         match self {
             BackendError::Record { .. }
+            | BackendError::Folded { .. }
             | BackendError::Corrupt(_)
             | BackendError::BehindAnchor { .. }
             | BackendError::StoreMissing { .. }
             | BackendError::Poisoned(_) => true,
-            BackendError::Locked { .. } | BackendError::Unavailable(_) | BackendError::Io { .. } => false,
+            BackendError::Locked { .. }
+            | BackendError::Unavailable(_)
+            | BackendError::Moved
+            | BackendError::Io { .. } => false,
         }
     }
 }

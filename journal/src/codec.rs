@@ -65,7 +65,7 @@ pub(crate) fn from_parts(
     payload: &[u8],
 ) -> Result<Stored, RecordError> {
     check_kind(seq, kind, schema)?;
-    let record = Record { seq, epoch, time, event: parse_event(seq, kind, payload)? };
+    let record = Record { seq, epoch, time, event: parse_event(seq, kind, schema, payload)? };
     let sealed = sealed_bytes(&record, kind, schema, prev, payload.to_vec())?;
     Ok(Stored { record, prev, hash, sealed })
 }
@@ -206,7 +206,7 @@ fn decode_body(body: &[u8]) -> Result<Stored, RecordError> {
     let Sealed { codec: _, kind, schema, seq, epoch, time, prev, payload } = sealed;
     let (seq, epoch, time) = (Seq(seq), WriterEpoch(epoch), Timestamp(time));
     check_kind(seq, kind, schema)?;
-    let event = parse_event(seq, kind, &payload)?;
+    let event = parse_event(seq, kind, schema, &payload)?;
     let record = Record { seq, epoch, time, event };
     Ok(Stored { record, prev: Hash(prev), hash: Hash(*hash), sealed: sealed_bytes.into() })
 }

@@ -5,15 +5,19 @@
 //! the stream in doubt, too.
 
 use crate::{
-    backend::{AppendError, Backend, BackendError, describe},
-    record::{BATCH_BYTES_MAX, Hash, Head, RecordError, Stored, StreamId},
-    verify::{Problem, verify_chain},
+    backend::{AppendError, Backend, BackendError, READ_ATTEMPTS_MAX, describe},
+    error::Error,
+    folded::Folded,
+    record::{BATCH_BYTES_MAX, Hash, Head, LEVEL_FIRST, LEVEL_MAX, Stored, StreamId, check_level},
+    retention::{Goal, Retention, fold_oldest, trimmed},
+    verify::Chain,
 };
 use std::sync::Arc;
 use valkeeper_core::{
     decision::Decision,
     event::{Event, Record},
     ids::{Seq, Timestamp, WriterEpoch},
+    state::ClusterState,
 };
 
 /// How often one call sends the same batch before it gives the doubt back to the caller. Each attempt is bounded by the
@@ -75,129 +79,6 @@ fn recorded_decision(record: &Record) -> Option<Recorded<Decision>> {
     Some(Recorded { seq: *seq, epoch: *epoch, time: *time, value })
 }
 
-/// Why the journal did not do what it was asked.
-#[derive(Debug, thiserror::Error)]
-pub enum Error {
-    /// The store cannot be read.
-    #[error("the journal cannot be read")]
-    Backend(#[from] BackendError),
-    /// The stream was read, and it is not the one that was written.
-    #[error("the chain of the journal is broken")]
-    Broken(#[from] Problem),
-    /// The stream belongs to another cluster.
-    #[error("stream {stream} holds the history of cluster {found}")]
-    ForeignStream {
-        /// The stream opened.
-        stream: StreamId,
-        /// Cluster named in its Baseline.
-        found: String,
-    },
-    /// An event cannot become a record. Nothing was written.
-    #[error("an event cannot be recorded")]
-    Record(#[from] RecordError),
-    /// The events of one append exceed [`BATCH_BYTES_MAX`]. Nothing was written.
-    #[error("a batch of {bytes} bytes: at most {max} are allowed")]
-    BatchTooLarge {
-        /// Size in bytes.
-        bytes: usize,
-        /// Limit in bytes.
-        max: usize,
-    },
-    /// A new stream needs its Baseline. Nothing was written.
-    #[error("the stream is new and no Baseline of this cluster was given")]
-    NoBaseline,
-    /// `append` before `claim`. Nothing was written.
-    #[error("the stream was not claimed by this writer")]
-    NotClaimed,
-    /// A later writer has the stream. This journal refuses everything from now on.
-    #[error("fenced by a writer of epoch {by}")]
-    Fenced {
-        /// Epoch of that writer.
-        by: WriterEpoch,
-    },
-    /// The head is neither what this writer left nor what it wrote, and no later writer claimed it: another program wrote
-    /// with this writer's epoch, or the stream was rolled back. This journal refuses everything; reopen to see.
-    #[error("the head was moved by someone else: expected {expected}, found {actual}")]
-    HeadMoved {
-        /// What this writer left.
-        expected: String,
-        /// What is there.
-        actual: String,
-    },
-    /// It is not known whether the batch was written. Call [`Journal::resolve`] until it is; nothing else is written
-    /// meanwhile.
-    #[error("the outcome of an append is unknown: {0}")]
-    Unresolved(String),
-    /// An append was refused because an earlier one was in doubt and has just been settled: it is written. Fold this and
-    /// decide anew; the refused events were found without it.
-    #[error("an earlier append of {} record(s) is settled; nothing new was written", .0.records.len())]
-    Settled(Box<Appended>),
-    /// The stream has reached its limit. Nothing was written.
-    #[error("the stream is full: {bytes} of at most {max} bytes")]
-    Full {
-        /// Size it would have, in bytes.
-        bytes: usize,
-        /// Limit in bytes.
-        max: usize,
-    },
-    /// A write failed in a way after which the handle cannot be believed. This journal refuses everything; reopen the
-    /// backend and verify.
-    #[error("the store is poisoned until it is reopened and verified: {0}")]
-    Poisoned(String),
-    /// Nothing was written, for certain; try again later.
-    #[error("nothing was written: {0}")]
-    Unavailable(String),
-}
-
-impl Error {
-    /// True if a later writer has the stream.
-    pub fn is_fenced(&self) -> bool {
-        matches!(self, Error::Fenced { by: _ })
-    }
-
-    /// True if it is not known whether the last batch was written.
-    pub fn is_unresolved(&self) -> bool {
-        matches!(self, Error::Unresolved(_))
-    }
-
-    /// True if the journal is broken: no effects, and `JournalIntact=False`.
-    pub fn is_broken(&self) -> bool {
-        match self {
-            Error::Backend(source) => source.is_broken(),
-            Error::Broken(_) | Error::ForeignStream { .. } | Error::HeadMoved { .. } | Error::Poisoned(_) => {
-                true
-            }
-            Error::Record(_)
-            | Error::BatchTooLarge { .. }
-            | Error::NoBaseline
-            | Error::NotClaimed
-            | Error::Fenced { .. }
-            | Error::Unresolved(_)
-            | Error::Settled(_)
-            | Error::Full { .. }
-            | Error::Unavailable(_) => false,
-        }
-    }
-
-    /// True if trying again later, without reopening, can succeed.
-    pub fn is_transient(&self) -> bool {
-        match self {
-            Error::Backend(source) => !source.is_broken(),
-            Error::Unresolved(_) | Error::Settled(_) | Error::Unavailable(_) => true,
-            Error::Broken(_)
-            | Error::ForeignStream { .. }
-            | Error::HeadMoved { .. }
-            | Error::Poisoned(_)
-            | Error::Record(_)
-            | Error::BatchTooLarge { .. }
-            | Error::NoBaseline
-            | Error::NotClaimed
-            | Error::Fenced { .. }
-            | Error::Full { .. } => false,
-        }
-    }
-}
-
 /// Why a journal refuses everything.
 #[derive(Clone, Debug)]
 enum Stop {
@@ -224,6 +105,39 @@ enum Standing {
     NotCommitted,
 }
 
+/// What a writer says when it claims a stream.
+#[derive(Clone, Debug)]
+pub struct Claim<'a> {
+    /// The Baseline to begin with if the stream is new.
+    pub genesis: Option<Event>,
+    /// Name of the writer: its own in every life.
+    pub writer: &'a str,
+    /// Version of its program.
+    pub version: &'a str,
+    /// The epoch shall be above this one, too: agents may remember writers of a journal that was lost, and refuse whoever comes
+    /// with less.
+    pub above: WriterEpoch,
+    /// A person accepted that records up to this one are gone.
+    pub lost_through: Option<Seq>,
+}
+
+/// An acknowledged record as somebody outside the store remembers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchor {
+    /// Its sequence.
+    pub seq: Seq,
+    /// Its hash.
+    pub hash: Hash,
+}
+
+/// What is sent at once.
+#[derive(Clone, Debug, Default)]
+struct Batch {
+    records: Vec<Stored>,
+    /// What takes the place of the stream's beginning in the same step.
+    cut: Option<Folded>,
+}
+
 /// The writer of one stream.
 pub struct Journal {
     backend: Arc<dyn Backend>,
@@ -231,26 +145,53 @@ pub struct Journal {
     head: Option<Head>,
     /// Epoch under which this writer appends, once it has claimed the head.
     epoch: Option<WriterEpoch>,
-    /// The batch that was sent and of which it is not known whether it was written. Empty: no doubt.
-    in_doubt: Vec<Stored>,
+    /// What may be written: see [`LEVEL_MAX`].
+    level: u32,
+    /// How much is kept; `None`: everything, until the store is full.
+    retention: Option<Retention>,
+    /// The batch that was sent and of which it is not known whether it was written. No records: no doubt.
+    in_doubt: Batch,
     stop: Option<Stop>,
 }
 
 impl Journal {
-    /// Reads a stream and checks it: chain, sequence, epochs, times. A stream that does not exist is empty.
+    /// Reads a stream page by page, checks it (chain, sequence, epochs, times) and folds it. A stream that does not exist is
+    /// empty.
     ///
     /// # Errors
     /// It cannot be read, or it is not what was written.
-    pub async fn open(backend: Arc<dyn Backend>, stream: StreamId) -> Result<(Journal, Vec<Record>), Error> {
-        let stored = backend.read(&stream).await?;
-        let head = verify_chain(&stored)?;
-        if let Some(Event::Baseline { cluster_uid, .. }) = stored.first().map(|s| &s.record.event)
-            && *cluster_uid != stream.0
-        {
-            return Err(Error::ForeignStream { stream, found: cluster_uid.clone() });
+    pub async fn open(backend: Arc<dyn Backend>, stream: StreamId) -> Result<(Journal, ClusterState), Error> {
+        Journal::open_anchored(backend, stream, None).await
+    }
+
+    /// As [`Journal::open`], of a stream that must hold what somebody remembers of it.
+    ///
+    /// # Errors
+    /// [`BackendError::BehindAnchor`] if it does not.
+    pub async fn open_anchored(
+        backend: Arc<dyn Backend>,
+        stream: StreamId,
+        anchor: Option<Anchor>,
+    ) -> Result<(Journal, ClusterState), Error> {
+        let mut attempt = 1;
+        let (head, state) = loop {
+            match read(backend.as_ref(), &stream, anchor).await {
+                Err(Error::Backend(BackendError::Moved)) if attempt < READ_ATTEMPTS_MAX => attempt += 1,
+                other => break other?,
+            }
+        };
+        if head.is_some() && state.cluster_uid != stream.0 {
+            return Err(Error::ForeignStream { stream, found: state.cluster_uid });
         }
-        let records = stored.into_iter().map(|s| s.record).collect();
-        Ok((Journal { backend, stream, head, epoch: None, in_doubt: Vec::new(), stop: None }, records))
+        let level = state.level.max(LEVEL_FIRST);
+        let (in_doubt, stop) = (Batch::default(), None);
+        let journal = Journal { backend, stream, head, epoch: None, level, retention: None, in_doubt, stop };
+        Ok((journal, state))
+    }
+
+    /// From now on the oldest records go, when there is more than that, or when the store is full.
+    pub fn retain(&mut self, retention: Retention) {
+        self.retention = Some(retention);
     }
 
     /// The stream's name.
@@ -272,8 +213,7 @@ impl Journal {
     /// to begin with if the stream is new; it is not used otherwise.
     ///
     /// # Errors
-    /// [`Error::Fenced`] or [`Error::HeadMoved`] if someone else was faster: reopen. [`Error::NoBaseline`] if the stream
-    /// is new and `genesis` is no Baseline of this cluster. After [`Error::Unresolved`] call [`Journal::resolve`].
+    /// As [`Journal::claim_as`].
     pub async fn claim(
         &mut self,
         genesis: Option<Event>,
@@ -281,33 +221,29 @@ impl Journal {
         version: &str,
         now: Timestamp,
     ) -> Result<Appended, Error> {
-        self.claim_above(WriterEpoch(0), genesis, writer, version, now).await
+        let claim = Claim { genesis, writer, version, above: WriterEpoch(0), lost_through: None };
+        self.claim_as(claim, now).await
     }
 
-    /// [`Journal::claim`] with an epoch above `known`: agents may remember writers of a journal that was lost, and refuse
-    /// whoever comes with less.
+    /// [`Journal::claim`] with everything that a claim can say.
     ///
     /// # Errors
-    /// As [`Journal::claim`].
-    pub async fn claim_above(
-        &mut self,
-        known: WriterEpoch,
-        genesis: Option<Event>,
-        writer: &str,
-        version: &str,
-        now: Timestamp,
-    ) -> Result<Appended, Error> {
+    /// [`Error::Fenced`] or [`Error::HeadMoved`] if someone else was faster: reopen. [`Error::NoBaseline`] if the stream
+    /// is new and there is no Baseline of this cluster. After [`Error::Unresolved`] call [`Journal::resolve`].
+    pub async fn claim_as(&mut self, claim: Claim<'_>, now: Timestamp) -> Result<Appended, Error> {
         self.check_idle().await?;
-        let last = self.head.map_or(0, |head| head.epoch.0).max(known.0);
+        let Claim { genesis, writer, version, above, lost_through } = claim;
+        let last = self.head.map_or(0, |head| head.epoch.0).max(above.0);
         let epoch = WriterEpoch(last.saturating_add(1));
-        let started = Event::EpochStarted { writer: writer.to_owned(), version: version.to_owned() };
+        let (writer, version) = (writer.to_owned(), version.to_owned());
+        let started = Event::EpochStarted { writer, version, lost_through };
         let events = match (self.head, genesis) {
             (Some(_), _) => vec![started],
             (None, Some(baseline)) if self.is_baseline(&baseline) => vec![baseline, started],
             (None, Some(_) | None) => return Err(Error::NoBaseline),
         };
         let batch = self.seal(events, epoch, now)?;
-        self.send(batch).await
+        self.send_or_cut(batch).await
     }
 
     /// Records events: assigns sequence, epoch, time (never below the head's) and hash, and writes them at once. When it
@@ -325,7 +261,39 @@ impl Journal {
             return Ok(Appended::default());
         }
         let batch = self.seal(events, epoch, now)?;
-        self.send(batch).await
+        self.send_or_cut(batch).await
+    }
+
+    /// Takes the oldest records out of the store, if there are more than are to be kept: recorded as `Trimmed`, in the same step. For
+    /// quiet moments.
+    ///
+    /// # Errors
+    /// As [`Journal::append`].
+    pub async fn trim(&mut self, now: Timestamp) -> Result<Appended, Error> {
+        self.check_idle().await?;
+        let Some(epoch) = self.epoch else { return Err(Error::NotClaimed) };
+        let Some(retention) = &self.retention else { return Ok(Appended::default()) };
+        let goal = Goal::quiet(retention, now);
+        let Some(folded) = fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await?
+        else {
+            return Ok(Appended::default());
+        };
+        let records = self.seal(vec![trimmed(&folded, &retention.may_go)], epoch, now)?;
+        self.send(Batch { records, cut: Some(folded) }).await
+    }
+
+    /// Allows what only programs of `level` can read. Nothing is written if it is allowed already.
+    ///
+    /// # Errors
+    /// [`Error::UnknownLevel`], or as [`Journal::append`].
+    pub async fn finalize(&mut self, level: u32, version: &str, now: Timestamp) -> Result<Appended, Error> {
+        if level > LEVEL_MAX {
+            return Err(Error::UnknownLevel { level });
+        }
+        if level <= self.level {
+            return Ok(Appended::default());
+        }
+        self.append(vec![Event::LevelRaised { level, version: version.to_owned() }], now).await
     }
 
     /// Settles a batch that is in doubt: asks the store, sends the same records again if they are not there. `None` if
@@ -337,7 +305,7 @@ impl Journal {
         if let Some(stop) = &self.stop {
             return Err(stop.into());
         }
-        if self.in_doubt.is_empty() {
+        if self.in_doubt.records.is_empty() {
             return Ok(None);
         }
         match self.ask().await? {
@@ -370,6 +338,7 @@ impl Journal {
         let time = self.head.map_or(now, |head| head.time.max(now));
         let mut batch = Vec::with_capacity(events.len());
         for event in events {
+            check_level(&event, self.level)?;
             seq = seq.next();
             let stored = Stored::seal(Record { seq, epoch, time, event }, prev)?;
             prev = stored.hash;
@@ -382,7 +351,33 @@ impl Journal {
         Ok(batch)
     }
 
-    async fn send(&mut self, batch: Vec<Stored>) -> Result<Appended, Error> {
+    /// Sends a batch; if the store is full and something may go, once more with that.
+    async fn send_or_cut(&mut self, mut records: Vec<Stored>) -> Result<Appended, Error> {
+        let full = match self.send(Batch { records: records.clone(), cut: None }).await {
+            Err(Error::Full { bytes, max }) => (bytes, max),
+            other => return other,
+        };
+        let (Some(retention), Some(last)) = (&self.retention, records.last()) else {
+            return Err(Error::Full { bytes: full.0, max: full.1 });
+        };
+        let goal = Goal::full(retention, full.1);
+        let Some(folded) = fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await?
+        else {
+            return Err(Error::Full { bytes: full.0, max: full.1 });
+        };
+        let Record { seq, epoch, time, event: _ } = &last.record;
+        let record = Record {
+            seq: seq.next(),
+            epoch: *epoch,
+            time: *time,
+            event: trimmed(&folded, &retention.may_go),
+        };
+        let record = Stored::seal(record, last.hash)?;
+        records.push(record);
+        self.send(Batch { records, cut: Some(folded) }).await
+    }
+
+    async fn send(&mut self, batch: Batch) -> Result<Appended, Error> {
         // In doubt from before the first byte leaves: a caller that drops this future must not go on as if nothing was.
         self.in_doubt = batch;
         self.send_in_doubt(None).await
@@ -391,7 +386,8 @@ impl Journal {
     /// Sends the batch until its fate is known. `doubt` says why an earlier attempt may still arrive, if one may.
     async fn send_in_doubt(&mut self, mut doubt: Option<String>) -> Result<Appended, Error> {
         for _ in 0..SEND_ATTEMPTS_MAX {
-            let sent = self.backend.append(&self.stream, self.head.as_ref(), &self.in_doubt).await;
+            let Batch { records, cut } = &self.in_doubt;
+            let sent = self.backend.append(&self.stream, self.head.as_ref(), records, cut.as_ref()).await;
             let failure = match sent {
                 Ok(()) => return Ok(self.commit()),
                 Err(AppendError::Conflict { actual }) => {
@@ -413,7 +409,7 @@ impl Journal {
             };
             // "Nothing was written" is true of this attempt only. If an earlier one may still arrive, the doubt stays.
             if let (Some(certain), None) = (failure, &doubt) {
-                self.in_doubt.clear();
+                self.in_doubt = Batch::default();
                 return Err(certain);
             }
             if let Standing::Committed = self.ask().await? {
@@ -435,7 +431,7 @@ impl Journal {
 
     /// The four cases of an append that is in doubt.
     fn judge(&mut self, actual: Option<Head>) -> Result<Standing, Error> {
-        let ours = self.in_doubt.last().map(Stored::head);
+        let ours = self.in_doubt.records.last().map(Stored::head);
         if actual == ours {
             return Ok(Standing::Committed);
         }
@@ -453,12 +449,17 @@ impl Journal {
     }
 
     fn commit(&mut self) -> Appended {
-        let batch = std::mem::take(&mut self.in_doubt);
-        if let Some(last) = batch.last() {
+        let Batch { records, cut: _ } = std::mem::take(&mut self.in_doubt);
+        if let Some(last) = records.last() {
             self.head = Some(last.head());
             self.epoch = Some(last.record.epoch);
         }
-        Appended::of(batch)
+        for stored in &records {
+            if let Event::LevelRaised { level, version: _ } = &stored.record.event {
+                self.level = *level;
+            }
+        }
+        Appended::of(records)
     }
 
     fn stop(&mut self, stop: Stop) -> Error {
@@ -466,4 +467,33 @@ impl Journal {
         self.stop = Some(stop);
         error
     }
+}
+
+/// The head of an intact stream, and what it folds to. Holds one page at a time.
+async fn read(
+    backend: &dyn Backend,
+    stream: &StreamId,
+    anchor: Option<Anchor>,
+) -> Result<(Option<Head>, ClusterState), Error> {
+    let mut reader = backend.recall(stream).await?;
+    let mut chain = Chain::new(reader.folded());
+    let mut state = reader.folded().map(|folded| folded.state().clone()).unwrap_or_default();
+    // What was cut is remembered by its last record only; an older anchor is covered by the chain after it.
+    let cut = reader.folded().map(Folded::head).filter(|cut| anchor.is_some_and(|a| a.seq < cut.seq));
+    let mut is_there = anchor.is_none() || cut.is_some();
+    let matches = |head: &Head| anchor.is_some_and(|a| (a.seq, a.hash) == (head.seq, head.hash));
+    is_there |= reader.folded().is_some_and(|folded| matches(folded.head()));
+    while let Some(page) = reader.page().await? {
+        for stored in &page.records {
+            chain.next(stored)?;
+            state.apply(&stored.record);
+            is_there |= matches(&stored.head());
+        }
+    }
+    let head = chain.end()?;
+    if let (Some(anchor), false) = (anchor, is_there) {
+        let (stream, found) = (stream.clone(), describe(head.as_ref()));
+        return Err(BackendError::BehindAnchor { stream, found, anchor: anchor.seq }.into());
+    }
+    Ok((head, state))
 }

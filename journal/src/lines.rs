@@ -3,6 +3,7 @@
 
 use crate::{
     codec,
+    folded::{FOLDED_BYTES_MAX, Folded, FoldedError},
     record::{Hash, RECORD_BYTES_MAX, RecordError, Stored},
 };
 use serde::{Deserialize, Serialize};
@@ -48,6 +49,14 @@ pub enum LineError {
         /// Why.
         why: RecordError,
     },
+    /// The first line is not what a stream can begin with.
+    #[error("line {line}: {why}")]
+    Folded {
+        /// Number of the line: 1.
+        line: usize,
+        /// Why.
+        why: FoldedError,
+    },
 }
 
 /// One line, without its newline.
@@ -80,9 +89,10 @@ pub fn import_line(text: &str) -> Result<Stored, RecordError> {
     codec::from_parts((seq, epoch, time), (kind, schema), (prev, hash), event.get().as_bytes())
 }
 
-/// Reads an export. Ends after the first error; a torn last line is [`RecordError::Torn`].
+/// Reads an export. Ends after the first error; a torn last line is [`RecordError::Torn`]. If the first line is what a stream
+/// begins with whose beginning was cut, it is no record: [`Lines::take_folded`] has it.
 pub fn import_lines<R: BufRead>(reader: R) -> Lines<R> {
-    Lines { reader, line: 0, ended: false }
+    Lines { reader, line: 0, ended: false, folded: None }
 }
 
 /// Iterator of [`import_lines`].
@@ -90,15 +100,35 @@ pub struct Lines<R> {
     reader: R,
     line: usize,
     ended: bool,
+    folded: Option<Folded>,
 }
 
 impl<R: BufRead> Lines<R> {
-    fn next_line(&mut self) -> Result<Option<Stored>, LineError> {
+    /// What the stream begins with, once, after the first item has been taken.
+    pub fn take_folded(&mut self) -> Option<Folded> {
+        self.folded.take()
+    }
+
+    fn text_line(&mut self) -> Result<Vec<u8>, LineError> {
         self.line += 1;
         let line = self.line;
+        let max = if line == 1 { FOLDED_BYTES_MAX.max(LINE_BYTES_MAX) } else { LINE_BYTES_MAX };
         let mut text = Vec::new();
-        let mut limited = self.reader.by_ref().take(LINE_BYTES_MAX as u64 + 1);
+        let mut limited = self.reader.by_ref().take(max as u64 + 1);
         limited.read_until(b'\n', &mut text).map_err(|source| LineError::Io { line, source })?;
+        Ok(text)
+    }
+
+    fn next_line(&mut self) -> Result<Option<Stored>, LineError> {
+        let mut text = self.text_line()?;
+        if self.line == 1
+            && let Some(first) = std::str::from_utf8(&text).ok().filter(|text| Folded::is_in(text))
+        {
+            let folded = Folded::parse(first.trim_end_matches('\n'));
+            self.folded = Some(folded.map_err(|why| LineError::Folded { line: 1, why })?);
+            text = self.text_line()?;
+        }
+        let line = self.line;
         if text.is_empty() {
             return Ok(None);
         }
@@ -120,6 +150,8 @@ impl<R: BufRead> Lines<R> {
             | RecordError::UnknownCodec { .. }
             | RecordError::UnknownKind { .. }
             | RecordError::UnknownSchema { .. }
+            | RecordError::UnknownLevel { .. }
+            | RecordError::NotFinalized { .. }
             | RecordError::TooLarge { .. } => failed(why),
         })
     }

@@ -1,8 +1,9 @@
 //! A backend in memory: for tests and simulations, with the faults that a network has.
 
 use crate::{
-    backend::{AppendError, Backend, BackendError},
+    backend::{AppendError, Backend, BackendError, Page, Reader},
     codec,
+    folded::Folded,
     record::{Head, Stored, StreamId},
 };
 use async_trait::async_trait;
@@ -32,38 +33,62 @@ pub enum Fault {
     HeadUnavailable,
 }
 
-struct Late {
+/// Records of a page: few, so that tests cut at many places.
+const PAGE_RECORDS: usize = 4;
+
+/// A write as it arrives.
+struct Write {
     stream: StreamId,
     expected: Option<Head>,
     frames: Vec<(Head, Vec<u8>)>,
+    cut: Option<Folded>,
+}
+
+#[derive(Clone, Default)]
+struct Stream {
+    folded: Option<Folded>,
+    frames: Vec<(Head, Vec<u8>)>,
+}
+
+impl Stream {
+    fn head(&self) -> Option<Head> {
+        self.frames.last().map(|(head, _)| *head)
+    }
+
+    fn bytes(&self) -> usize {
+        let folded = self.folded.as_ref().map_or(0, |folded| folded.text().len());
+        self.frames.iter().map(|(_, frame)| frame.len()).sum::<usize>() + folded
+    }
 }
 
 #[derive(Default)]
 struct Inner {
-    streams: BTreeMap<StreamId, Vec<(Head, Vec<u8>)>>,
+    streams: BTreeMap<StreamId, Stream>,
     faults: VecDeque<Fault>,
-    late: Vec<Late>,
+    late: Vec<Write>,
     appends: usize,
     stream_bytes_max: Option<usize>,
 }
 
 impl Inner {
-    fn swap(
-        &mut self,
-        stream: &StreamId,
-        expected: Option<&Head>,
-        new: Vec<(Head, Vec<u8>)>,
-    ) -> Result<(), AppendError> {
-        let frames = self.streams.entry(stream.clone()).or_default();
-        let actual = frames.last().map(|(head, _)| *head);
-        if actual.as_ref() != expected {
+    fn swap(&mut self, write: Write) -> Result<(), AppendError> {
+        let Write { stream, expected, frames, cut } = write;
+        let known = self.streams.get(&stream).cloned().unwrap_or_default();
+        let actual = known.head();
+        if actual != expected {
             return Err(AppendError::Conflict { actual });
         }
-        let bytes = frames.iter().chain(&new).map(|(_, frame)| frame.len()).sum();
+        let mut next = known;
+        next.frames.extend(frames);
+        if let Some(folded) = cut {
+            next.frames.retain(|(head, _)| head.seq > folded.head().seq);
+            next.folded = Some(folded);
+        }
+        let bytes = next.bytes();
         if let Some(max) = self.stream_bytes_max.filter(|max| bytes > *max) {
             return Err(AppendError::Full { bytes, max });
         }
-        frames.extend(new);
+        self.streams.insert(stream, next);
         Ok(())
     }
 
@@ -105,7 +130,7 @@ impl Memory {
     pub fn deliver_late(&self) -> usize {
         let mut inner = self.lock();
         let late = std::mem::take(&mut inner.late);
-        late.into_iter().filter_map(|l| inner.swap(&l.stream, l.expected.as_ref(), l.frames).ok()).count()
+        late.into_iter().filter_map(|write| inner.swap(write).ok()).count()
     }
 
     /// Appends that arrived, accepted or not.
@@ -119,20 +144,45 @@ impl Memory {
     }
 }
 
+/// Everything at once, handed out in pages.
+struct Pages {
+    stream: StreamId,
+    from: Stream,
+    given: usize,
+}
+
+#[async_trait]
+impl Reader for Pages {
+    fn folded(&self) -> Option<&Folded> {
+        self.from.folded.as_ref()
+    }
+
+    fn bytes(&self) -> usize {
+        self.from.bytes()
+    }
+
+    async fn page(&mut self) -> Result<Option<Page>, BackendError> {
+        let frames: Vec<&[u8]> =
+            self.from.frames.iter().skip(self.given).take(PAGE_RECORDS).map(|(_, f)| f.as_slice()).collect();
+        self.given += frames.len();
+        let records: Result<Vec<Stored>, _> = frames.iter().map(|frame| codec::decode(frame)).collect();
+        let records =
+            records.map_err(|source| BackendError::Record { stream: self.stream.clone(), source })?;
+        let bytes = frames.iter().map(|frame| frame.len()).sum();
+        Ok((!records.is_empty()).then_some(Page { records, bytes }))
+    }
+}
+
 #[async_trait]
 impl Backend for Memory {
     async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
         let inner = self.lock();
-        Ok(inner.streams.iter().filter(|(_, frames)| !frames.is_empty()).map(|(id, _)| id.clone()).collect())
+        Ok(inner.streams.iter().filter(|(_, s)| s.head().is_some()).map(|(id, _)| id.clone()).collect())
     }
 
-    async fn read(&self, stream: &StreamId) -> Result<Vec<Stored>, BackendError> {
-        let inner = self.lock();
-        let frames = inner.streams.get(stream).map(Vec::as_slice).unwrap_or_default();
-        let decoded = frames.iter().map(|(_, bytes)| codec::decode(bytes));
-        decoded
-            .collect::<Result<_, _>>()
-            .map_err(|source| BackendError::Record { stream: stream.clone(), source })
+    async fn read(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
+        let from = self.lock().streams.get(stream).cloned().unwrap_or_default();
+        Ok(Box::new(Pages { stream: stream.clone(), from, given: 0 }))
     }
 
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
@@ -140,7 +190,12 @@ impl Backend for Memory {
         if inner.next_fault(|f| f == Fault::HeadUnavailable).is_some() {
             return Err(BackendError::Unavailable("injected".to_owned()));
         }
-        Ok(inner.streams.get(stream).and_then(|frames| frames.last()).map(|(head, _)| *head))
+        Ok(inner.streams.get(stream).and_then(Stream::head))
+    }
+
+    async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.lock().streams.remove(stream);
+        Ok(())
     }
 
     async fn append(
@@ -148,21 +203,23 @@ impl Backend for Memory {
         stream: &StreamId,
         expected: Option<&Head>,
         records: &[Stored],
+        cut: Option<&Folded>,
     ) -> Result<(), AppendError> {
         let mut inner = self.lock();
         inner.appends += 1;
         let frames = records.iter().map(|r| (r.head(), codec::encode(r))).collect();
+        let write = Write { stream: stream.clone(), expected: expected.copied(), frames, cut: cut.cloned() };
         let unknown = || AppendError::Ambiguous("injected".to_owned());
         match inner.next_fault(|f| f != Fault::HeadUnavailable) {
-            None | Some(Fault::HeadUnavailable) => inner.swap(stream, expected, frames),
+            None | Some(Fault::HeadUnavailable) => inner.swap(write),
             Some(Fault::AmbiguousNotCommitted) => Err(unknown()),
-            Some(Fault::AmbiguousCommitted) => inner.swap(stream, expected, frames).and(Err(unknown())),
+            Some(Fault::AmbiguousCommitted) => inner.swap(write).and(Err(unknown())),
             Some(Fault::AmbiguousLate) => {
-                inner.late.push(Late { stream: stream.clone(), expected: expected.copied(), frames });
+                inner.late.push(write);
                 Err(unknown())
             }
             Some(Fault::Conflict) => {
-                let actual = inner.streams.get(stream).and_then(|f| f.last()).map(|(head, _)| *head);
+                let actual = inner.streams.get(stream).and_then(Stream::head);
                 Err(AppendError::Conflict { actual })
             }
             Some(Fault::Unavailable) => Err(AppendError::Io("injected".to_owned())),

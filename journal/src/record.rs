@@ -1,6 +1,6 @@
 //! What the journal stores: a record sealed into the hash chain, and the names and limits around it.
 
-use crate::codec;
+use crate::{codec, upcast};
 use serde::{Deserialize, Deserializer, Serialize, Serializer, de};
 use std::{fmt, str::FromStr};
 use valkeeper_core::{
@@ -19,19 +19,28 @@ pub const BATCH_BYTES_MAX: usize = 256 * 1024;
 
 /// Every kind of event this program can read: number, name, newest schema, what it is. Numbers are never reused.
 pub const KINDS: &[Kind] = &[
-    Kind { number: 1, name: "Baseline", schema: 1, nature: Nature::Writer },
-    Kind { number: 2, name: "EpochStarted", schema: 1, nature: Nature::Writer },
-    Kind { number: 3, name: "SpecChanged", schema: 1, nature: Nature::Fact },
-    Kind { number: 4, name: "PodChanged", schema: 1, nature: Nature::Fact },
-    Kind { number: 5, name: "ServerChanged", schema: 1, nature: Nature::Fact },
-    Kind { number: 6, name: "RouteChanged", schema: 1, nature: Nature::Fact },
-    Kind { number: 7, name: "ObjectChanged", schema: 1, nature: Nature::Fact },
-    Kind { number: 8, name: "Decided", schema: 1, nature: Nature::Decision },
-    Kind { number: 9, name: "EffectsEnded", schema: 1, nature: Nature::Fact },
-    Kind { number: 10, name: "DecisionClosed", schema: 1, nature: Nature::Decision },
-    Kind { number: 11, name: "StandingChanged", schema: 1, nature: Nature::Decision },
-    Kind { number: 12, name: "AgentChanged", schema: 1, nature: Nature::Fact },
+    Kind { number: 1, name: "Baseline", schema: 1, level: 1, nature: Nature::Writer },
+    Kind { number: 2, name: "EpochStarted", schema: 1, level: 1, nature: Nature::Writer },
+    Kind { number: 3, name: "SpecChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 4, name: "PodChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 5, name: "ServerChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 6, name: "RouteChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 7, name: "ObjectChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 8, name: "Decided", schema: 1, level: 1, nature: Nature::Decision },
+    Kind { number: 9, name: "EffectsEnded", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 10, name: "DecisionClosed", schema: 1, level: 1, nature: Nature::Decision },
+    Kind { number: 11, name: "StandingChanged", schema: 1, level: 1, nature: Nature::Decision },
+    Kind { number: 12, name: "AgentChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 13, name: "Trimmed", schema: 1, level: 1, nature: Nature::Writer },
+    Kind { number: 14, name: "LevelRaised", schema: 1, level: 1, nature: Nature::Writer },
 ];
+
+/// Highest level that this program reads, and writes after a [`Event::LevelRaised`] of it. A level is a set of kinds and layouts;
+/// one is added when a release writes what the release before cannot read.
+pub const LEVEL_MAX: u32 = 1;
+
+/// Level of a stream that was never finalized.
+pub const LEVEL_FIRST: u32 = 1;
 
 /// What an event tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,6 +62,8 @@ pub struct Kind {
     pub name: &'static str,
     /// Newest payload layout this program can read.
     pub schema: u16,
+    /// Level from which that layout may be written: a stream that was not finalized at it holds what older programs read.
+    pub level: u32,
     /// What it tells.
     pub nature: Nature,
 }
@@ -189,6 +200,28 @@ pub enum RecordError {
         /// Newest schema this program can read.
         known: u16,
     },
+    /// The stream was finalized by a newer program: from this record on it holds what this one cannot read.
+    #[error(
+        "record {seq}: version {version} finalized the stream at level {level}; this program reads up to level {LEVEL_MAX}"
+    )]
+    UnknownLevel {
+        /// The record.
+        seq: Seq,
+        /// The level.
+        level: u32,
+        /// Version that finalized it: the oldest that is known to read on.
+        version: String,
+    },
+    /// An event that older programs cannot read, in a stream that was not finalized for it.
+    #[error("event kind {kind} may be written from level {level} on; the stream is at level {stream}")]
+    NotFinalized {
+        /// Number of the kind.
+        kind: u16,
+        /// Level that it needs.
+        level: u32,
+        /// Level of the stream.
+        stream: u32,
+    },
     /// It would exceed [`RECORD_BYTES_MAX`].
     #[error("record of {bytes} bytes: at most {max} are allowed")]
     TooLarge {
@@ -197,6 +230,22 @@ pub enum RecordError {
         /// The limit in bytes.
         max: usize,
     },
+}
+
+impl RecordError {
+    /// True if a newer program wrote it: nothing is damaged, and that program can go on.
+    pub fn is_newer(&self) -> bool {
+        match self {
+            RecordError::UnknownCodec { .. }
+            | RecordError::UnknownKind { .. }
+            | RecordError::UnknownSchema { .. }
+            | RecordError::UnknownLevel { .. } => true,
+            RecordError::Torn { .. }
+            | RecordError::Corrupt(_)
+            | RecordError::NotFinalized { .. }
+            | RecordError::TooLarge { .. } => false,
+        }
+    }
 }
 
 /// A record in its place in the chain.
@@ -255,9 +304,19 @@ pub(crate) fn check_kind(seq: Seq, kind: u16, schema: u16) -> Result<(), RecordE
     Ok(())
 }
 
+/// Checks that a stream of this level may hold the event.
+pub(crate) fn check_level(event: &Event, stream: u32) -> Result<(), RecordError> {
+    let kind = event.kind();
+    let needed = KINDS.iter().find(|k| k.number == kind).map_or(LEVEL_FIRST, |k| k.level);
+    if needed > stream {
+        return Err(RecordError::NotFinalized { kind, level: needed, stream });
+    }
+    Ok(())
+}
+
 /// Parses a payload whose kind and schema were checked, and checks that it is of that kind.
-pub(crate) fn parse_event(seq: Seq, kind: u16, payload: &[u8]) -> Result<Event, RecordError> {
-    let event: Event = serde_json::from_slice(payload)
+pub(crate) fn parse_event(seq: Seq, kind: u16, schema: u16, payload: &[u8]) -> Result<Event, RecordError> {
+    let event = upcast::parse(kind, schema, payload)
         .map_err(|e| RecordError::Corrupt(format!("record {seq}: payload of kind {kind}: {e}")))?;
     if event.kind() != kind {
         let found = event.kind();
@@ -265,7 +324,12 @@ pub(crate) fn parse_event(seq: Seq, kind: u16, payload: &[u8]) -> Result<Event, 
             "record {seq}: envelope says kind {kind}, payload is kind {found}"
         )));
     }
-    Ok(event)
+    match event {
+        Event::LevelRaised { level, version } if level > LEVEL_MAX => {
+            Err(RecordError::UnknownLevel { seq, level, version })
+        }
+        event => Ok(event),
+    }
 }
 
 #[cfg(test)]

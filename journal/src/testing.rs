@@ -29,7 +29,11 @@ pub(crate) fn one_of_each() -> Vec<Event> {
             name: "orders".to_owned(),
             origin: BaselineOrigin::Empty,
         },
-        Event::EpochStarted { writer: "valkeeper-0".to_owned(), version: "0.1.0".to_owned() },
+        Event::EpochStarted {
+            writer: "valkeeper-0".to_owned(),
+            version: "0.1.0".to_owned(),
+            lost_through: None,
+        },
         Event::SpecChanged(SpecFact::Invalid("shards: 0 is not allowed".to_owned())),
         Event::PodChanged { member: MemberId::new(0, 1), pod: Observed::Absent },
         Event::ServerChanged { member: MemberId::new(0, 1), server: Observed::Absent },
@@ -40,6 +44,13 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         Event::DecisionClosed { decision: Seq(8), how: CloseReason::Superseded },
         Event::StandingChanged { standing: Standing::default(), evidence: Evidence::default() },
         Event::AgentChanged { member: MemberId::new(0, 1), agent: Observed::Absent },
+        Event::Trimmed {
+            through: Seq(5),
+            hash: Digest("ab".repeat(32)),
+            folded: Digest("cd".repeat(32)),
+            archive: None,
+        },
+        Event::LevelRaised { level: 1, version: "0.1.0".to_owned() },
     ]
 }
 

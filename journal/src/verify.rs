@@ -1,6 +1,7 @@
 //! Is this the stream that was written? Sequence, chain, epochs and times, checked record by record.
 
 use crate::{
+    folded::Folded,
     lines::import_lines,
     record::{Hash, Head, Stored},
 };
@@ -76,6 +77,16 @@ pub enum Problem {
         /// The record.
         seq: Seq,
     },
+    /// The stream begins with a fold of records that are gone, and no record says that they were cut so.
+    #[error(
+        "the stream begins with a fold up to record {through}, and no Trimmed record names it as {digest}"
+    )]
+    Unnamed {
+        /// Last record that it stands for.
+        through: Seq,
+        /// SHA-256 of what is there.
+        digest: Hash,
+    },
     /// A line or frame cannot be read; nothing after it is looked at.
     #[error("item {item} cannot be read: {why}")]
     Unreadable {
@@ -91,6 +102,8 @@ pub enum Problem {
 pub struct Report {
     /// Number of records read.
     pub records: usize,
+    /// Last record that is gone, if the stream's beginning was cut.
+    pub trimmed: Option<Seq>,
     /// Sequence of the first.
     pub first: Option<Seq>,
     /// Sequence of the last.
@@ -109,68 +122,129 @@ impl Report {
         self.problems.is_empty()
     }
 
-    fn add(&mut self, stored: &Stored) {
-        let Record { seq, epoch, time, event } = &stored.record;
-        let found = problems(self.head.as_ref(), self.records, stored);
+    fn add(&mut self, chain: &mut Chain, stored: &Stored) {
+        let Record { seq, epoch, time: _, event: _ } = &stored.record;
+        let found = chain.take(stored);
         let room = PROBLEMS_MAX.saturating_sub(self.problems.len());
         self.problems.extend(found.into_iter().take(room));
         self.records += 1;
         self.first.get_or_insert(*seq);
         self.last = Some(*seq);
-        if matches!(event, Event::EpochStarted { .. }) || self.epochs.last().is_none_or(|(e, _)| e != epoch) {
-            match self.epochs.last() {
-                Some((last, _)) if last == epoch => {}
-                Some(_) | None => self.epochs.push((*epoch, *seq)),
-            }
+        if self.epochs.last().is_none_or(|(last, _)| last != epoch) {
+            self.epochs.push((*epoch, *seq));
         }
-        self.head = Some(Head { seq: *seq, epoch: *epoch, time: *time, hash: stored.hash });
+    }
+
+    fn end(mut self, chain: Chain) -> Report {
+        self.head = chain.before;
+        self.problems.extend(chain.end().err());
+        self
+    }
+}
+
+/// Checks a stream record by record, while it is read.
+#[derive(Clone, Debug)]
+pub struct Chain {
+    before: Option<Head>,
+    /// What the stream begins with, until a record names it: last record it stands for, that one's hash, its own digest.
+    unnamed: Option<(Seq, Hash, Hash)>,
+}
+
+impl Chain {
+    /// The check of a stream that begins with `folded`, or with record 1.
+    pub fn new(folded: Option<&Folded>) -> Chain {
+        let name = |folded: &Folded| (folded.head().seq, folded.head().hash, folded.digest());
+        Chain { before: folded.map(|folded| *folded.head()), unnamed: folded.map(name) }
+    }
+
+    /// The next record.
+    ///
+    /// # Errors
+    /// The first thing that is wrong with it.
+    pub fn next(&mut self, stored: &Stored) -> Result<(), Problem> {
+        self.take(stored).into_iter().next().map_or(Ok(()), Err)
+    }
+
+    /// The last record's place.
+    pub fn head(&self) -> Option<&Head> {
+        self.before.as_ref()
+    }
+
+    /// There are no more records. Returns the head, `None` if the stream is empty.
+    ///
+    /// # Errors
+    /// [`Problem::Unnamed`].
+    pub fn end(self) -> Result<Option<Head>, Problem> {
+        match self.unnamed {
+            None => Ok(self.before),
+            Some((through, _, digest)) => Err(Problem::Unnamed { through, digest }),
+        }
+    }
+
+    fn take(&mut self, stored: &Stored) -> Vec<Problem> {
+        let found = problems(self.before.as_ref(), stored);
+        if let (Event::Trimmed { through, hash, folded, archive: _ }, Some((seq, last, digest))) =
+            (&stored.record.event, &self.unnamed)
+            && (through, &hash.0, &folded.0) == (seq, &last.to_string(), &digest.to_string())
+        {
+            self.unnamed = None;
+        }
+        self.before = Some(stored.head());
+        found
     }
 }
 
 /// Looks at every record and reports everything that is wrong.
-pub fn verify<'a>(records: impl IntoIterator<Item = &'a Stored>) -> Report {
-    let mut report = Report::default();
+pub fn verify<'a>(folded: Option<&Folded>, records: impl IntoIterator<Item = &'a Stored>) -> Report {
+    let mut chain = Chain::new(folded);
+    let mut report = Report { trimmed: folded.map(|f| f.head().seq), ..Report::default() };
     for stored in records {
-        report.add(stored);
+        report.add(&mut chain, stored);
     }
-    report
+    report.end(chain)
 }
 
 /// As [`verify`], over an export. Stops at the first line that cannot be read.
 pub fn verify_lines(reader: impl BufRead) -> Report {
-    let mut report = Report::default();
-    for (index, item) in import_lines(reader).enumerate() {
-        match item {
-            Ok(stored) => report.add(&stored),
-            Err(e) => report.problems.push(Problem::Unreadable { item: index + 1, why: e.to_string() }),
+    let mut lines = import_lines(reader);
+    let (mut report, mut chain) = (Report::default(), Chain::new(None));
+    let mut item = 0;
+    while let Some(line) = lines.next() {
+        item += 1;
+        if let Some(folded) = lines.take_folded() {
+            chain = Chain::new(Some(&folded));
+            report.trimmed = Some(folded.head().seq);
+            item += 1;
+        }
+        match line {
+            Ok(stored) => report.add(&mut chain, &stored),
+            Err(e) => report.problems.push(Problem::Unreadable { item, why: e.to_string() }),
         }
     }
-    report
+    report.end(chain)
 }
 
 /// The head of an intact stream, `None` if it is empty.
 ///
 /// # Errors
 /// The first problem.
-pub fn verify_chain(records: &[Stored]) -> Result<Option<Head>, Problem> {
-    let mut before = None;
-    for (index, stored) in records.iter().enumerate() {
-        before = Some(verify_next(before.as_ref(), index, stored)?);
-    }
-    Ok(before)
+pub fn verify_chain(folded: Option<&Folded>, records: &[Stored]) -> Result<Option<Head>, Problem> {
+    let mut chain = Chain::new(folded);
+    records.iter().try_for_each(|stored| chain.next(stored))?;
+    chain.end()
 }
 
-/// The head after one more record, the `index`th of its stream (from 0), if it continues an intact one.
-pub(crate) fn verify_next(before: Option<&Head>, index: usize, stored: &Stored) -> Result<Head, Problem> {
-    problems(before, index, stored).into_iter().next().map_or_else(|| Ok(stored.head()), Err)
+/// The head after one more record, if it continues an intact stream that ends with `before`.
+pub(crate) fn verify_next(before: Option<&Head>, stored: &Stored) -> Result<Head, Problem> {
+    problems(before, stored).into_iter().next().map_or_else(|| Ok(stored.head()), Err)
 }
 
-fn problems(before: Option<&Head>, index: usize, stored: &Stored) -> Vec<Problem> {
+fn problems(before: Option<&Head>, stored: &Stored) -> Vec<Problem> {
     let Record { seq, epoch, time, event } = &stored.record;
     let (seq, epoch, time) = (*seq, *epoch, *time);
     let mut found = Vec::new();
     let is_baseline = matches!(event, Event::Baseline { .. });
-    if is_baseline != (index == 0) {
+    if is_baseline != before.is_none() {
         found.push(Problem::Baseline { seq, name: event.name() });
     }
     let origin = Head { seq: Seq(0), epoch: WriterEpoch(0), time: Timestamp(i64::MIN), hash: Hash::ZERO };
@@ -188,7 +262,7 @@ fn problems(before: Option<&Head>, index: usize, stored: &Stored) -> Vec<Problem
         found.push(Problem::HashMismatch { seq, computed, stored: stored.hash });
     }
     // A Baseline opens its writer's epoch; the EpochStarted after it names the writer.
-    let rises = is_baseline || (matches!(event, Event::EpochStarted { .. }) && index != 1);
+    let rises = is_baseline || (matches!(event, Event::EpochStarted { .. }) && last != Seq(1));
     // By one, or by more where agents remembered a later writer than this journal.
     let is_right = if rises { epoch > reigning } else { epoch == reigning };
     if !is_right {

@@ -4,31 +4,38 @@
 
 mod common;
 
-use common::{at, baseline, big, decided, fact, stream};
+use common::{all, at, baseline, big, decided, fact, opened, stream};
 use std::sync::Arc;
 use valkeeper_core::{event::Event, ids::WriterEpoch};
 use valkeeper_journal::{
     Backend, Error, Journal, Memory, Segments, Stored,
     journal::SEND_ATTEMPTS_MAX,
     memory::Fault,
-    segments::{METADATA_CONFLICTS_MAX, MemoryObjects, memory_objects::ObjectsFault},
+    segments::{
+        Body, METADATA_CONFLICTS_MAX, MemoryObjects, Object, TEXT_BYTES_MAX, memory_objects::ObjectsFault,
+    },
     verify,
 };
 
 async fn claimed(backend: Arc<dyn Backend>) -> Journal {
-    let (mut journal, _) = Journal::open(backend, stream()).await.unwrap();
+    let (mut journal, _) = opened(backend, stream()).await.unwrap();
     journal.claim(Some(baseline(&stream())), "valkeeper-0", "0.1.0", at(100)).await.unwrap();
     journal
 }
 
 async fn intact(backend: &dyn Backend) -> Vec<Stored> {
-    let stored = backend.read(&stream()).await.unwrap();
-    assert_eq!(verify(&stored).problems, []);
+    let stored = all(&*backend).await;
+    assert_eq!(verify(None, &stored).problems, []);
     stored
 }
 
 fn count(stored: &[Stored], event: &Event) -> usize {
     stored.iter().filter(|s| s.record.event == *event).count()
+}
+
+/// What an object holds, unpacked.
+fn text(object: &Object) -> String {
+    object.body.text(TEXT_BYTES_MAX).unwrap().into_owned()
 }
 
 async fn memory() -> (Arc<Memory>, Journal) {
@@ -154,7 +161,7 @@ async fn a_writer_in_doubt_that_was_deposed_is_fenced() {
 #[tokio::test]
 async fn a_head_moved_without_a_claim_stops_the_writer() {
     let (backend, mut journal) = memory().await;
-    let (mut twin, _) = Journal::open(backend.clone(), stream()).await.unwrap();
+    let (mut twin, _) = opened(backend.clone(), stream()).await.unwrap();
     // Someone writes on with this writer's epoch, by the backend itself.
     let head = *journal.head().unwrap();
     let record = valkeeper_core::event::Record {
@@ -163,7 +170,7 @@ async fn a_head_moved_without_a_claim_stops_the_writer() {
         time: at(101),
         event: fact(9),
     };
-    backend.append(&stream(), Some(&head), &[Stored::seal(record, head.hash).unwrap()]).await.unwrap();
+    backend.append(&stream(), Some(&head), &[Stored::seal(record, head.hash).unwrap()], None).await.unwrap();
     let moved = journal.append(vec![fact(1)], at(102)).await.unwrap_err();
     assert!(matches!(moved, Error::HeadMoved { .. }) && moved.is_broken(), "{moved:?}");
     assert!(journal.append(vec![fact(1)], at(102)).await.unwrap_err().is_broken());
@@ -228,7 +235,7 @@ async fn every_timeout_of_every_write_of_an_append_leaves_each_record_once() {
             let stored = intact(&*backend).await;
             assert_eq!(stored.len(), 10, "{fault:?} at write {position}");
             let fresh = Segments::new(objects.clone());
-            assert_eq!(fresh.read(&stream()).await.unwrap(), stored);
+            assert_eq!(all(&fresh).await, stored);
         }
     }
 }
@@ -258,16 +265,16 @@ async fn what_people_do_to_the_objects_is_noticed() {
         ("segment deleted", |objects| objects.retain(|name, _| name.ends_with("-head"))),
         ("segment edited", |objects| {
             let object = objects.iter_mut().find(|(name, _)| !name.ends_with("-head")).unwrap().1;
-            object.bytes = object.bytes.replace("valkeeper-0", "valkeeper-1");
+            object.body = Body::pack(&text(object).replace("valkeeper-0", "valkeeper-1"));
         }),
         ("last line cut", |objects| {
             let object = objects.iter_mut().find(|(name, _)| name.ends_with("-head")).unwrap().1;
-            let cut = object.bytes.trim_end().rfind('\n').unwrap();
-            object.bytes.truncate(cut + 1);
+            let cut = text(object).trim_end().rfind('\n').unwrap();
+            object.body = Body::Text(text(object)[..=cut].to_owned());
         }),
         ("newer format", |objects| {
             let object = objects.iter_mut().find(|(name, _)| name.ends_with("-head")).unwrap().1;
-            object.bytes = object.bytes.replacen("\"format\":1", "\"format\":2", 1);
+            object.body = Body::Text(text(object).replacen("\"format\":1", "\"format\":2", 1));
         }),
     ];
     for (name, edit) in edits {
@@ -276,7 +283,7 @@ async fn what_people_do_to_the_objects_is_noticed() {
         journal.append(vec![big(12_000)], at(102)).await.unwrap();
         objects.edit(|all| assert!(all.keys().any(head) && all.len() == 2));
         objects.edit(edit);
-        let opened = Journal::open(Arc::new(Segments::new(objects)), stream()).await;
+        let opened = opened(Arc::new(Segments::new(objects)), stream()).await;
         let error = opened.err().unwrap_or_else(|| panic!("{name}: not noticed"));
         assert!(error.is_broken(), "{name}: {error:?}");
     }
@@ -290,7 +297,7 @@ async fn a_head_rolled_back_under_a_writer_stops_it() {
     journal.append(vec![fact(1)], at(101)).await.unwrap();
     objects.edit(|all| {
         let object = all.values_mut().next().unwrap();
-        object.bytes = old.unwrap().bytes;
+        object.body = old.unwrap().body;
         object.version = "edited".to_owned();
     });
     let moved = journal.append(vec![fact(2)], at(102)).await.unwrap_err();
@@ -312,7 +319,7 @@ async fn maintenance_that_fails_anywhere_loses_nothing() {
         journal.maintain().await.unwrap();
         assert_eq!(intact(&*backend).await.len(), before.len() + 1);
         let mut largest = 0;
-        objects.edit(|all| largest = all.values().map(|o| o.bytes.len()).max().unwrap());
+        objects.edit(|all| largest = all.values().map(|o| text(o).len()).max().unwrap());
         assert!(largest > 100_000, "nothing was merged");
         assert!(largest < 1024 * 1024, "too large for a ConfigMap");
     }

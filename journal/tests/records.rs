@@ -27,7 +27,11 @@ fn chain(events: Vec<Event>) -> Vec<Stored> {
 }
 
 fn sample() -> Vec<Stored> {
-    let started = Event::EpochStarted { writer: "valkeeper-0".to_owned(), version: "0.1.0".to_owned() };
+    let started = Event::EpochStarted {
+        writer: "valkeeper-0".to_owned(),
+        version: "0.1.0".to_owned(),
+        lost_through: None,
+    };
     chain(vec![baseline(&stream()), started, fact(1), decided()])
 }
 
@@ -115,7 +119,7 @@ fn a_frame_with_right_checksums_and_other_content_breaks_the_chain() {
         if let Ok(changed) = decode(&bytes) {
             let mut tampered = records.clone();
             tampered[2] = changed;
-            assert!(verify_chain(&tampered).is_err(), "byte {position} was changed unnoticed");
+            assert!(verify_chain(None, &tampered).is_err(), "byte {position} was changed unnoticed");
         }
     }
 }
@@ -235,7 +239,7 @@ fn an_endless_line_is_refused_without_reading_it_all() {
 #[test]
 fn every_way_to_bend_a_stream_has_its_problem() {
     let records = sample();
-    let problems = |bent: &[Stored]| verify(bent).problems;
+    let problems = |bent: &[Stored]| verify(None, bent).problems;
     assert_eq!(problems(&records), []);
     let missing = problems(&records[1..]);
     assert!(matches!(
@@ -260,7 +264,7 @@ fn every_way_to_bend_a_stream_has_its_problem() {
 
 #[test]
 fn epochs_rise_at_a_claim_and_nowhere_else_and_time_never_falls() {
-    let started = Event::EpochStarted { writer: "w".to_owned(), version: "v".to_owned() };
+    let started = Event::EpochStarted { writer: "w".to_owned(), version: "v".to_owned(), lost_through: None };
     let cases =
         [(2, fact(1), 300, "epoch"), (3, started.clone(), 300, ""), (1, started.clone(), 300, "epoch")];
     let rest = [(2, started, 300, ""), (1, fact(1), 300, ""), (1, fact(1), 0, "older")];
@@ -268,7 +272,7 @@ fn epochs_rise_at_a_claim_and_nowhere_else_and_time_never_falls() {
         let mut records = sample();
         let record = Record { seq: Seq(5), epoch: WriterEpoch(epoch), time: at(seconds), event };
         records.push(Stored::seal(record, records[3].hash).unwrap());
-        let problems: Vec<String> = verify(&records).problems.iter().map(Problem::to_string).collect();
+        let problems: Vec<String> = verify(None, &records).problems.iter().map(Problem::to_string).collect();
         assert_eq!(problems.len(), usize::from(!says.is_empty()), "{problems:?}");
         assert!(problems.iter().all(|p| p.contains(says)), "{problems:?}");
     }

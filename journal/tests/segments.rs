@@ -4,13 +4,13 @@
 
 mod common;
 
-use common::{at, baseline, big, decided, fact, stream};
+use common::{at, baseline, big, decided, fact, opened, stream};
 use std::{collections::BTreeMap, error::Error as _, sync::Arc};
 use valkeeper_core::event::Record;
 use valkeeper_journal::{
     Backend, Error, Head, Journal, Object, Segments, Stored, export_line,
     journal::SEND_ATTEMPTS_MAX,
-    segments::{MemoryObjects, memory_objects::ObjectsFault},
+    segments::{Body, MemoryObjects, TEXT_BYTES_MAX, memory_objects::ObjectsFault},
     verify, verify_lines,
 };
 
@@ -20,7 +20,7 @@ type All = BTreeMap<String, Object>;
 async fn writing() -> (Arc<MemoryObjects>, Arc<Segments>, Journal) {
     let objects = Arc::new(MemoryObjects::new());
     let backend = Arc::new(Segments::new(objects.clone()));
-    let (mut journal, _) = Journal::open(backend.clone(), stream()).await.unwrap();
+    let (mut journal, _) = opened(backend.clone(), stream()).await.unwrap();
     journal.claim(Some(baseline(&stream())), "valkeeper-0", "0.1.0", at(100)).await.unwrap();
     journal.append(vec![big(12_000)], at(101)).await.unwrap();
     journal.append(vec![big(6_000)], at(102)).await.unwrap();
@@ -35,13 +35,18 @@ fn all(objects: &MemoryObjects) -> All {
     all
 }
 
+/// What an object holds, unpacked.
+fn text(object: &Object) -> String {
+    object.body.text(TEXT_BYTES_MAX).unwrap().into_owned()
+}
+
 /// What `kubectl edit` of the head object does: another text, and another version.
 fn edit_head(objects: &MemoryObjects, change: impl FnOnce(&str) -> String) {
     objects.edit(|all| {
         let head = all.iter_mut().find(|(name, _)| name.ends_with("-head")).unwrap().1;
-        let changed = change(&head.bytes);
-        assert_ne!(changed, head.bytes, "nothing was edited");
-        *head = Object { bytes: changed, version: format!("{}-edited", head.version) };
+        let changed = change(&text(head));
+        assert_ne!(changed, text(head), "nothing was edited");
+        *head = Object { body: Body::Text(changed), version: format!("{}-edited", head.version) };
     });
 }
 
@@ -135,7 +140,7 @@ async fn a_tail_edited_after_a_write_whose_answer_was_lost_stops_the_writer() {
     // Written, and nobody here knows: what this process remembers is one append older than what is there.
     objects.inject(ObjectsFault::TimeoutAfterCommit);
     let head = *journal.head().unwrap();
-    backend.append(&stream(), Some(&head), &[next(&head)]).await.unwrap_err();
+    backend.append(&stream(), Some(&head), &[next(&head)], None).await.unwrap_err();
     edit_head(&objects, EDITS[0].1);
     // The same record again: without the edit, the store would say that it is there.
     assert_names("edited", &journal.append(vec![fact(7)], at(104)).await.unwrap_err(), 5);
@@ -158,7 +163,7 @@ async fn an_edited_list_of_segments_stops_a_running_writer() {
         assert_names(name, &journal.append(vec![fact(7)], at(104)).await.unwrap_err(), seq);
         // The next writer as well: at its open if the records show it, else before its first write.
         let before = all(&objects);
-        let refused = match Journal::open(Arc::new(Segments::new(objects.clone())), stream()).await {
+        let refused = match opened(Arc::new(Segments::new(objects.clone())), stream()).await {
             Ok((mut next, _)) => next.claim(None, "valkeeper-1", "0.1.0", at(105)).await.unwrap_err(),
             Err(e) => e,
         };
@@ -179,7 +184,8 @@ async fn a_writer_that_remembers_nothing_verifies_the_tail_before_it_writes() {
         edit_head(&objects, edit);
         let before = all(&objects);
         let fresh = Segments::new(objects.clone());
-        let refused = fresh.append(&stream(), Some(&head), &[next(&head)]).await.unwrap_err().to_string();
+        let refused =
+            fresh.append(&stream(), Some(&head), &[next(&head)], None).await.unwrap_err().to_string();
         assert!(refused.contains(&format!("record {seq} ")), "{name}: {refused}");
         assert_eq!(all(&objects), before, "{name}");
     }
@@ -190,7 +196,7 @@ async fn reading_an_edited_tail_does_not_make_the_writer_believe_it() {
     let (objects, backend, mut journal) = writing().await;
     edit_head(&objects, EDITS[0].1);
     // An audit in the same process: it gets what is there, and says what is wrong with it.
-    assert!(!verify(&backend.read(&stream()).await.unwrap()).is_intact());
+    assert!(!verify(None, &common::all(&*backend).await).is_intact());
     assert_names("head", &Error::from(backend.head(&stream()).await.unwrap_err()), 5);
     assert_names("maintain", &journal.maintain().await.unwrap_err(), 5);
     assert_names("append", &journal.append(vec![fact(7)], at(104)).await.unwrap_err(), 5);
@@ -202,14 +208,14 @@ async fn a_tail_that_is_put_back_can_be_opened_again() {
     let before = all(&objects);
     edit_head(&objects, EDITS[0].1);
     assert!(journal.append(vec![fact(7)], at(104)).await.unwrap_err().is_broken());
-    assert!(Journal::open(backend.clone(), stream()).await.err().unwrap().is_broken());
+    assert!(opened(backend.clone(), stream()).await.err().unwrap().is_broken());
     let name = before.keys().find(|name| name.ends_with("-head")).unwrap();
-    edit_head(&objects, |_| before[name].bytes.clone());
-    let (mut next, records) = Journal::open(backend.clone(), stream()).await.unwrap();
+    edit_head(&objects, |_| text(&before[name]));
+    let (mut next, records) = opened(backend.clone(), stream()).await.unwrap();
     assert_eq!(records.len(), 6);
     next.claim(None, "valkeeper-0", "0.1.0", at(105)).await.unwrap();
     next.append(vec![fact(7)], at(106)).await.unwrap();
-    assert!(verify(&backend.read(&stream()).await.unwrap()).is_intact());
+    assert!(verify(None, &common::all(&*backend).await).is_intact());
 }
 
 #[tokio::test]
@@ -223,8 +229,8 @@ async fn labels_set_between_and_during_appends_are_nobodys_business() {
         }
         journal.append(vec![fact(number), big(1_000)], at(104)).await.unwrap();
     }
-    let stored = backend.read(&stream()).await.unwrap();
-    assert_eq!((verify(&stored).problems, stored.len()), (vec![], 72));
+    let stored = common::all(&*backend).await;
+    assert_eq!((verify(None, &stored).problems, stored.len()), (vec![], 72));
 }
 
 #[tokio::test]
@@ -237,7 +243,7 @@ async fn segments_merged_by_another_process_do_not_stop_a_running_writer() {
     Segments::new(objects.clone()).maintain(&stream()).await.unwrap();
     assert!(all(&objects).len() < segments - 10, "nothing was merged");
     journal.append(vec![fact(30)], at(105)).await.unwrap();
-    assert!(verify(&backend.read(&stream()).await.unwrap()).is_intact());
+    assert!(verify(None, &common::all(&*backend).await).is_intact());
 }
 
 #[tokio::test]
@@ -249,11 +255,11 @@ async fn an_export_of_a_stream_with_merged_segments_verifies() {
         }
         journal.maintain().await.unwrap();
     }
-    let largest = all(&objects).values().map(|object| object.bytes.len()).max().unwrap();
+    let largest = all(&objects).values().map(|object| text(object).len()).max().unwrap();
     assert!(largest > 200_000, "nothing was merged");
     let head = *journal.head().unwrap();
     // As `export` writes it, read by a process that has just started.
-    let stored = Segments::new(objects.clone()).read(&stream()).await.unwrap();
+    let stored = common::all(&Segments::new(objects.clone())).await;
     let export: String = stored.iter().map(|s| export_line(s) + "\n").collect();
     let report = verify_lines(export.as_bytes());
     assert_eq!((report.problems, report.records, report.head), (vec![], 186, Some(head)));
@@ -261,10 +267,10 @@ async fn an_export_of_a_stream_with_merged_segments_verifies() {
     let mut texts = String::new();
     let kept = all(&objects);
     for (_, object) in kept.iter().filter(|(name, _)| !name.ends_with("-head")) {
-        texts.push_str(&object.bytes);
+        texts.push_str(&text(object));
     }
     let (_, object) = kept.iter().find(|(name, _)| name.ends_with("-head")).unwrap();
-    texts.push_str(object.bytes.split_once('\n').unwrap().1);
+    texts.push_str(text(object).split_once('\n').unwrap().1);
     assert_eq!(texts, export);
-    assert!(verify(&backend.read(&stream()).await.unwrap()).is_intact());
+    assert!(verify(None, &common::all(&*backend).await).is_intact());
 }

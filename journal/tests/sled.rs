@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Scratch, at, baseline, big, fact, stream};
+use common::{Scratch, at, baseline, big, fact, opened, stream};
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
@@ -14,11 +14,11 @@ use std::{
     sync::Arc,
 };
 use valkeeper_core::{event::Record, ids::Seq};
-use valkeeper_journal::{BackendError, Error, Journal, Sled};
+use valkeeper_journal::{Backend, BackendError, Error, Journal, MayGo, Retention, Sled, StreamId};
 
 async fn open(dir: &Path) -> Result<(Journal, Vec<Record>), Error> {
     let backend = Sled::open(dir)?;
-    Journal::open(Arc::new(backend), stream()).await
+    opened(Arc::new(backend), stream()).await
 }
 
 async fn claimed(dir: &Path) -> Journal {
@@ -61,7 +61,7 @@ async fn nobody_else_can_read_the_store() {
     assert_eq!(mode(&dir), 0o700);
     assert_eq!(mode(&dir.join("db")), 0o600);
     assert_eq!(mode(&scratch.path("journal.anchor")), 0o700);
-    let anchor = scratch.path("journal.anchor").join(&stream().0);
+    let anchor = scratch.path("journal.anchor").join("slots");
     assert_eq!(mode(&anchor), 0o600);
 }
 
@@ -135,6 +135,71 @@ async fn a_head_ahead_of_its_anchor_is_an_append_that_was_not_acknowledged() {
     drop(journal);
     copy(&scratch.path("kept"), &anchors);
     assert_eq!(open(&dir).await.unwrap().1.len(), 3);
+}
+
+#[tokio::test]
+async fn a_reading_ends_where_the_stream_ended_when_it_began_and_says_if_it_was_cut() {
+    let scratch = Scratch::new("pages");
+    let backend: Arc<dyn Backend> = Arc::new(Sled::open(&scratch.path("journal")).unwrap());
+    let (mut journal, _) = Journal::open(backend.clone(), stream()).await.unwrap();
+    journal.claim(Some(baseline(&stream())), "w", "v", at(100)).await.unwrap();
+    for _ in 0..40 {
+        journal.append(vec![big(8_000)], at(101)).await.unwrap();
+    }
+    let head = *journal.head().unwrap();
+    let mut reader = backend.read(&stream()).await.unwrap();
+    let (mut pages, mut records, mut bytes) = (0, 0, 0);
+    while let Some(page) = reader.page().await.unwrap() {
+        assert!(page.bytes <= 64 * 1024, "a page of {} bytes", page.bytes);
+        (pages, records, bytes) = (pages + 1, records + page.records.len(), bytes + page.bytes);
+        journal.append(vec![fact(1)], at(102)).await.unwrap();
+    }
+    assert_eq!((records as u64, bytes), (head.seq.0, reader.bytes()));
+    assert!(pages > 4, "{pages} pages");
+    let mut reader = backend.read(&stream()).await.unwrap();
+    reader.page().await.unwrap().unwrap();
+    journal.retain(Retention { keep_bytes: 200_000, keep_ms: None, may_go: MayGo::Any });
+    let trimmed = journal.trim(at(103)).await.unwrap();
+    assert_eq!(trimmed.records.len(), 1);
+    assert!(matches!(reader.page().await, Err(BackendError::Moved)));
+    backend.maintain(&stream()).await.unwrap();
+    let mut reader = backend.read(&stream()).await.unwrap();
+    assert!(reader.bytes() <= 200_000 && reader.folded().is_some());
+    let first = reader.page().await.unwrap().unwrap().records.remove(0);
+    assert_eq!(first.record.seq, reader.folded().unwrap().head().seq.next());
+}
+
+#[tokio::test]
+async fn many_streams_at_once_lose_nothing_and_each_keeps_its_order() {
+    const STREAMS: usize = 100;
+    const APPENDS: u16 = 20;
+    let scratch = Scratch::new("many");
+    let dir = scratch.path("journal");
+    let backend: Arc<dyn Backend> = Arc::new(Sled::open(&dir).unwrap());
+    let name = |n: usize| StreamId(format!("uid-{n:03}"));
+    let mut writers = Vec::new();
+    for stream in (0..STREAMS).map(name) {
+        let backend = backend.clone();
+        writers.push(tokio::spawn(async move {
+            let (mut journal, _) = Journal::open(backend, stream.clone()).await.unwrap();
+            journal.claim(Some(baseline(&stream)), "w", "v", at(100)).await.unwrap();
+            for number in 0..APPENDS {
+                journal.append(vec![fact(number)], at(101)).await.unwrap();
+            }
+            *journal.head().unwrap()
+        }));
+    }
+    let mut heads = Vec::new();
+    for writer in writers {
+        heads.push(writer.await.unwrap());
+    }
+    drop(backend);
+    let backend: Arc<dyn Backend> = Arc::new(Sled::open(&dir).unwrap());
+    assert_eq!(backend.streams().await.unwrap().len(), STREAMS);
+    for (number, head) in heads.iter().enumerate() {
+        let (journal, records) = opened(backend.clone(), name(number)).await.unwrap();
+        assert_eq!((journal.head(), records.len()), (Some(head), 2 + APPENDS as usize));
+    }
 }
 
 #[tokio::test]

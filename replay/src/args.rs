@@ -18,9 +18,12 @@ use valkeeper_replay::{
 #[derive(Debug, Parser)]
 #[command(name = "valkeeper-replay", version, after_help = EXAMPLES)]
 pub struct CommandLine {
-    /// Sled directory, export file or `kubectl get configmaps -o json`; `-` is standard input
+    /// Sled or archive directory, export file or `kubectl get configmaps -o json`; `-` is standard input
     #[arg(short, long, global = true, value_name = "PATH", default_value = "-")]
     pub journal: PathBuf,
+    /// Directory with a copy of the archive: records that left the journal are read from there
+    #[arg(long, global = true, value_name = "DIR")]
+    pub archive: Option<PathBuf>,
     /// The cluster, if the journal holds several: NAMESPACE/NAME or UID
     #[arg(long, global = true, value_name = "NAMESPACE/NAME|UID")]
     pub cluster: Option<String>,
@@ -37,7 +40,8 @@ const EXAMPLES: &str = "Examples:
   valkeeper-replay -j /var/lib/valkeeper show 1842
   valkeeper-replay -j orders.jsonl log -S 03:12 -U 03:15 -g decided
   valkeeper-replay -j orders.jsonl at 03:12:44 -o json
-  valkeeper-replay -j orders.jsonl diverge";
+  valkeeper-replay -j orders.jsonl diverge
+  valkeeper-replay -j orders.jsonl --archive ./archive verify --deep";
 
 /// What to do.
 #[derive(Debug, Subcommand)]
@@ -55,6 +59,9 @@ pub enum Verb {
         /// File with the place of the last acknowledged record; a sled store's own is found beside it
         #[arg(long, value_name = "FILE")]
         anchor: Option<PathBuf>,
+        /// Fold everything again, and compare it with what cuts left behind
+        #[arg(long)]
+        deep: bool,
     },
     /// What was known at a moment
     At {

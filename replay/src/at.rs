@@ -1,7 +1,9 @@
 //! `at SEQ|TIME`: what was known at that moment: a fold of the records up to it and nothing else.
 
 use crate::{
-    Error, line,
+    Error,
+    history::History,
+    line,
     moment::Moment,
     report::{Finding, Report},
     table::Table,
@@ -11,7 +13,6 @@ use std::fmt::Write;
 use valkeeper_core::{
     decision::Operation,
     effect::short,
-    event::Record,
     ids::{MemberId, ShardId},
     observation::Observed,
     state::{ClusterState, MemberState, Pending, ShardState},
@@ -22,19 +23,9 @@ use valkeeper_core::{
 #[serde(transparent)]
 pub struct StateAt(pub ClusterState);
 
-/// Folds the records up to and including a moment. Errors: [`Error::NoSuchRecord`] for a sequence that is not there,
-/// [`Error::BeforeHistory`] for a time before the first record.
-pub fn at(records: &[Record], moment: Moment) -> Result<StateAt, Error> {
-    if let Moment::Seq(seq) = moment {
-        crate::record(records, seq)?;
-    }
-    let known = records.get(..moment.end(records)).unwrap_or_default();
-    if known.is_empty() {
-        return Err(Error::BeforeHistory {
-            first: records.first().map(|r| r.time.to_string()).unwrap_or_default(),
-        });
-    }
-    Ok(StateAt(ClusterState::fold(known)))
+/// Folds what there is up to and including a moment. Errors: as [`History::at`].
+pub fn at(history: &History, moment: Moment) -> Result<StateAt, Error> {
+    history.at(moment).map(StateAt)
 }
 
 impl Report for StateAt {
@@ -202,7 +193,7 @@ mod tests {
     use crate::story;
 
     fn told(moment: &str) -> String {
-        at(&story::failover(), moment.parse().unwrap()).unwrap().text()
+        at(&story::failover().into(), moment.parse().unwrap()).unwrap().text()
     }
 
     #[test]
@@ -232,7 +223,7 @@ mod tests {
 
     #[test]
     fn there_is_no_state_before_history_or_beyond_the_end() {
-        let records = story::failover();
+        let records = History::from(story::failover());
         let early = at(&records, "2020-01-01".parse().unwrap()).unwrap_err();
         assert_eq!(early.to_string(), "history begins at 2026-11-21T03:00:00.000Z");
         assert!(at(&records, "23".parse().unwrap()).unwrap_err().is_usage());
@@ -241,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_state_as_json_reads_back_as_the_same_state() {
-        let state = at(&story::failover(), "22".parse().unwrap()).unwrap();
+        let state = at(&story::failover().into(), "22".parse().unwrap()).unwrap();
         let json = serde_json::to_string(&state).unwrap();
         assert_eq!(serde_json::from_str::<ClusterState>(&json).unwrap(), state.0);
     }

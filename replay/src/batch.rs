@@ -38,7 +38,9 @@ pub fn evidence(record: &Record) -> Option<&Evidence> {
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::EffectsEnded(_)
-        | Event::DecisionClosed { .. } => None,
+        | Event::DecisionClosed { .. }
+        | Event::Trimmed { .. }
+        | Event::LevelRaised { .. } => None,
     }
 }
 
@@ -106,7 +108,9 @@ impl Stage {
             | Event::AgentChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
-            | Event::EffectsEnded(_) => Stage::Seen,
+            | Event::EffectsEnded(_)
+            | Event::Trimmed { .. }
+            | Event::LevelRaised { .. } => Stage::Seen,
         }
     }
 }

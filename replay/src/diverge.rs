@@ -2,7 +2,8 @@
 //! run again over the state before it and the recorded readings. Recorded history is never changed by this.
 
 use crate::{
-    batch::{batches, evidence},
+    batch::{Batch, batches, evidence},
+    history::History,
     line,
     report::{Finding, Report},
     rules::Policy,
@@ -42,26 +43,32 @@ pub struct Divergences {
     pub turns_judged: usize,
     /// Recorded decisions in them.
     pub decisions_judged: usize,
+    /// First record of a turn that is not judged, because the beginning of it is gone.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub cut_turn: Option<Seq>,
     /// Turns that differ.
     pub divergences: Vec<Divergence>,
 }
 
 /// Judges every turn again by `policy`.
-pub fn diverge(records: &[Record], policy: Policy) -> Divergences {
-    diverge_by(records, policy.name(), |state, evidence, now| policy.decide(state, evidence, now))
+pub fn diverge(history: &History, policy: Policy) -> Divergences {
+    diverge_by(history, policy.name(), |state, evidence, now| policy.decide(state, evidence, now))
 }
 
 /// Judges every turn again by any function.
 pub fn diverge_by(
-    records: &[Record],
+    history: &History,
     policy: &'static str,
     decide: impl Fn(&ClusterState, &Evidence, Timestamp) -> Verdict,
 ) -> Divergences {
-    let mut found = Divergences { policy, turns_judged: 0, decisions_judged: 0, divergences: Vec::new() };
-    let mut state = ClusterState::default();
-    for batch in batches(records) {
+    let mut found =
+        Divergences { policy, turns_judged: 0, decisions_judged: 0, divergences: Vec::new(), cut_turn: None };
+    let mut state = history.start().clone();
+    for (index, batch) in batches(history.records()).enumerate() {
         batch.seen.iter().for_each(|record| state.apply(record));
-        if batch.evidence().is_some() {
+        if index == 0 && is_cut_through(history, &batch) {
+            found.cut_turn = batch.judged.first().map(|r| r.seq);
+        } else if batch.evidence().is_some() {
             let divergence = judge(&state, batch.judged, &decide);
             found.turns_judged += 1;
             found.decisions_judged += batch.judged.iter().filter_map(line::decided).count();
@@ -70,6 +77,14 @@ pub fn diverge_by(
         batch.judged.iter().for_each(|record| state.apply(record));
     }
     found
+}
+
+/// True if records that are gone may belong to the first turn: then what is left of its judgement is no whole one.
+fn is_cut_through(history: &History, first: &Batch<'_>) -> bool {
+    let same = |record: &Record| {
+        history.gone().is_some_and(|gone| gone.until == record.time) && history.start().epoch == record.epoch
+    };
+    first.seen.is_empty() && first.judged.first().is_some_and(same)
 }
 
 /// Decides again what is recorded as `judged` after `state`; `None` if it would be the same.
@@ -166,8 +181,11 @@ impl Divergence {
 
 impl Report for Divergences {
     fn text(&self) -> String {
-        let Divergences { policy, turns_judged, decisions_judged, divergences } = self;
+        let Divergences { policy, turns_judged, decisions_judged, cut_turn, divergences } = self;
         let mut text = String::new();
+        if let Some(seq) = cut_turn {
+            let _ = writeln!(text, "the turn of record {seq} is not judged: its beginning is gone");
+        }
         for divergence in divergences {
             let _ = writeln!(text, "{}  seq {}", divergence.time, divergence.seq);
             for (who, what) in divergence.lines() {
@@ -206,6 +224,7 @@ mod tests {
     use super::*;
     use crate::story;
     use valkeeper_core::{event::Event, ids::MemberId};
+    use valkeeper_journal::{Folded, StreamId};
 
     /// A policy that knows the story by heart: what is recorded at each sequence it is asked about.
     fn by_heart(records: &[Record]) -> impl Fn(&ClusterState, &Evidence, Timestamp) -> Verdict {
@@ -225,7 +244,7 @@ mod tests {
     #[test]
     fn the_same_policy_decides_the_same() {
         let records = story::failover();
-        let found = diverge_by(&records, "by heart", by_heart(&records));
+        let found = diverge_by(&records.clone().into(), "by heart", by_heart(&records));
         assert_eq!((found.turns_judged, found.decisions_judged), (4, 4));
         assert_eq!(found.finding(), Finding::Clean, "{}", found.text());
         assert!(found.text().ends_with("every one would be decided the same\n"));
@@ -235,7 +254,7 @@ mod tests {
     fn another_choice_is_found_where_it_was_made() {
         let records = story::failover();
         let same = by_heart(&records);
-        let found = diverge_by(&records, "other", |state, evidence, now| {
+        let found = diverge_by(&records.clone().into(), "other", |state, evidence, now| {
             let mut verdict = same(state, evidence, now);
             for decision in &mut verdict.decisions {
                 decision.grant = decision.grant.map(|_| MemberId::new(0, 2));
@@ -255,7 +274,10 @@ mod tests {
         if let Event::Decided { decision, evidence: _ } = &mut records[12].event {
             decision.reissue_of = Some(Seq(5));
         }
-        assert_eq!(diverge_by(&records, "by heart", by_heart(&truth)).finding(), Finding::Clean);
+        assert_eq!(
+            diverge_by(&records.clone().into(), "by heart", by_heart(&truth)).finding(),
+            Finding::Clean
+        );
     }
 
     #[test]
@@ -265,7 +287,7 @@ mod tests {
         let waits = story::syncing(0);
         let seq = book.add(10, Event::StandingChanged { standing: waits.clone(), evidence: readings() });
         let adopts = line::decided(&book.0[10]).cloned();
-        let found = diverge_by(&book.0, "two turns", |state, _, _| match &adopts {
+        let found = diverge_by(&book.0.clone().into(), "two turns", |state, _, _| match &adopts {
             Some(adopts) if state.head < Seq(seq.0 - 1) => {
                 Verdict { decisions: vec![adopts.clone()], ..Verdict::default() }
             }
@@ -278,12 +300,30 @@ mod tests {
     fn another_standing_is_a_divergence_too() {
         let records = story::failover();
         let same = by_heart(&records);
-        let found = diverge_by(&records, "hasty", |state, evidence, now| Verdict {
+        let found = diverge_by(&records.clone().into(), "hasty", |state, evidence, now| Verdict {
             standing: Standing::default(),
             ..same(state, evidence, now)
         });
         let seqs: Vec<u64> = found.divergences.iter().map(|d| d.seq.0).collect();
         assert_eq!(seqs, [20]);
         assert!(found.text().contains("now        nothing waits"), "{}", found.text());
+    }
+
+    #[test]
+    fn a_turn_that_was_cut_through_is_not_judged_and_those_after_it_are() {
+        let records = story::failover();
+        // After record 20 the second half of a judgement is left: one standing without the decision that led to it.
+        for (through, cut_turn, judged) in
+            [(20, Some(Seq(21)), 0), (19, Some(Seq(20)), 0), (18, None, 1), (13, None, 2)]
+        {
+            let (gone, left) = records.split_at(through);
+            let head = story::sealed(gone).last().unwrap().head();
+            let state = ClusterState::fold(gone);
+            let folded = Folded::new(&StreamId("5f0c1d2e-uid".into()), head, &state).unwrap();
+            let history = History::new(Some(&folded), left.to_vec());
+            let found = diverge_by(&history, "by heart", by_heart(&records));
+            assert_eq!((found.cut_turn, found.turns_judged), (cut_turn, judged), "cut after {through}");
+            assert_eq!(found.finding(), Finding::Clean, "{}", found.text());
+        }
     }
 }

@@ -2,16 +2,18 @@
 //! answer.
 //!
 //! - where records come from: [`source`]
-//! - verbs, one file each: [`log`], [`show`], [`verify`], [`at`], [`diverge`], [`audit`], [`why`], [`explain`], [`export`]
-//! - shared: [`line`](mod@line) (one record as one line), [`moment`] (points in a stream), [`batch`] (turns),
+//! - verbs, one file each: [`log`], [`show`], [`verify`] (and [`deep`]), [`at`], [`diverge`], [`audit`], [`why`], [`explain`], [`export`]
+//! - shared: [`history`] (records and what is before them), [`line`](mod@line) (one record as one line), [`moment`] (points in a stream), [`batch`] (turns),
 //!   [`rules`] (the core's policy), [`report`] and [`table`] (answers)
 
 pub mod at;
 pub mod audit;
 pub mod batch;
+pub mod deep;
 pub mod diverge;
 pub mod explain;
 pub mod export;
+pub mod history;
 pub mod line;
 pub mod log;
 pub mod moment;
@@ -27,7 +29,7 @@ pub mod verify;
 pub mod why;
 
 use std::{io, path::PathBuf};
-use valkeeper_core::{event::Record, ids::Seq};
+use valkeeper_core::ids::Seq;
 
 /// Why a question cannot be answered.
 #[derive(Debug, thiserror::Error)]
@@ -75,11 +77,21 @@ pub enum Error {
         /// Last sequence there is.
         last: Seq,
     },
-    /// A time before the first record.
-    #[error("history begins at {first}")]
+    /// A record that left the store.
+    #[error("record {seq} is not in the store: {gone}")]
+    Gone {
+        /// The sequence asked for.
+        seq: Seq,
+        /// Which records are gone, since when, and where they are.
+        gone: String,
+    },
+    /// A time before everything that is known.
+    #[error("history begins at {first}{}", gone.as_ref().map(|gone| format!(": {gone}")).unwrap_or_default())]
     BeforeHistory {
-        /// Time of the first record.
+        /// Time of the first record that is known, or folded.
         first: String,
+        /// Which records are gone, if the beginning was cut.
+        gone: Option<String>,
     },
     /// A subject that no record is about.
     #[error("nothing in this stream is about {subject}")]
@@ -116,6 +128,7 @@ impl Error {
             Error::NoJournal
             | Error::ChooseCluster { .. }
             | Error::NoSuchRecord { .. }
+            | Error::Gone { .. }
             | Error::BeforeHistory { .. }
             | Error::NeverSeen { .. }
             | Error::NoSuchCode { .. }
@@ -127,11 +140,4 @@ impl Error {
             | Error::NotAnAnchor { .. } => false,
         }
     }
-}
-
-/// The record at a sequence. Errors: [`Error::NoSuchRecord`].
-fn record(records: &[Record], seq: Seq) -> Result<&Record, Error> {
-    let seqs = || records.iter().map(|r| r.seq);
-    let (first, last) = (seqs().next().unwrap_or_default(), seqs().next_back().unwrap_or_default());
-    records.iter().find(|r| r.seq == seq).ok_or(Error::NoSuchRecord { seq, first, last })
 }

@@ -1,12 +1,13 @@
 //! One record as one line for people. What a line says is a function of the record; [`Joined`] adds what only another
 //! record knows: which effects an outcome belongs to.
 
+use crate::history::History;
 use std::collections::BTreeMap;
 use valkeeper_core::{
     decision::{Block, Candidate, Decision, Discard, OperationChange, Scope, Standing, Wait},
     effect::{Effect, short},
     event::{BaselineOrigin, CloseReason, Event, Record},
-    ids::{MemberId, Seq, ShardId},
+    ids::{Digest, MemberId, Seq, ShardId},
     observation::{
         AgentFacts, ContainerPhase, Executed, Gate, Link, NodeHealth, ObjectFacts, ObjectRef, Observed,
         PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
@@ -20,9 +21,13 @@ pub fn line(record: &Record) -> String {
 }
 
 /// [`line`] of each record, outcomes joined with their effects.
-pub fn lines(records: &[Record]) -> Vec<String> {
-    let joined = Joined::new(records);
-    records.iter().map(|r| format!("{:>5}  {:<8}  {}", r.seq.0, kind(&r.event), joined.text(r))).collect()
+pub fn lines(history: &History) -> Vec<String> {
+    let joined = Joined::new(history);
+    history
+        .records()
+        .iter()
+        .map(|r| format!("{:>5}  {:<8}  {}", r.seq.0, kind(&r.event), joined.text(r)))
+        .collect()
 }
 
 /// The kind of an event in one short word.
@@ -40,6 +45,8 @@ pub fn kind(event: &Event) -> &'static str {
         Event::EffectsEnded(_) => "effects",
         Event::DecisionClosed { .. } => "closed",
         Event::StandingChanged { .. } => "standing",
+        Event::Trimmed { .. } => "trimmed",
+        Event::LevelRaised { .. } => "level",
     }
 }
 
@@ -49,7 +56,11 @@ pub fn text(record: &Record) -> String {
         Event::Baseline { cluster_uid, namespace, name, origin } => {
             baseline(cluster_uid, namespace, name, *origin)
         }
-        Event::EpochStarted { writer, version } => format!("epoch {} by {writer} ({version})", record.epoch),
+        Event::EpochStarted { writer, version, lost_through } => {
+            let lost =
+                lost_through.map(|seq| format!("; a person accepted that records up to {seq} are LOST"));
+            format!("epoch {} by {writer} ({version}){}", record.epoch, lost.unwrap_or_default())
+        }
         Event::SpecChanged(SpecFact::Valid(wanted)) => spec(wanted),
         Event::SpecChanged(SpecFact::Invalid(why)) => format!("refused: {why}"),
         Event::SpecChanged(SpecFact::Deleting) => "the resource is being deleted".to_owned(),
@@ -63,6 +74,8 @@ pub fn text(record: &Record) -> String {
         Event::DecisionClosed { decision, how: CloseReason::Superseded } => format!("{decision} superseded"),
         Event::DecisionClosed { decision, how: CloseReason::Reissued } => format!("{decision} decided again"),
         Event::StandingChanged { standing: now, evidence: _ } => standing(now),
+        Event::Trimmed { through, hash: _, folded, archive } => trimmed(*through, folded, archive.as_deref()),
+        Event::LevelRaised { level, version } => format!("level {level} from here on, by {version}"),
     }
 }
 
@@ -73,9 +86,11 @@ pub struct Joined<'a> {
 }
 
 impl<'a> Joined<'a> {
-    /// Remembers the decisions of a stream and what ended them.
-    pub fn new(records: &'a [Record]) -> Self {
-        let decisions = records.iter().filter_map(|r| decided(r).map(|d| (r.seq, d))).collect();
+    /// Remembers the decisions of a stream and what ended them; those that were open when its beginning was cut, too.
+    pub fn new(history: &'a History) -> Self {
+        let records = history.records();
+        let open = history.start().pending.iter().map(|(seq, pending)| (*seq, &pending.decision));
+        let decisions = open.chain(records.iter().filter_map(|r| decided(r).map(|d| (r.seq, d)))).collect();
         Joined { decisions, ends: records.iter().filter_map(|r| ends(r).map(|seq| (seq, r))).collect() }
     }
 
@@ -87,6 +102,11 @@ impl<'a> Joined<'a> {
     /// The decision recorded at this sequence.
     pub fn decision(&self, seq: Seq) -> Option<&'a Decision> {
         self.decisions.get(&seq).copied()
+    }
+
+    /// The decisions recorded before this sequence.
+    pub fn decisions_before(&self, seq: Seq) -> impl Iterator<Item = &'a Decision> {
+        self.decisions.range(..seq).map(|(_, decision)| *decision)
     }
 
     /// As [`text`], with outcomes joined.
@@ -114,6 +134,12 @@ fn ends(record: &Record) -> Option<Seq> {
         return Some(*decision);
     }
     ended(record).map(|executed| executed.decision)
+}
+
+/// Where the beginning of a stream is, in a few words.
+pub fn trimmed(through: Seq, folded: &Digest, archive: Option<&str>) -> String {
+    let archived = archive.map_or_else(|| "not archived".to_owned(), |name| format!("archived in {name}"));
+    format!("records 1 to {through} left the store, folded to {}; {archived}", short(&folded.0))
 }
 
 fn baseline(uid: &str, namespace: &str, name: &str, origin: BaselineOrigin) -> String {
@@ -435,7 +461,7 @@ mod tests {
 
     #[test]
     fn a_failover_reads_as_a_story() {
-        let told = lines(&story::failover());
+        let told = lines(&story::failover().into());
         assert_eq!(told, story::FAILOVER_LINES.lines().collect::<Vec<_>>(), "\n{}", told.join("\n"));
     }
 

@@ -1,6 +1,7 @@
 //! `log`: the timeline, one line per record, with journalctl's flags.
 
 use crate::{
+    history::{Gone, History},
     line::{self, Joined},
     moment::Moment,
     report::{Finding, Report},
@@ -61,20 +62,34 @@ pub struct Entry<'a> {
 /// The selected records.
 #[derive(Clone, Debug, Serialize)]
 #[serde(transparent)]
-pub struct Timeline<'a>(pub Vec<Entry<'a>>);
+pub struct Timeline<'a> {
+    /// One for each record.
+    pub entries: Vec<Entry<'a>>,
+    /// Records that are gone, if the selection reaches back to where they were; in text only.
+    #[serde(skip)]
+    pub gone: Option<&'a Gone>,
+    #[serde(skip)]
+    order: Order,
+}
 
 /// Selects records of a stream. Times are relative to the record before it in the stream, shown or not.
-pub fn log<'a>(records: &'a [Record], filter: &Filter) -> Timeline<'a> {
-    let joined = Joined::new(records);
+pub fn log<'a>(history: &'a History, filter: &Filter) -> Timeline<'a> {
+    let (joined, records) = (Joined::new(history), history.records());
+    let mut gone = history.gone();
     let start = filter.since.map_or(0, |since| since.start(records));
     let end = filter.until.map_or(records.len(), |until| until.end(records));
     let mut entries: Vec<Entry<'a>> = Vec::new();
+    if start > 0 {
+        gone = None;
+    }
     for index in (start..end).rev() {
         if filter.lines_max.is_some_and(|max| entries.len() >= max) {
+            gone = None;
             break;
         }
         let Some(record) = records.get(index) else { break };
-        let before = index.checked_sub(1).and_then(|i| records.get(i));
+        let before = index.checked_sub(1).and_then(|i| records.get(i)).map(|r| r.time);
+        let before = before.or(history.gone().map(|gone| gone.until));
         let entry = entry(record, before, &joined);
         let wanted = |p: &regex_lite::Regex| p.is_match(&format!("{} {}", entry.kind, entry.text));
         if filter.pattern.as_ref().is_none_or(wanted) {
@@ -85,16 +100,16 @@ pub fn log<'a>(records: &'a [Record], filter: &Filter) -> Timeline<'a> {
         Order::OldestFirst => entries.reverse(),
         Order::NewestFirst => {}
     }
-    Timeline(entries)
+    Timeline { entries, gone, order: filter.order }
 }
 
-fn entry<'a>(record: &'a Record, before: Option<&Record>, joined: &Joined<'_>) -> Entry<'a> {
+fn entry<'a>(record: &'a Record, before: Option<Timestamp>, joined: &Joined<'_>) -> Entry<'a> {
     Entry {
         seq: record.seq.0,
         epoch: record.epoch.0,
         time: record.time.to_string(),
         time_ns: record.time.0,
-        after_ns: before.map(|b| record.time.0 - b.time.0),
+        after_ns: before.map(|b| record.time.0 - b.0),
         kind: line::kind(&record.event),
         text: joined.text(record),
         event: &record.event,
@@ -106,8 +121,12 @@ impl Report for Timeline<'_> {
     fn text(&self) -> String {
         let mut text = String::new();
         let mut day = String::new();
-        let seq_width = self.0.iter().map(|e| e.seq.to_string().len()).max().unwrap_or(0);
-        for entry in &self.0 {
+        let seq_width = self.entries.iter().map(|e| e.seq.to_string().len()).max().unwrap_or(0);
+        let gone = self.gone.map(|gone| format!("-- {gone} --\n")).unwrap_or_default();
+        if self.order == Order::OldestFirst {
+            text.push_str(&gone);
+        }
+        for entry in &self.entries {
             let (date, clock) = entry.time.split_once('T').unwrap_or(("", &entry.time));
             if date != day {
                 text.push_str(&format!("-- {date} UTC --\n"));
@@ -118,12 +137,15 @@ impl Report for Timeline<'_> {
             let Entry { seq, kind, text: what, .. } = entry;
             text.push_str(&format!("{clock}  {after:>12}  {seq:>seq_width$}  {kind:<8}  {what}\n"));
         }
+        if self.order == Order::NewestFirst {
+            text.push_str(&gone);
+        }
         text
     }
 
     fn csv(&self) -> Option<String> {
         let mut table = Table::new(["seq", "epoch", "time", "kind", "text"]);
-        for e in &self.0 {
+        for e in &self.entries {
             table.push([
                 e.seq.to_string(),
                 e.epoch.to_string(),
@@ -159,13 +181,13 @@ mod tests {
     use crate::story;
 
     fn seqs(filter: &Filter) -> Vec<u64> {
-        log(&story::failover(), filter).0.iter().map(|e| e.seq).collect()
+        log(&story::failover().into(), filter).entries.iter().map(|e| e.seq).collect()
     }
 
     #[test]
     fn the_timeline_shows_the_day_the_distance_and_one_block_per_batch() {
         let text = log(
-            &story::failover(),
+            &story::failover().into(),
             &Filter { since: "12".parse().ok(), until: "14".parse().ok(), ..Filter::default() },
         )
         .text();

@@ -11,11 +11,12 @@ use std::{
     process::ExitCode,
 };
 use valkeeper_replay::{
-    Error, at, audit, diverge, explain, export, log,
+    Error, at, audit, deep, diverge, explain, export, log,
     report::{Finding, Format, Report, render},
     show,
-    source::{self, Stream},
-    verify, why,
+    source::{self, Origin, Stream},
+    verify::{self, Verified},
+    why,
 };
 
 /// Something went wrong.
@@ -38,37 +39,45 @@ fn main() -> ExitCode {
 }
 
 fn run(command: CommandLine) -> anyhow::Result<Finding> {
-    let CommandLine { journal, cluster, output, verb } = command;
+    let CommandLine { journal, archive, cluster, output, verb } = command;
     if let Verb::Explain { code } = &verb {
         let codes = code.as_ref().map_or_else(|| Ok(explain::all()), |code| explain::explain(code))?;
         return answer(&codes, output);
     }
-    let stream = open(&journal, cluster.as_deref())?;
-    if let (Some(trouble), false) = (&stream.trouble, matches!(verb, Verb::Verify { .. })) {
+    let stream = open(&journal, archive.as_deref(), cluster.as_deref())?;
+    for trouble in stream.troubles.iter().filter(|_| !matches!(verb, Verb::Verify { .. })) {
         eprintln!("valkeeper-replay: the journal is damaged: {trouble}");
     }
-    let records = stream.records();
+    let history = stream.history();
     match verb {
-        Verb::Log(flags) => answer(&log::log(&records, &flags.filter()), output),
-        Verb::Show { seq } => answer(&show::show(&records, seq)?, output),
-        Verb::Verify { anchor } => {
+        Verb::Log(flags) => answer(&log::log(&history, &flags.filter()), output),
+        Verb::Show { seq } => answer(&show::show(&history, seq)?, output),
+        Verb::Verify { anchor, deep } => {
             let anchor = anchor.as_deref().map(verify::Anchor::read).transpose()?;
-            answer(&verify::verify(&stream, anchor), output)
+            let deep = deep.then(|| deep::deep(&stream));
+            answer(&Verified { deep, ..verify::verify(&stream, anchor) }, output)
         }
-        Verb::At { moment } => answer(&at::at(&records, moment)?, output),
-        Verb::Diverge { mutate } => answer(&diverge::diverge(&records, mutate), output),
-        Verb::Audit(Audit::Failover) => answer(&audit::failover::failovers(&records), output),
-        Verb::Why { subject } => answer(&why::why(&records, &subject)?, output),
-        Verb::Export => print(&export::export(&stream.stored)).map(|()| Finding::Clean),
+        Verb::At { moment } => answer(&at::at(&history, moment)?, output),
+        Verb::Diverge { mutate } => answer(&diverge::diverge(&history, mutate), output),
+        Verb::Audit(Audit::Failover) => answer(&audit::failover::failovers(&history), output),
+        Verb::Why { subject } => answer(&why::why(&history, &subject)?, output),
+        Verb::Export => {
+            let Origin { folded, records } = stream.origin();
+            print(&export::export(folded, records)).map(|()| Finding::Clean)
+        }
         Verb::Explain { .. } => Ok(Finding::Clean),
     }
 }
 
-fn open(journal: &Path, cluster: Option<&str>) -> anyhow::Result<Stream> {
+fn open(journal: &Path, archive: Option<&Path>, cluster: Option<&str>) -> anyhow::Result<Stream> {
     if journal == Path::new("-") && io::stdin().is_terminal() {
         return Err(Error::NoJournal.into());
     }
-    Ok(source::select(source::load(journal)?, cluster)?)
+    let stream = source::select(source::load(journal)?, cluster)?;
+    Ok(match archive {
+        Some(archive) => source::join(stream, archive)?,
+        None => stream,
+    })
 }
 
 fn answer(report: &impl Report, format: Format) -> anyhow::Result<Finding> {

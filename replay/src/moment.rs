@@ -105,12 +105,15 @@ impl Moment {
     /// Index after the last record at or before this moment. People write milliseconds: a time includes every record
     /// that is shown with the same one.
     pub fn end(self, records: &[Record]) -> usize {
+        records.partition_point(|r| self.includes(r.seq, r.time, records))
+    }
+
+    /// True if what happened with this sequence at this time is at or before this moment of the records.
+    pub fn includes(self, seq: Seq, at: Timestamp, records: &[Record]) -> bool {
         match (self, self.time(records)) {
-            (Moment::Seq(seq), _) => records.partition_point(|r| r.seq <= seq),
-            (_, Some(time)) => {
-                records.partition_point(|r| r.time.0.div_euclid(1_000_000) <= time.0.div_euclid(1_000_000))
-            }
-            (_, None) => records.len(),
+            (Moment::Seq(last), _) => seq <= last,
+            (_, Some(time)) => at.0.div_euclid(1_000_000) <= time.0.div_euclid(1_000_000),
+            (_, None) => true,
         }
     }
 }

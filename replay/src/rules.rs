@@ -1,11 +1,12 @@
 //! The rules of the core as replay uses them, and policies that are wrong on purpose: a test that `diverge` finds
 //! nothing proves something only if a mutated policy is found.
 
+use crate::history::History;
 use valkeeper_core::{
     decide::decide,
     decision::Verdict,
-    event::Record,
     ids::{Seq, Timestamp},
+    invariant::check_from,
     observation::{Evidence, Reading},
     spec::FailoverMode,
     state::ClusterState,
@@ -69,8 +70,8 @@ fn upside_down(evidence: &Evidence) -> Evidence {
 }
 
 /// Invariants of the journal that the records break, as (sequence, text).
-pub fn violations(records: &[Record]) -> Vec<(Seq, String)> {
-    valkeeper_core::invariant::check(records).into_iter().map(|v| (v.seq, v.text)).collect()
+pub fn violations(history: &History) -> Vec<(Seq, String)> {
+    check_from(history.start().clone(), history.records()).into_iter().map(|v| (v.seq, v.text)).collect()
 }
 
 #[cfg(test)]

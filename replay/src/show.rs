@@ -2,6 +2,7 @@
 
 use crate::{
     Error, batch,
+    history::History,
     line::{self, Joined},
     report::{Finding, Report},
     table::Table,
@@ -14,7 +15,6 @@ use valkeeper_core::{
     event::{Event, Record},
     ids::{EffectId, Seq, Timestamp},
     observation::{Evidence, Executed},
-    state::ClusterState,
 };
 
 /// One effect of a decision and what became of it.
@@ -26,7 +26,7 @@ pub struct EffectShown {
     pub text: String,
     /// What became of it, if that is recorded.
     pub outcome: Option<String>,
-    /// Milliseconds from the decision to its end.
+    /// Milliseconds from the decision to its end, if the record of the decision is there.
     pub ended_after_ms: Option<i64>,
 }
 
@@ -45,16 +45,16 @@ pub struct Shown<'a> {
     pub ended_by: Option<Seq>,
 }
 
-/// Finds a record. Errors: [`Error::NoSuchRecord`].
-pub fn show<'a>(records: &'a [Record], seq: Seq) -> Result<Shown<'a>, Error> {
-    let joined = Joined::new(records);
-    let record = crate::record(records, seq)?;
+/// Finds a record. Errors: as [`History::record`].
+pub fn show(history: &History, seq: Seq) -> Result<Shown<'_>, Error> {
+    let joined = Joined::new(history);
+    let record = history.record(seq)?;
     let deciding = line::ended(record).map_or(seq, |executed| executed.decision);
     let decision = joined.decision(deciding);
     let end = joined.end(deciding);
     let executed = end.and_then(line::ended);
-    let uid = ClusterState::fold(records.first()).cluster_uid;
-    let begun = crate::record(records, deciding).map_or(record.time, |r| r.time);
+    let uid = history.end().cluster_uid;
+    let begun = history.record(deciding).ok().map(|r| r.time);
     let effects = decision.map(|d| effects(d, &uid, deciding, begun, executed)).unwrap_or_default();
     let ended_by = end.filter(|_| decision.is_some()).map(|r| r.seq);
     Ok(Shown { record, text: joined.text(record), explained: explained(record), effects, ended_by })
@@ -64,7 +64,7 @@ fn effects(
     decision: &Decision,
     uid: &str,
     seq: Seq,
-    begun: Timestamp,
+    begun: Option<Timestamp>,
     executed: Option<&Executed>,
 ) -> Vec<EffectShown> {
     let named = decision.reissue_of.unwrap_or(seq);
@@ -73,7 +73,7 @@ fn effects(
         id: EffectId::derive(uid, named, i),
         text: effect.to_string(),
         outcome: outcome(i).map(|(_, outcome)| outcome.to_string()),
-        ended_after_ms: outcome(i).map(|(at, _)| at.millis_since(begun)),
+        ended_after_ms: outcome(i).zip(begun).map(|((at, _), begun)| at.millis_since(begun)),
     });
     shown.collect()
 }
@@ -192,7 +192,7 @@ mod tests {
 
     #[test]
     fn a_decision_is_shown_with_candidates_readings_effects_and_outcomes() {
-        let records = story::failover();
+        let records = History::from(story::failover());
         let text = show(&records, Seq(13)).unwrap().text();
         for expected in [
             "grant    0-1 (number 13)",
@@ -208,7 +208,7 @@ mod tests {
 
     #[test]
     fn outcomes_are_shown_with_the_effects_that_had_them() {
-        let records = story::failover();
+        let records = History::from(story::failover());
         let shown = show(&records, Seq(22)).unwrap();
         assert_eq!(shown.effects[0].outcome.as_deref(), Some("failed: timed out"));
         assert_eq!(shown.effects[0].ended_after_ms, Some(100));
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn a_record_that_is_not_there_is_named_with_the_range_that_is() {
-        let records = story::failover();
+        let records = History::from(story::failover());
         let error = show(&records, Seq(99)).unwrap_err();
         assert_eq!(error.to_string(), "there is no record 99: the stream holds 1 to 22");
         assert!(error.is_usage());

@@ -1,31 +1,24 @@
-//! Where records come from: a sled directory, an export (JSON Lines), or ConfigMaps as `kubectl get configmaps -o json`
-//! prints them. What it is, is seen from the content.
+//! Where records come from: a sled directory, the directory of an archive, an export (JSON Lines), or ConfigMaps as
+//! `kubectl get configmaps -o json` prints them. What it is, is seen from the content.
 //!
 //! Damage is no reason to show nothing: what can be read is read, and [`Stream::trouble`] says what could not be.
 
-use crate::Error;
+use crate::{
+    Error,
+    history::{Gone, History},
+};
 use std::{
-    collections::BTreeMap,
     io::{self, Read},
     path::Path,
-    sync::Arc,
 };
-use valkeeper_core::event::{Event, Record};
-use valkeeper_journal::{
-    Backend, BackendError, Stored, StreamId, import_line, import_lines,
-    segments::{MemoryObjects, Object, Segments},
-};
+use valkeeper_core::event::Event;
+use valkeeper_journal::{Folded, Stored, StreamId, Whole, import_line, import_lines};
 
+mod archive;
+mod config_maps;
 mod directory;
 
-/// Names of journal objects, within the name of a ConfigMap.
-const OBJECT_PREFIX: &str = "journal-";
-/// End of the head object's name.
-const HEAD_SUFFIX: &str = "-head";
-/// What stands between a stream's id and the sequences of a segment.
-const SEGMENT_INFIX: &str = "-segment-";
-/// Where a ConfigMap has its text.
-const DATA_KEY: &str = "records.jsonl";
+pub use archive::join;
 
 /// The journal of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -34,23 +27,35 @@ pub struct Stream {
     pub uid: String,
     /// Its namespace and name, if the beginning of the stream is there.
     pub cluster: Option<(String, String)>,
+    /// Records of an archive that belong before those of the store: from record 1 on, without a hole.
+    pub archived: Vec<Stored>,
+    /// What the stream begins with in the store, if its beginning was cut.
+    pub folded: Option<Folded>,
     /// Records that can be read, in order.
     pub stored: Vec<Stored>,
-    /// What could not be read, if anything.
-    pub trouble: Option<String>,
+    /// What could not be read, or does not fit together.
+    pub troubles: Vec<String>,
     /// The anchors that the stream was compared with when it was read, if there were any.
     pub anchored: Option<String>,
 }
 
 impl Stream {
-    fn new(id: Option<&StreamId>, stored: Vec<Stored>, trouble: Option<String>) -> Self {
+    fn new(id: Option<&StreamId>, whole: Whole, troubles: Vec<String>) -> Self {
+        let Whole { folded, records: stored } = whole;
         let mut stream = Stream {
             uid: id.map(|id| id.0.clone()).unwrap_or_default(),
             cluster: None,
+            archived: Vec::new(),
+            folded,
             stored,
-            trouble,
+            troubles,
             anchored: None,
         };
+        if let Some(folded) = &stream.folded {
+            let state = folded.state();
+            stream.uid.clone_from(&folded.stream().0);
+            stream.cluster = Some((state.namespace.clone(), state.name.clone()));
+        }
         if let Some(Event::Baseline { cluster_uid, namespace, name, origin: _ }) =
             stream.stored.first().map(|s| &s.record.event)
         {
@@ -60,9 +65,22 @@ impl Stream {
         stream
     }
 
-    /// The records without their seals.
-    pub fn records(&self) -> Vec<Record> {
-        self.stored.iter().map(|s| s.record.clone()).collect()
+    /// Everything that is there, and what is before it if that is not record 1.
+    pub fn origin(&self) -> Origin<'_> {
+        let folded = self.folded.as_ref().filter(|_| self.archived.is_empty());
+        Origin { folded, records: self.archived.iter().chain(&self.stored).collect() }
+    }
+
+    /// As [`Stream::origin`], without the seals.
+    pub fn history(&self) -> History {
+        let Origin { folded, records } = self.origin();
+        History::new(folded, records.into_iter().map(|s| s.record.clone()).collect())
+    }
+
+    /// What left the store, if the beginning was cut; an archive may have it.
+    pub fn gone(&self) -> Option<Gone> {
+        let records = || self.stored.iter().map(|s| &s.record);
+        self.folded.as_ref().map(|folded| Gone::new(folded, records()))
     }
 
     /// `namespace/name (uid ...)`.
@@ -79,6 +97,15 @@ impl Stream {
             |(namespace, name): &(String, String)| wanted == format!("{namespace}/{name}") || wanted == name;
         self.uid == wanted || self.cluster.as_ref().is_some_and(named)
     }
+}
+
+/// The records of a stream from its beginning on, as far back as they are there.
+#[derive(Clone, Debug)]
+pub struct Origin<'a> {
+    /// What stands for the records before, if there were some.
+    pub folded: Option<&'a Folded>,
+    /// The records.
+    pub records: Vec<&'a Stored>,
 }
 
 /// Reads the streams at `path`; `-` is standard input. Errors: nothing can be read, or nothing in it is a journal.
@@ -103,7 +130,7 @@ pub fn parse(path: &Path, text: &str) -> Result<Vec<Stream>, Error> {
     let Some(first) = first else { return Err(Error::Empty { path: path.to_owned() }) };
     let streams = match serde_json::from_str::<serde_json::Value>(text) {
         Ok(document) if document.get("kind").and_then(|k| k.as_str()).is_some() => {
-            config_maps(&document).map_err(not_a_journal)?
+            config_maps::streams(&document).map_err(not_a_journal)?
         }
         // One line that is a record, several lines that are no one document, or something else.
         Ok(_) | Err(_) if first.trim_start().starts_with('{') && looks_like_a_record(first) => {
@@ -116,25 +143,30 @@ pub fn parse(path: &Path, text: &str) -> Result<Vec<Stream>, Error> {
         }
     };
     let streams: Vec<Stream> =
-        streams.into_iter().filter(|s| !s.stored.is_empty() || s.trouble.is_some()).collect();
+        streams.into_iter().filter(|s| !s.stored.is_empty() || !s.troubles.is_empty()).collect();
     if streams.is_empty() { Err(Error::Empty { path: path.to_owned() }) } else { Ok(streams) }
 }
 
 fn looks_like_a_record(line: &str) -> bool {
     // A record of an unknown kind is still one; the reader says what is wrong with it.
-    import_line(line).is_ok() || (line.contains("\"seq\"") && line.contains("\"prev\""))
+    Folded::is_in(line)
+        || import_line(line).is_ok()
+        || (line.contains("\"seq\"") && line.contains("\"prev\""))
 }
 
 fn export(text: &str) -> Stream {
     let mut stored = Vec::new();
-    let mut trouble = None;
-    for item in import_lines(text.as_bytes()) {
+    let mut troubles = Vec::new();
+    let mut folded = None;
+    let mut lines = import_lines(text.as_bytes());
+    while let Some(item) = lines.next() {
+        folded = folded.or_else(|| lines.take_folded());
         match item {
             Ok(record) => stored.push(record),
-            Err(error) => trouble = Some(format!("{error}; nothing after it is read")),
+            Err(error) => troubles.push(format!("{error}; nothing after it is read")),
         }
     }
-    Stream::new(None, stored, trouble)
+    Stream::new(None, Whole { folded, records: stored }, troubles)
 }
 
 /// One of several streams, by UID, `namespace/name` or name; without a choice, the only one. Errors:
@@ -152,161 +184,36 @@ pub fn select(streams: Vec<Stream>, wanted: Option<&str>) -> Result<Stream, Erro
     Err(Error::ChooseCluster { asked, choices: choices.join("\n") })
 }
 
-/// Journal objects in a ConfigMap or a list of them, by the name that the journal gave them.
-fn config_maps(document: &serde_json::Value) -> Result<Vec<Stream>, String> {
-    let kind = document.get("kind").and_then(|k| k.as_str()).unwrap_or_default();
-    let items: Vec<&serde_json::Value> = match (kind, document.get("items").and_then(|i| i.as_array())) {
-        ("ConfigMap", _) => vec![document],
-        ("List" | "ConfigMapList", Some(items)) => items.iter().collect(),
-        (_, _) => return Err(format!("it is a {kind}; expected ConfigMaps")),
-    };
-    let objects: BTreeMap<String, String> = items.into_iter().filter_map(journal_object).collect();
-    if objects.is_empty() {
-        return Err("none of its ConfigMaps is part of a journal".to_owned());
+/// Runs a read to its end, on this thread. The runtime has neither timers nor network.
+fn wait<T, E: std::error::Error>(reading: impl Future<Output = Result<T, E>>) -> Result<T, String> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().map_err(|e| e.to_string())?;
+    runtime.block_on(reading).map_err(|e| said(&e))
+}
+
+/// An error with its causes: it is kept as text.
+fn said(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut cause = error.source();
+    while let Some(error) = cause {
+        text.push_str(&format!(": {error}"));
+        cause = error.source();
     }
-    let ids: std::collections::BTreeSet<&str> = objects.keys().filter_map(|name| stream_id(name)).collect();
-    Ok(ids.into_iter().map(|id| from_objects(id, &objects)).collect())
-}
-
-fn journal_object(item: &serde_json::Value) -> Option<(String, String)> {
-    let name = item.pointer("/metadata/name")?.as_str()?;
-    let name = name.get(name.find(OBJECT_PREFIX)?..)?;
-    stream_id(name)?;
-    let data = item.get("data")?.as_object()?;
-    Some((name.to_owned(), data.get(DATA_KEY)?.as_str()?.to_owned()))
-}
-
-fn stream_id(name: &str) -> Option<&str> {
-    let rest = name.strip_prefix(OBJECT_PREFIX)?;
-    rest.strip_suffix(HEAD_SUFFIX).or_else(|| rest.split_once(SEGMENT_INFIX).map(|(id, _)| id))
-}
-
-/// Reads a stream as the operator would; if that is refused, whatever lines there are.
-fn from_objects(id: &str, objects: &BTreeMap<String, String>) -> Stream {
-    let stream = StreamId(id.to_owned());
-    let memory = MemoryObjects::new();
-    memory.edit(|all| {
-        for (name, text) in objects {
-            all.insert(name.clone(), Object { bytes: text.clone(), version: "1".to_owned() });
-        }
-    });
-    match wait(async { Segments::new(Arc::new(memory)).read(&stream).await }) {
-        Ok(stored) => Stream::new(Some(&stream), stored, None),
-        Err(error) => Stream::new(Some(&stream), salvage(id, objects), Some(error.to_string())),
-    }
-}
-
-/// Every line of a stream's objects that is a record, each once, in order of sequence.
-fn salvage(id: &str, objects: &BTreeMap<String, String>) -> Vec<Stored> {
-    let mut records: Vec<Stored> = Vec::new();
-    for (_, text) in objects.iter().filter(|(name, _)| stream_id(name) == Some(id)) {
-        records.extend(text.lines().filter_map(|line| import_line(line).ok()));
-    }
-    records.sort_by_key(|s| s.record.seq);
-    records.dedup();
-    records
-}
-
-/// Runs a read of a backend to its end, on this thread. The runtime has neither timers nor network.
-fn wait<T>(reading: impl Future<Output = Result<T, BackendError>>) -> Result<T, BackendError> {
-    let runtime = tokio::runtime::Builder::new_current_thread().build();
-    let runtime = runtime.map_err(|e| BackendError::Unavailable(e.to_string()))?;
-    runtime.block_on(reading)
-}
-
-#[cfg(test)]
-pub(crate) mod testing {
-    use super::*;
-    use valkeeper_journal::Hash;
-
-    /// Records sealed into a chain.
-    pub(crate) fn sealed(records: &[Record]) -> Vec<Stored> {
-        let mut prev = Hash::ZERO;
-        let seal = |record: &Record| {
-            let stored = Stored::seal(record.clone(), prev).unwrap();
-            prev = stored.hash;
-            stored
-        };
-        records.iter().map(seal).collect()
-    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::{testing::sealed, *};
-    use crate::{export::export as export_text, story};
-    use serde_json::json;
+    use super::*;
+    use crate::{
+        export::export as export_text,
+        story::{self, sealed},
+    };
 
     const PATH: &str = "-";
 
-    /// The ConfigMaps that the operator would have made of a journal, appended record by record.
-    fn dump(records: &[Record]) -> Vec<serde_json::Value> {
-        let objects = Arc::new(MemoryObjects::new());
-        let stored = sealed(records);
-        let id = StreamId("5f0c1d2e-uid".into());
-        let writer = Segments::new(objects.clone());
-        let mut head = None;
-        for record in &stored {
-            let append = async {
-                writer.append(&id, head.as_ref(), std::slice::from_ref(record)).await.unwrap();
-                Ok(())
-            };
-            wait(append).unwrap();
-            head = Some(record.head());
-        }
-        let mut items = Vec::new();
-        objects.edit(|all| {
-            for (name, object) in all.iter() {
-                items.push(json!({"kind": "ConfigMap", "metadata": {"name": name}, "data": {DATA_KEY: object.bytes}}));
-            }
-        });
-        items
-    }
-
-    /// The story again and again until its tail has been sealed.
-    fn long() -> Vec<Record> {
-        let mut book = story::adopted();
-        for round in 0..80_u16 {
-            book.add(i64::from(round) * 1_000 + 20, story::pod(round % 3));
-        }
-        book.0
-    }
-
-    fn parse_json(document: &serde_json::Value) -> Vec<Stream> {
-        parse(Path::new(PATH), &document.to_string()).unwrap()
-    }
-
-    #[test]
-    fn config_maps_are_read_as_the_operator_reads_them() {
-        let records = long();
-        let items = dump(&records);
-        assert!(items.len() > 1, "the tail was sealed");
-        let streams = parse_json(&json!({"kind": "List", "apiVersion": "v1", "items": items}));
-        assert_eq!(streams.len(), 1);
-        assert_eq!((streams[0].records(), &streams[0].trouble), (records, &None));
-        assert_eq!(streams[0].title(), "demo/orders (uid 5f0c1d2e-uid)");
-    }
-
-    #[test]
-    fn a_missing_segment_is_said_and_the_rest_is_read() {
-        let mut items = dump(&long());
-        items.retain(|item| !item.to_string().contains("segment-0000000001"));
-        let streams = parse_json(&json!({"kind": "ConfigMapList", "items": items}));
-        assert!(streams[0].trouble.is_some());
-        assert!(!streams[0].stored.is_empty());
-        assert_eq!(streams[0].uid, "5f0c1d2e-uid");
-    }
-
-    #[test]
-    fn one_config_map_alone_is_enough_for_a_short_stream() {
-        let records = story::adopted().0;
-        let mut items = dump(&records);
-        assert_eq!(parse_json(&items.remove(0))[0].records(), records);
-    }
-
     #[test]
     fn an_export_is_known_by_its_first_line() {
-        let text = export_text(&sealed(&story::failover()));
+        let text = export_text(None, &sealed(&story::failover()));
         assert_eq!(parse(Path::new(PATH), &text).unwrap()[0].stored.len(), 22);
         let one = text.lines().next().unwrap();
         assert_eq!(parse(Path::new(PATH), one).unwrap()[0].stored.len(), 1);
@@ -327,8 +234,10 @@ mod tests {
         let stream = |uid: &str, name: &str| Stream {
             uid: uid.into(),
             cluster: Some(("demo".into(), name.into())),
+            archived: Vec::new(),
+            folded: None,
             stored: Vec::new(),
-            trouble: None,
+            troubles: Vec::new(),
             anchored: None,
         };
         let all = || vec![stream("u1", "orders"), stream("u2", "orders"), stream("u3", "carts")];

@@ -3,15 +3,17 @@
 
 use crate::{
     Error,
+    deep::Deep,
+    history::Gone,
     report::{Finding, Report},
     rules,
-    source::Stream,
+    source::{Origin, Stream},
     table::Table,
 };
 use serde::{Deserialize, Serialize};
 use std::{fmt::Write, path::Path};
 use valkeeper_core::ids::{Seq, WriterEpoch};
-use valkeeper_journal::Hash;
+use valkeeper_journal::{Hash, Problem};
 
 /// The place of the last acknowledged record, kept outside of the store: what tells a truncated journal from a short one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -42,6 +44,10 @@ pub struct Verified {
     pub cluster: String,
     /// Number of records.
     pub records: usize,
+    /// What left the store, if the beginning was cut.
+    pub trimmed: Option<Gone>,
+    /// Number of records from an archive: the first ones.
+    pub archived: usize,
     /// First sequence.
     pub first: Option<Seq>,
     /// Last sequence.
@@ -54,34 +60,54 @@ pub struct Verified {
     pub anchor: Option<String>,
     /// The stream is not what was written.
     pub problems: Vec<String>,
+    /// What was folded again and compared, if that was asked for.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub deep: Option<Deep>,
     /// It is, but it breaks an invariant.
     pub violations: Vec<(Seq, String)>,
 }
 
 /// Checks a stream.
 pub fn verify(stream: &Stream, anchor: Option<Anchor>) -> Verified {
-    let report = valkeeper_journal::verify(&stream.stored);
-    let valkeeper_journal::Report { records, first, last, epochs, head, problems } = report;
+    let history = stream.history();
+    let Origin { folded, records } = stream.origin();
+    let report = valkeeper_journal::verify(folded, records);
+    let valkeeper_journal::Report { records, trimmed: _, first, last, epochs, head, problems } = report;
     let mut problems: Vec<String> = problems.iter().map(ToString::to_string).collect();
-    problems.extend(stream.trouble.clone());
+    problems.extend(beginning(stream));
+    problems.extend(stream.troubles.clone());
     problems.extend(anchor.and_then(|anchor| behind(stream, anchor)));
     Verified {
         cluster: stream.title(),
         records,
+        trimmed: stream.gone(),
+        archived: stream.archived.len(),
         first,
         last,
         head_hash: head.map(|h| h.hash),
         epochs,
         anchor: anchor.map(|a| format!("record {}", a.seq)).or_else(|| stream.anchored.clone()),
         problems,
-        violations: rules::violations(&stream.records()),
+        deep: None,
+        violations: rules::violations(&history),
     }
+}
+
+/// What the store begins with must be named by a record of the store, also where an archive has what was before.
+fn beginning(stream: &Stream) -> Vec<String> {
+    if stream.archived.is_empty() {
+        return Vec::new();
+    }
+    let report = valkeeper_journal::verify(stream.folded.as_ref(), &stream.stored);
+    let unnamed = report.problems.into_iter().filter(|p| matches!(p, Problem::Unnamed { .. }));
+    unnamed.map(|problem| problem.to_string()).collect()
 }
 
 fn behind(stream: &Stream, anchor: Anchor) -> Option<String> {
     let Anchor { seq, epoch, hash } = anchor;
-    let last = stream.stored.last().map(|s| s.record.seq).unwrap_or_default();
-    match stream.stored.iter().find(|s| s.record.seq == seq) {
+    let Origin { folded, records } = stream.origin();
+    let last = records.last().map(|s| s.record.seq).unwrap_or_default();
+    match records.iter().find(|s| s.record.seq == seq) {
         Some(stored) if stored.hash == hash && stored.record.epoch == epoch => None,
         Some(_) => {
             Some(format!("record {seq} is not the one that was acknowledged: the anchor names {hash}"))
@@ -89,17 +115,37 @@ fn behind(stream: &Stream, anchor: Anchor) -> Option<String> {
         None if last < seq => {
             Some(format!("the stream ends at {last}, but record {seq} was acknowledged: its end is missing"))
         }
+        // Acknowledged long ago, and cut since: the chain of what came after is all that can be asked for.
+        None if folded.is_some_and(|folded| seq <= folded.head().seq) => None,
         None => Some(format!("record {seq}, which the anchor names, is not in the stream")),
     }
 }
 
 impl Report for Verified {
     fn text(&self) -> String {
-        let Verified { cluster, records, first, last, head_hash, epochs, anchor, problems, violations } =
-            self;
+        let Verified {
+            cluster,
+            records,
+            trimmed,
+            archived,
+            first,
+            last,
+            head_hash,
+            epochs,
+            anchor,
+            problems,
+            deep,
+            violations,
+        } = self;
         let mut text = format!("{cluster}\n");
         let seq = |s: &Option<Seq>| s.map_or_else(|| "-".to_owned(), |s| s.to_string());
         let _ = writeln!(text, "records     {records} ({} to {})", seq(first), seq(last));
+        if let Some(gone) = trimmed {
+            let _ = writeln!(text, "trimmed     {gone}");
+        }
+        if *archived > 0 {
+            let _ = writeln!(text, "archived    {archived} records come from the archive");
+        }
         if let Some(hash) = head_hash {
             let _ = writeln!(text, "head        {hash}");
         }
@@ -115,6 +161,7 @@ impl Report for Verified {
         for (seq, violation) in violations {
             let _ = writeln!(text, "  record {seq}: {violation}");
         }
+        text.push_str(&deep.as_ref().map(Deep::text).unwrap_or_default());
         text
     }
 
@@ -130,7 +177,8 @@ impl Report for Verified {
     }
 
     fn finding(&self) -> Finding {
-        if self.problems.is_empty() && self.violations.is_empty() { Finding::Clean } else { Finding::Found }
+        let deep = self.deep.as_ref().map_or(Finding::Clean, Deep::finding);
+        if self.problems.is_empty() && self.violations.is_empty() { deep } else { Finding::Found }
     }
 }
 
@@ -138,8 +186,8 @@ impl Report for Verified {
 mod tests {
     use super::*;
     use crate::{
-        source::{self, testing::sealed},
-        story,
+        source,
+        story::{self, sealed},
     };
     use std::path::Path;
 
@@ -148,7 +196,7 @@ mod tests {
     }
 
     fn lines() -> Vec<String> {
-        let text = crate::export::export(&sealed(&story::failover()));
+        let text = crate::export::export(None, &sealed(&story::failover()));
         text.lines().map(|line| format!("{line}\n")).collect()
     }
 
@@ -204,14 +252,14 @@ mod tests {
         torn[20] = "{\"seq\":21,\n".to_owned();
         let stream = stream_of(&torn.concat());
         assert_eq!(stream.stored.len(), 20);
-        assert!(verify(&stream, None).problems[0].contains("line 21"), "{:?}", stream.trouble);
+        assert!(verify(&stream, None).problems[0].contains("line 21"), "{:?}", stream.troubles);
     }
 
     #[test]
     fn a_broken_invariant_is_found_in_an_intact_chain() {
         let mut records = story::failover();
         records[11].event = story::server(0, "run-0", valkeeper_core::observation::ServerRole::Primary, 'a');
-        let verified = verify(&stream_of(&crate::export::export(&sealed(&records))), None);
+        let verified = verify(&stream_of(&crate::export::export(None, &sealed(&records))), None);
         assert_eq!((verified.problems.len(), verified.finding()), (0, Finding::Found));
         assert!(verified.text().contains("  record 13: promotes 0-1 while 0-0 is seen to be primary\n"));
     }

@@ -2,6 +2,7 @@
 
 use crate::{
     Error,
+    history::{Gone, History},
     line::{self, Joined},
     report::{Finding, Report},
     table::Table,
@@ -81,16 +82,19 @@ pub struct Causes {
     pub now: String,
     /// What waits for it or is blocked by it at the end of the stream.
     pub standing: Vec<String>,
+    /// Records that are gone, and may have been about it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub gone: Option<Gone>,
     /// Decisions about it, each with the last fact seen before it, in order.
     pub causes: Vec<Cause>,
 }
 
 /// Finds the decisions about a subject and the facts that they followed from. Errors: [`Error::NeverSeen`].
-pub fn why(records: &[Record], subject: &Subject) -> Result<Causes, Error> {
-    let joined = Joined::new(records);
+pub fn why(history: &History, subject: &Subject) -> Result<Causes, Error> {
+    let joined = Joined::new(history);
     let mut causes: Vec<Cause> = Vec::new();
     let mut last_fact: Option<&Record> = None;
-    for record in records {
+    for record in history.records() {
         if is_fact_about(record, subject) {
             last_fact = Some(record);
         }
@@ -102,14 +106,16 @@ pub fn why(records: &[Record], subject: &Subject) -> Result<Causes, Error> {
     }
     // What changed after the last decision was not decided here; it explains what is to be seen now.
     causes.extend(last_fact.map(|fact| cause(fact, None, None)));
-    if causes.is_empty() {
+    let state = history.end();
+    let gone = history.gone().filter(|_| is_known(&state, subject)).cloned();
+    if causes.is_empty() && gone.is_none() {
         return Err(Error::NeverSeen { subject: subject.to_string() });
     }
-    let state = ClusterState::fold(records);
     Ok(Causes {
         subject: subject.to_string(),
         now: now(&state, subject),
         standing: standing(&state, subject),
+        gone,
         causes,
     })
 }
@@ -141,7 +147,9 @@ fn is_fact_about(record: &Record, subject: &Subject) -> bool {
             | Event::Decided { .. }
             | Event::EffectsEnded(_)
             | Event::DecisionClosed { .. }
-            | Event::StandingChanged { .. },
+            | Event::StandingChanged { .. }
+            | Event::Trimmed { .. }
+            | Event::LevelRaised { .. },
             _,
         ) => false,
     }
@@ -177,6 +185,14 @@ fn touches(effect: &Effect, member: MemberId) -> bool {
         Effect::Route { to, .. } => *to == member,
         Effect::Label { member: of, .. } | Effect::DeletePod { member: of, .. } => *of == member,
         Effect::Apply { .. } | Effect::ReleaseFinalizer => false,
+    }
+}
+
+fn is_known(state: &ClusterState, subject: &Subject) -> bool {
+    match subject {
+        Subject::Member(member) => state.members.contains_key(member),
+        Subject::Shard(shard) => state.shards.contains_key(shard),
+        Subject::Object(object) => state.objects.contains_key(object),
     }
 }
 
@@ -221,10 +237,13 @@ fn standing(state: &ClusterState, subject: &Subject) -> Vec<String> {
 
 impl Report for Causes {
     fn text(&self) -> String {
-        let Causes { subject: _, now, standing, causes } = self;
+        let Causes { subject: _, now, standing, gone, causes } = self;
         let mut text = format!("now: {now}\n");
         for line in standing {
             let _ = writeln!(text, "     {line}");
+        }
+        if let Some(gone) = gone {
+            let _ = writeln!(text, "     {gone}");
         }
         text.push('\n');
         for Cause { seq, time, text: what, reason, outcome } in causes {
@@ -260,14 +279,14 @@ mod tests {
     use crate::story;
 
     fn seqs(subject: &str) -> Vec<u64> {
-        let causes = why(&story::failover(), &subject.parse().unwrap()).unwrap().causes;
+        let causes = why(&story::failover().into(), &subject.parse().unwrap()).unwrap().causes;
         causes.iter().map(|c| c.seq).collect()
     }
 
     #[test]
     fn a_member_is_explained_by_its_facts_and_the_decisions_about_it() {
         assert_eq!(seqs("0-0"), [7, 11, 12, 13, 19, 20]);
-        let text = why(&story::failover(), &"0-0".parse().unwrap()).unwrap().text();
+        let text = why(&story::failover().into(), &"0-0".parse().unwrap()).unwrap().text();
         assert!(text.starts_with(
             "now: 0-0 at the gate, history aaaaaaaa (run run-9, 9.0.0); grant 13 of shard 0 is held by 0-1\n"
         ));
@@ -278,7 +297,7 @@ mod tests {
 
     #[test]
     fn a_shard_is_explained_by_every_decision_of_its_scope() {
-        let causes = why(&story::failover(), &"shard/0".parse().unwrap()).unwrap();
+        let causes = why(&story::failover().into(), &"shard/0".parse().unwrap()).unwrap();
         let decided: Vec<u64> = causes.causes.iter().filter(|c| c.reason.is_some()).map(|c| c.seq).collect();
         assert_eq!(decided, [11, 13, 18, 20]);
         assert!(causes.now.starts_with("0-1 holds grant 13; shard 0 route to 10.0.0.2"), "{}", causes.now);
@@ -304,14 +323,14 @@ mod tests {
         let mut applies = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
         applies.effects = vec![Effect::Apply { object: object.clone(), digest: Digest("d1".into()) }];
         book.add(20, story::decided(applies, story::readings(20, &[])));
-        let causes = why(&book.0, &Subject::Object(object)).unwrap();
+        let causes = why(&book.0.into(), &Subject::Object(object)).unwrap();
         assert_eq!(causes.now, "missing (wanted d1)");
         assert_eq!(causes.causes.iter().map(|c| c.seq).collect::<Vec<_>>(), [12, 13]);
     }
 
     #[test]
     fn what_was_never_seen_is_said_so_and_nonsense_is_refused() {
-        let error = why(&story::failover(), &"3-0".parse().unwrap()).unwrap_err();
+        let error = why(&story::failover().into(), &"3-0".parse().unwrap()).unwrap_err();
         assert_eq!(error.to_string(), "nothing in this stream is about 3-0");
         assert!("Deployment/orders".parse::<Subject>().is_err());
         assert!("shard/x".parse::<Subject>().is_err());

@@ -1,17 +1,18 @@
 //! The program as it is run: exit codes, formats, sources. Journals are told by the simulator with the real rules.
 #![allow(clippy::unwrap_used, reason = "a test may fail where it stands")]
 
+use run::{answer, code};
 use std::{
     io::Write,
     path::PathBuf,
-    process::{Command, Output, Stdio},
+    process::{Command, Stdio},
 };
 use valkeeper_core::{
     event::Record,
     sim::{Perturbation, Story},
 };
-use valkeeper_journal::{Hash, Stored, export_line};
 
+mod run;
 mod story;
 
 const KILLED: &str = "
@@ -39,34 +40,7 @@ fn told(script: &str) -> Vec<Record> {
 }
 
 fn exported(records: &[Record]) -> String {
-    let mut prev = Hash::ZERO;
-    let mut text = String::new();
-    for record in records {
-        let stored = Stored::seal(record.clone(), prev).unwrap();
-        prev = stored.hash;
-        text += &format!("{}\n", export_line(&stored));
-    }
-    text
-}
-
-fn replay(input: &str, args: &[&str]) -> Output {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_valkeeper-replay"));
-    command.args(args).stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
-    let mut child = command.spawn().unwrap();
-    // A usage error ends the program before it reads.
-    let _ = child.stdin.take().unwrap().write_all(input.as_bytes());
-    child.wait_with_output().unwrap()
-}
-
-/// Exit code, standard output, standard error.
-fn answer(input: &str, args: &[&str]) -> (i32, String, String) {
-    let Output { status, stdout, stderr } = replay(input, args);
-    let text = |bytes| String::from_utf8(bytes).unwrap();
-    (status.code().unwrap(), text(stdout), text(stderr))
-}
-
-fn code(input: &str, args: &[&str]) -> i32 {
-    answer(input, args).0
+    story::exported(None, &story::sealed(records))
 }
 
 #[test]

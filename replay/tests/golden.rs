@@ -27,7 +27,7 @@ fn tell(folder: &Path) -> (Sim, String) {
     let sim = Story::parse(&script)
         .run(Perturbation::None, |command, records| marks.push((command.to_owned(), records)))
         .unwrap_or_else(|e| panic!("{}: {e}", folder.display()));
-    let lines = line::lines(&sim.records);
+    let lines = line::lines(&sim.records.clone().into());
     let start = sim.records.first().map(|r| r.time).unwrap_or_default();
     let mut text = String::new();
     for (i, (command, from)) in marks.iter().enumerate() {
@@ -38,7 +38,7 @@ fn tell(folder: &Path) -> (Sim, String) {
             writeln!(text, "{seconds:>8.3}  {line}").expect("a string");
         }
     }
-    let audited = failovers(&sim.records);
+    let audited = failovers(&sim.records.clone().into());
     if !audited.0.is_empty() {
         write!(text, "\n> audit failover\n{}", audited.text()).expect("a string");
     }
@@ -88,7 +88,7 @@ fn committed_journals_verify_fold_and_decide_the_same_again() {
         assert_eq!(invariant::check(&records), [], "{name}");
         let (sim, _) = tell(&folder);
         assert_eq!(ClusterState::fold(&records), sim.state, "{name}: folding gives another state");
-        let again = diverge(&records, Policy::Today);
+        let again = diverge(&records.into(), Policy::Today);
         assert!(again.divergences.is_empty(), "{name}: {}", again.text());
         assert!(again.turns_judged > 0, "{name}: nothing was judged");
     }
@@ -104,7 +104,7 @@ fn a_mutated_policy_diverges_where_it_matters() {
     for (story, policy) in cases {
         let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden").join(story);
         let (sim, _) = tell(&folder);
-        let found = diverge(&sim.records, policy).divergences;
+        let found = diverge(&sim.records.into(), policy).divergences;
         assert!(!found.is_empty(), "{story}: {} changes nothing", policy.name());
     }
 }

@@ -1,21 +1,33 @@
 //! ConfigMaps as the journal's store of named texts. They live in the operator's namespace, without owner reference:
 //! deleting a cluster or its namespace must not delete its history. Never watched: the writer knows what it wrote.
 
+mod patience;
+
+#[cfg(test)]
+mod fake;
+#[cfg(test)]
+mod tests;
+
 use super::{API_CALL_MAX, Error, FIELD_MANAGER, MANAGED_BY, bounded};
 use crate::lease::Leadership;
 use async_trait::async_trait;
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::{ByteString, api::core::v1::ConfigMap};
 use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
-use valkeeper_journal::segments::{Object, Objects, ObjectsError};
+use std::{future::Future, time::Duration};
+use tokio::sync::Semaphore;
+use valkeeper_journal::segments::{Body, Object, Objects, ObjectsError};
 
 /// Label of a journal's ConfigMaps; its value is the UID of the cluster's resource.
 pub const JOURNAL_LABEL: &str = "valkeeper.io/journal";
 
-/// The key under which the text is.
-const KEY: &str = "records.jsonl";
+/// The key under which text is.
+const TEXT_KEY: &str = "records.jsonl";
+
+/// The key under which packed text is: `kubectl get cm NAME -o jsonpath='{.binaryData.records\.jsonl\.gz}' | base64 -d | gunzip`.
+const PACKED_KEY: &str = "records.jsonl.gz";
 
 /// Names per page of a list: the server's answer to one request stays below 1 MiB without contents.
 const PAGE_NAMES: u32 = 500;
@@ -26,21 +38,54 @@ const PAGES_MAX: usize = 2_000;
 /// Characters of a UID.
 const UID_CHARS: usize = 36;
 
+/// Writes in flight for all journals; whoever comes next waits in line. A journal has one at most, so when a thousand clusters write
+/// at once, at 10 ms each, a failover's decision waits 0.3 s behind them. It is an eighth of what the API server's default
+/// settings let all workloads of that rank do at once.
+const WRITES_MAX: usize = 32;
+
+/// Longest wait in that line: after it the server is too slow for everyone. Nothing was sent by then, and the next turn tries again.
+const LINE_WAIT_MAX: Duration = API_CALL_MAX;
+
 /// ConfigMaps of one namespace. Writes only while the process leads.
 pub struct ConfigMaps {
     api: Api<ConfigMap>,
     leadership: Leadership,
+    /// First come, first served.
+    writes: Semaphore,
 }
 
 impl ConfigMaps {
     /// The store in `namespace`, which refuses writes when `leadership` has ended.
     pub fn new(client: Client, namespace: &str, leadership: Leadership) -> Self {
-        ConfigMaps { api: Api::namespaced(client, namespace), leadership }
+        let api = Api::namespaced(patience::patient(client, namespace), namespace);
+        ConfigMaps { api, leadership, writes: Semaphore::new(WRITES_MAX) }
     }
 
-    fn may_write(&self) -> Result<(), ObjectsError> {
-        self.leadership.check().map_err(|e| ObjectsError::Unavailable(e.to_string()))
+    /// Waits in line, then makes one write. Until it is sent, an error is certain.
+    async fn write<T>(
+        &self,
+        what: &str,
+        call: impl Future<Output = Result<T, kube::Error>> + Send,
+    ) -> Result<T, WriteError> {
+        let _permit = match tokio::time::timeout(LINE_WAIT_MAX, self.writes.acquire()).await {
+            Ok(Ok(permit)) => permit,
+            Ok(Err(_)) | Err(_) => {
+                let why =
+                    format!("{what}: {WRITES_MAX} others were not answered in {} s", LINE_WAIT_MAX.as_secs());
+                return Err(WriteError::NotSent(why));
+            }
+        };
+        // After the wait: leadership may have ended meanwhile.
+        self.leadership.check().map_err(|e| WriteError::NotSent(e.to_string()))?;
+        bounded(what, call).await.map_err(WriteError::Answered)
     }
+}
+
+/// Why a write was not made, or is not known to have been.
+enum WriteError {
+    /// It was not even sent.
+    NotSent(String),
+    Answered(Error),
 }
 
 #[async_trait]
@@ -49,40 +94,36 @@ impl Objects for ConfigMaps {
         let found = bounded(&format!("get ConfigMap/{name}"), self.api.get_opt(name)).await;
         let Some(map) = found.map_err(of_read)? else { return Ok(None) };
         let version = map.resource_version().unwrap_or_default();
-        let bytes = map.data.and_then(|mut data| data.remove(KEY)).unwrap_or_default();
-        Ok(Some(Object { bytes, version }))
+        Ok(Some(Object { body: body_of(map), version }))
     }
 
-    async fn create(&self, name: &str, bytes: &str) -> Result<String, ObjectsError> {
-        self.may_write()?;
-        let mut map = config_map(name, bytes);
+    async fn create(&self, name: &str, body: &Body) -> Result<String, ObjectsError> {
+        let mut map = config_map(name, body);
         // Only the head ever changes; everything else is sealed, and the server keeps it so.
         map.immutable = (!name.ends_with("-head")).then_some(true);
-        let created = bounded(&format!("create ConfigMap/{name}"), self.api.create(&post(), &map)).await;
+        let created = self.write(&format!("create ConfigMap/{name}"), self.api.create(&post(), &map)).await;
         match created {
             Ok(map) => Ok(map.resource_version().unwrap_or_default()),
-            Err(Error::Conflict { .. }) => Err(ObjectsError::AlreadyExists),
+            Err(WriteError::Answered(Error::Conflict { .. })) => Err(ObjectsError::AlreadyExists),
             Err(error) => Err(of_write(error)),
         }
     }
 
-    async fn replace(&self, name: &str, version: &str, bytes: &str) -> Result<String, ObjectsError> {
-        self.may_write()?;
+    async fn replace(&self, name: &str, version: &str, body: &Body) -> Result<String, ObjectsError> {
         if version.is_empty() {
             // Without a version the server would overwrite blindly.
             return Err(ObjectsError::Conflict);
         }
-        let mut map = config_map(name, bytes);
+        let mut map = config_map(name, body);
         map.metadata.resource_version = Some(version.to_owned());
         let replaced =
-            bounded(&format!("replace ConfigMap/{name}"), self.api.replace(name, &post(), &map)).await;
+            self.write(&format!("replace ConfigMap/{name}"), self.api.replace(name, &post(), &map)).await;
         replaced.map(|map| map.resource_version().unwrap_or_default()).map_err(of_write)
     }
 
     async fn delete(&self, name: &str) -> Result<(), ObjectsError> {
-        self.may_write()?;
         let what = format!("delete ConfigMap/{name}");
-        bounded(&what, self.api.delete(name, &DeleteParams::default())).await.map(|_| ()).map_err(of_write)
+        self.write(&what, self.api.delete(name, &DeleteParams::default())).await.map(|_| ()).map_err(of_write)
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, ObjectsError> {
@@ -107,9 +148,22 @@ impl Objects for ConfigMaps {
     }
 }
 
-fn config_map(name: &str, bytes: &str) -> ConfigMap {
-    let mut map =
-        ConfigMap { data: Some([(KEY.to_owned(), bytes.to_owned())].into()), ..ConfigMap::default() };
+fn body_of(map: ConfigMap) -> Body {
+    let packed = || map.binary_data.and_then(|mut data| data.remove(PACKED_KEY));
+    match map.data.and_then(|mut data| data.remove(TEXT_KEY)) {
+        Some(text) => Body::Text(text),
+        None => packed().map_or(Body::Text(String::new()), |ByteString(bytes)| Body::Packed(bytes)),
+    }
+}
+
+fn config_map(name: &str, body: &Body) -> ConfigMap {
+    let mut map = ConfigMap::default();
+    match body {
+        Body::Text(text) => map.data = Some([(TEXT_KEY.to_owned(), text.clone())].into()),
+        Body::Packed(bytes) => {
+            map.binary_data = Some([(PACKED_KEY.to_owned(), ByteString(bytes.clone()))].into());
+        }
+    }
     map.metadata.name = Some(name.to_owned());
     let labels = map.labels_mut();
     labels.insert(MANAGED_BY.to_owned(), FIELD_MANAGER.to_owned());
@@ -132,38 +186,19 @@ fn of_read(error: Error) -> ObjectsError {
     ObjectsError::Unavailable(super::chain(&error))
 }
 
-fn of_write(error: Error) -> ObjectsError {
+fn of_write(error: WriteError) -> ObjectsError {
     match error {
-        Error::Conflict { .. } => ObjectsError::Conflict,
-        Error::NotFound { .. } => ObjectsError::NotFound,
-        Error::Refused { .. } | Error::Malformed { .. } | Error::Settings(_) => {
-            ObjectsError::Unavailable(super::chain(&error))
-        }
-        Error::Ambiguous { what, source: None } => {
+        WriteError::NotSent(why) => ObjectsError::Unavailable(why),
+        WriteError::Answered(Error::Conflict { .. }) => ObjectsError::Conflict,
+        WriteError::Answered(Error::NotFound { .. }) => ObjectsError::NotFound,
+        WriteError::Answered(
+            error @ (Error::Refused { .. } | Error::Malformed { .. } | Error::Settings(_)),
+        ) => ObjectsError::Unavailable(super::chain(&error)),
+        WriteError::Answered(Error::Ambiguous { what, source: None }) => {
             ObjectsError::Ambiguous(format!("{what}: no answer within {} s", API_CALL_MAX.as_secs()))
         }
-        Error::Ambiguous { .. } => ObjectsError::Ambiguous(super::chain(&error)),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const UID: &str = "0b5f7f0e-8c2a-4f5e-9a57-0c8d5c1d2e3f";
-
-    #[test]
-    fn a_journal_is_labelled_with_its_clusters_uid() {
-        let map = config_map(&format!("journal-{UID}-head"), "x");
-        assert_eq!(map.labels().get(JOURNAL_LABEL).map(String::as_str), Some(UID));
-        assert_eq!(map.owner_references(), [], "history must survive its cluster");
-    }
-
-    #[test]
-    fn an_answer_that_is_not_known_is_never_taken_for_a_refusal() {
-        let silent = Error::Ambiguous { what: "replace".into(), source: None };
-        assert!(matches!(of_write(silent), ObjectsError::Ambiguous(_)));
-        let full = Error::Refused { what: "replace".into(), code: 403, message: "quota".into() };
-        assert!(matches!(of_write(full), ObjectsError::Unavailable(_)));
+        WriteError::Answered(error @ Error::Ambiguous { .. }) => {
+            ObjectsError::Ambiguous(super::chain(&error))
+        }
     }
 }

@@ -70,7 +70,7 @@ impl Sim {
             });
         }
         let writer = format!("operator-{}", self.state.epoch);
-        self.record(Event::EpochStarted { writer, version: "sim".into() });
+        self.record(Event::EpochStarted { writer, version: "sim".into(), lost_through: None });
     }
 
     /// Stops the operator; the world goes on without it.

@@ -1,9 +1,11 @@
 //! The head object's text: one line about the stream, then the lines of the open tail.
 
+use super::names::Part;
 use crate::{
     backend::BackendError,
-    lines::import_line,
-    record::{Head, Stored, StreamId},
+    folded::Folded,
+    lines::{export_line, import_line},
+    record::{Hash, Head, Stored, StreamId},
     verify::verify_next,
 };
 use serde::{Deserialize, Serialize};
@@ -17,8 +19,25 @@ const FORMAT: u32 = 1;
 pub(super) struct Segment {
     pub first: Seq,
     pub last: Seq,
-    /// Size of its text in bytes.
+    /// Bytes that it takes in the store.
     pub bytes: usize,
+}
+
+/// What stands for the records that were cut.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct FoldedAt {
+    /// Last record that it stands for.
+    pub seq: Seq,
+    /// SHA-256 of its text.
+    pub digest: Hash,
+    /// Bytes that it takes in the store.
+    pub bytes: usize,
+}
+
+impl FoldedAt {
+    pub fn of(folded: &Folded, bytes: usize) -> FoldedAt {
+        FoldedAt { seq: folded.head().seq, digest: folded.digest(), bytes }
+    }
 }
 
 #[derive(Serialize, Deserialize)]
@@ -26,6 +45,7 @@ struct FirstLine {
     format: u32,
     stream: StreamId,
     head: Head,
+    folded: Option<FoldedAt>,
     /// First record of the tail.
     tail: Option<Seq>,
     segments: Vec<Segment>,
@@ -37,6 +57,8 @@ pub(super) struct HeadDoc {
     stream: StreamId,
     /// Last record of the tail.
     pub head: Head,
+    /// What the stream begins with, if its beginning was cut.
+    pub folded: Option<FoldedAt>,
     /// Sealed segments, in order.
     pub segments: Vec<Segment>,
     /// First record of the tail, `None` if it is empty.
@@ -47,17 +69,21 @@ pub(super) struct HeadDoc {
 
 impl HeadDoc {
     pub fn new(stream: &StreamId, head: Head) -> HeadDoc {
-        HeadDoc { stream: stream.clone(), head, segments: Vec::new(), tail_first: None, tail: String::new() }
+        let (folded, segments, tail_first, tail) = (None, Vec::new(), None, String::new());
+        HeadDoc { stream: stream.clone(), head, folded, segments, tail_first, tail }
     }
 
-    pub fn sealed_bytes(&self) -> usize {
-        self.segments.iter().map(|s| s.bytes).sum()
+    /// Bytes that the stream takes in the store.
+    pub fn bytes(&self) -> usize {
+        let sealed: usize = self.segments.iter().map(|s| s.bytes).sum();
+        self.folded.map_or(0, |folded| folded.bytes) + sealed + self.text().len()
     }
 
     pub fn text(&self) -> String {
-        let HeadDoc { stream, head, segments, tail_first, tail } = self;
+        let HeadDoc { stream, head, folded, segments, tail_first, tail } = self;
         let (stream, segments) = (stream.clone(), segments.clone());
-        let first = FirstLine { format: FORMAT, stream, head: *head, tail: *tail_first, segments };
+        let first =
+            FirstLine { format: FORMAT, stream, head: *head, folded: *folded, tail: *tail_first, segments };
         // Strings and numbers only: this cannot fail. An empty line would be refused when it is read.
         let first = serde_json::to_string(&first).unwrap_or_default();
         format!("{first}\n{tail}")
@@ -74,15 +100,51 @@ impl HeadDoc {
             None => return Err(corrupt("no format".to_owned())),
         }
         let parsed: FirstLine = serde_json::from_value(parsed).map_err(|e| corrupt(e.to_string()))?;
-        let FirstLine { format: _, stream: named, head, tail: tail_first, segments } = parsed;
+        let FirstLine { format: _, stream: named, head, folded, tail: tail_first, segments } = parsed;
         if named != *stream {
             return Err(corrupt(format!("it is the head of stream {named}")));
         }
-        Ok(HeadDoc { stream: named, head, segments, tail_first, tail: tail.to_owned() })
+        Ok(HeadDoc { stream: named, head, folded, segments, tail_first, tail: tail.to_owned() })
     }
 
-    /// Checks another reading of the same head: every line of the tail must have the bytes that are known. The list of
-    /// segments may be shorter, because another process merges them, but it covers the same records with as many bytes.
+    /// Adds lines to the tail.
+    pub fn add(&mut self, records: &[Stored]) {
+        for stored in records {
+            self.tail_first.get_or_insert(stored.record.seq);
+            self.tail.push_str(&export_line(stored));
+            self.tail.push('\n');
+            self.head = stored.head();
+        }
+    }
+
+    /// Makes the tail a segment. Returns it, with its bytes still to be told, and its text.
+    pub fn seal(&mut self) -> Option<(Segment, String)> {
+        let first = self.tail_first.take()?;
+        Some((Segment { first, last: self.head.seq, bytes: 0 }, std::mem::take(&mut self.tail)))
+    }
+
+    /// Takes out everything up to where `folded` ends. False if that is no segment's end; then nothing is changed.
+    pub fn cut(&mut self, folded: FoldedAt) -> bool {
+        let Some(end) = self.segments.iter().position(|s| s.last == folded.seq) else { return false };
+        self.segments.drain(..=end);
+        self.folded = Some(folded);
+        true
+    }
+
+    /// True if no head that follows this one can name the object: what a writer may be about to name seals the tail, or lies
+    /// between two places where a segment begins and ends. Such places are only ever taken away, or added after the head.
+    pub fn is_past(&self, part: Part) -> bool {
+        let is_end = |seq: Seq| self.segments.iter().any(|s| s.last == seq);
+        let is_begin = |seq: Seq| self.segments.iter().any(|s| s.first == seq);
+        part.last() < self.head.seq
+            && match part {
+                Part::Folded { through } => !is_end(through),
+                Part::Segment { first, last } => !(is_begin(first) && is_end(last)),
+            }
+    }
+
+    /// Checks another reading of the same head: every line of the tail must have the bytes that are known, and so must
+    /// everything else but for segments that were merged: one then takes the place of two or more, exactly.
     pub fn check_same(&self, read: &HeadDoc) -> Result<(), BackendError> {
         let mut known = self.tail.split_inclusive('\n');
         let mut found = read.tail.split_inclusive('\n');
@@ -98,24 +160,48 @@ impl HeadDoc {
                 }
             }
         }
-        let sealed = read.check_places()?;
-        if self.sealed_bytes() != read.sealed_bytes() {
-            return Err(self.damage(sealed, "the segments up to it have other sizes than were written"));
+        read.check_places()?;
+        // A cut adds a record: at the same head there was none.
+        if self.folded != read.folded {
+            let seq = self.folded.or(read.folded).map_or(Seq(0), |folded| folded.seq);
+            return Err(self.damage(seq, "what the stream begins with after it is not what was written"));
         }
-        Ok(())
+        self.check_merged(&read.segments)
     }
 
-    /// Checks a tail of which nothing is known but the last sealed record, `None` if there are no segments.
-    pub fn check_tail(&self, sealed: Option<&Stored>) -> Result<(), BackendError> {
+    fn check_merged(&self, read: &[Segment]) -> Result<(), BackendError> {
+        let mut known = self.segments.iter();
+        for segment in read {
+            let other = |seq| self.damage(seq, "the segment that begins with it is not one that was written");
+            let begin = known.next().ok_or_else(|| other(segment.first))?;
+            if begin == segment {
+                continue;
+            }
+            let mut last = begin.last;
+            while last < segment.last {
+                last = known.next().ok_or_else(|| other(segment.first))?.last;
+            }
+            let is_merged = begin.first == segment.first && last == segment.last && begin.last < last;
+            if !is_merged {
+                return Err(other(segment.first));
+            }
+        }
+        match known.next() {
+            None => Ok(()),
+            Some(gone) => Err(self.damage(gone.first, "the segment that begins with it is gone")),
+        }
+    }
+
+    /// Checks a tail of which nothing is known but the record before it, `None` if it is the stream's first.
+    pub fn check_tail(&self, before: Option<Head>) -> Result<(), BackendError> {
         let mut seq = self.check_places()?;
-        let mut before = sealed.map(Stored::head);
+        let mut before = before;
         for line in self.tail.split_inclusive('\n') {
             seq = seq.next();
             // Without it, the next record would be written onto the same line.
             let text = line.strip_suffix('\n').ok_or_else(|| self.damage(seq, "its line has no end"))?;
             let stored = import_line(text).map_err(|e| self.damage(seq, e))?;
-            let index = usize::try_from(seq.0 - 1).unwrap_or(usize::MAX);
-            before = Some(verify_next(before.as_ref(), index, &stored).map_err(|e| self.damage(seq, e))?);
+            before = Some(verify_next(before.as_ref(), &stored).map_err(|e| self.damage(seq, e))?);
         }
         if before != Some(self.head) {
             return Err(self.damage(seq, format!("the records end with it, and the head is {}", self.head)));
@@ -123,9 +209,9 @@ impl HeadDoc {
         Ok(())
     }
 
-    /// Segments and tail must follow each other without a gap, from record 1. Returns the last sealed record, 0 if none is.
-    fn check_places(&self) -> Result<Seq, BackendError> {
-        let mut sealed = Seq(0);
+    /// Segments and tail must follow each other without a gap, from what was cut. Returns the last sealed record, 0 if none is.
+    pub fn check_places(&self) -> Result<Seq, BackendError> {
+        let mut sealed = self.folded.map_or(Seq(0), |folded| folded.seq);
         for Segment { first, last, bytes: _ } in &self.segments {
             if *first != sealed.next() || last < first {
                 return Err(self.damage(sealed.next(), format!("the next segment is {first} to {last}")));

@@ -1,6 +1,6 @@
 //! Objects in memory, with the faults of an API server: for tests and simulations.
 
-use super::objects::{Object, Objects, ObjectsError};
+use super::objects::{Body, Object, Objects, ObjectsError};
 use async_trait::async_trait;
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -24,16 +24,16 @@ pub enum ObjectsFault {
 
 #[derive(Clone)]
 enum Write {
-    Create { name: String, bytes: String },
-    Replace { name: String, version: String, bytes: String },
+    Create { name: String, body: Body },
+    Replace { name: String, version: String, body: Body },
     Delete { name: String },
 }
 
 impl Write {
     fn name(&self) -> &str {
         match self {
-            Write::Create { name, bytes: _ }
-            | Write::Replace { name, version: _, bytes: _ }
+            Write::Create { name, body: _ }
+            | Write::Replace { name, version: _, body: _ }
             | Write::Delete { name } => name,
         }
     }
@@ -57,21 +57,21 @@ impl Inner {
 
     fn commit(&mut self, write: Write) -> Result<String, ObjectsError> {
         match write {
-            Write::Create { name, bytes } => {
+            Write::Create { name, body } => {
                 if self.objects.contains_key(&name) {
                     return Err(ObjectsError::AlreadyExists);
                 }
                 let version = self.next_version();
-                self.objects.insert(name, Object { bytes, version: version.clone() });
+                self.objects.insert(name, Object { body, version: version.clone() });
                 Ok(version)
             }
-            Write::Replace { name, version, bytes } => {
+            Write::Replace { name, version, body } => {
                 let next = self.next_version();
                 let object = self.objects.get_mut(&name).ok_or(ObjectsError::NotFound)?;
                 if object.version != version {
                     return Err(ObjectsError::Conflict);
                 }
-                *object = Object { bytes, version: next.clone() };
+                *object = Object { body, version: next.clone() };
                 Ok(next)
             }
             Write::Delete { name } => {
@@ -166,13 +166,13 @@ impl Objects for MemoryObjects {
         Ok(self.lock().objects.get(name).cloned())
     }
 
-    async fn create(&self, name: &str, bytes: &str) -> Result<String, ObjectsError> {
-        self.lock().write(Write::Create { name: name.to_owned(), bytes: bytes.to_owned() })
+    async fn create(&self, name: &str, body: &Body) -> Result<String, ObjectsError> {
+        self.lock().write(Write::Create { name: name.to_owned(), body: body.clone() })
     }
 
-    async fn replace(&self, name: &str, version: &str, bytes: &str) -> Result<String, ObjectsError> {
-        let (name, version, bytes) = (name.to_owned(), version.to_owned(), bytes.to_owned());
-        self.lock().write(Write::Replace { name, version, bytes })
+    async fn replace(&self, name: &str, version: &str, body: &Body) -> Result<String, ObjectsError> {
+        let (name, version, body) = (name.to_owned(), version.to_owned(), body.clone());
+        self.lock().write(Write::Replace { name, version, body })
     }
 
     async fn delete(&self, name: &str) -> Result<(), ObjectsError> {

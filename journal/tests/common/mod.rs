@@ -3,19 +3,45 @@
 
 use std::{
     path::PathBuf,
-    sync::atomic::{AtomicUsize, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use valkeeper_core::{
     decision::{Decision, Reason, Scope, StepName},
-    event::{BaselineOrigin, Event},
+    event::{BaselineOrigin, Event, Record},
     ids::{MemberId, ShardId, Timestamp},
     observation::{Evidence, Observed, SpecFact},
 };
-use valkeeper_journal::StreamId;
+use valkeeper_journal::{Backend, Journal, Stored, StreamId, Whole, read_all};
 
 /// The stream that most tests use.
 pub fn stream() -> StreamId {
     StreamId("7d6ff6a5-1b2c-4d3e-8f90-0123456789ab".to_owned())
+}
+
+/// Everything of the stream.
+pub async fn whole(backend: &dyn Backend) -> Whole {
+    read_all(backend, &stream()).await.unwrap()
+}
+
+/// Every record of a stream that was never cut.
+pub async fn all(backend: &dyn Backend) -> Vec<Stored> {
+    let Whole { folded, records } = whole(backend).await;
+    assert_eq!(folded, None);
+    records
+}
+
+/// Opens a stream that was never cut; also its records.
+pub async fn opened(
+    backend: Arc<dyn Backend>,
+    stream: StreamId,
+) -> Result<(Journal, Vec<Record>), valkeeper_journal::Error> {
+    let (journal, _) = Journal::open(backend.clone(), stream.clone()).await?;
+    let Whole { folded, records } = read_all(backend.as_ref(), &stream).await?;
+    assert_eq!(folded, None);
+    Ok((journal, records.into_iter().map(|stored| stored.record).collect()))
 }
 
 /// The first event of a stream.

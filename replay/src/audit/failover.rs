@@ -2,7 +2,8 @@
 
 use crate::{
     batch::evidence,
-    line,
+    history::History,
+    line::{self, Joined},
     report::{Finding, Report},
     rules,
     table::Table,
@@ -10,7 +11,7 @@ use crate::{
 use serde::Serialize;
 use std::fmt::Write;
 use valkeeper_core::{
-    decision::{Candidate, Decision, Discard, OperationChange, OperationKind, Scope},
+    decision::{Candidate, Decision, Discard, Operation, OperationChange, OperationKind, Scope},
     effect::{Effect, Outcome},
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, Timestamp},
@@ -59,6 +60,8 @@ pub struct Loss {
 pub struct Failover {
     /// The record that opened it.
     pub id: Seq,
+    /// True if its beginning is gone: it was open where the stream was cut, and what is said of it is what is left.
+    pub is_cut: bool,
     /// What failed over.
     pub scope: Scope,
     /// The primary that was lost.
@@ -88,13 +91,18 @@ pub struct Failover {
 #[serde(transparent)]
 pub struct Failovers(pub Vec<Failover>);
 
-/// Audits every failover in a stream.
-pub fn failovers(records: &[Record]) -> Failovers {
-    let violations = rules::violations(records);
-    let opened = records.iter().enumerate().filter(|(_, r)| line::decided(r).is_some_and(opens));
-    Failovers(
-        opened.filter_map(|(index, _)| Story::new(records, index)).map(|s| s.audit(&violations)).collect(),
-    )
+/// Audits every failover in a stream; also one whose beginning is gone, as far as it is there.
+pub fn failovers(history: &History) -> Failovers {
+    let (records, violations) = (history.records(), rules::violations(history));
+    let opened = records.iter().enumerate().filter_map(|(index, r)| {
+        let decision = line::decided(r).filter(|d| opens(d))?;
+        Some((index, Opening::recorded(r.seq, decision)))
+    });
+    let open = history.start().operations.iter().filter(|o| o.kind == OperationKind::Failover);
+    let open = open.map(|operation| (0, Opening::gone(operation)));
+    let joined = Joined::new(history);
+    let stories = open.chain(opened).filter_map(|(at, opening)| Story::new(records, &joined, at, opening));
+    Failovers(stories.map(|story| story.audit(&violations)).collect())
 }
 
 fn opens(decision: &Decision) -> bool {
@@ -105,34 +113,52 @@ fn closes(decision: &Decision) -> bool {
     matches!(&decision.operation, Some(OperationChange::Close { kind: OperationKind::Failover }))
 }
 
+/// How a failover began.
+struct Opening {
+    seq: Seq,
+    scope: Scope,
+    lost: Option<MemberId>,
+    /// True if the record of it is in the stream.
+    recorded: bool,
+}
+
+impl Opening {
+    fn recorded(seq: Seq, decision: &Decision) -> Opening {
+        let lost = match &decision.operation {
+            Some(OperationChange::Open { member, .. }) => member.or(decision.about),
+            Some(OperationChange::Advance { .. } | OperationChange::Close { .. }) | None => decision.about,
+        };
+        Opening { seq, scope: decision.scope, lost, recorded: true }
+    }
+
+    fn gone(operation: &Operation) -> Opening {
+        Opening { seq: operation.id, scope: operation.scope, lost: operation.member, recorded: false }
+    }
+}
+
 /// The records of one failover and where it lies among the others.
 struct Story<'a> {
     before: &'a [Record],
-    opening: &'a Record,
-    /// From the opening record to the next failover of the same scope, or the end of the stream.
+    opening: Opening,
+    /// From the opening record, or the first that is there, to the next failover of the same scope, or the end of the stream.
     after: &'a [Record],
-    scope: Scope,
-    lost: Option<MemberId>,
+    joined: &'a Joined<'a>,
     /// The record that closed it and its decision.
     closing: Option<(&'a Record, &'a Decision)>,
 }
 
 impl<'a> Story<'a> {
-    fn new(records: &'a [Record], index: usize) -> Option<Self> {
+    /// The story that begins at an index.
+    fn new(records: &'a [Record], joined: &'a Joined<'a>, index: usize, opening: Opening) -> Option<Self> {
         let (before, rest) = records.split_at_checked(index)?;
-        let opening = rest.first()?;
-        let first = line::decided(opening)?;
-        let scope = first.scope;
-        let again = |r: &Record| line::decided(r).is_some_and(|d| d.scope == scope && opens(d));
-        let end = rest.iter().skip(1).position(again).map_or(rest.len(), |i| i + 1);
+        let (seq, scope) = (opening.seq, opening.scope);
+        let again =
+            |r: &Record| r.seq != seq && line::decided(r).is_some_and(|d| d.scope == scope && opens(d));
+        let end = rest.iter().position(again).unwrap_or(rest.len());
         let after = rest.get(..end)?;
-        let lost = match &first.operation {
-            Some(OperationChange::Open { member, .. }) => member.or(first.about),
-            Some(OperationChange::Advance { .. } | OperationChange::Close { .. }) | None => first.about,
-        };
         let mut decisions = after.iter().filter_map(|r| line::decided(r).map(|d| (r, d)));
         let closing = decisions.find(|(_, d)| d.scope == scope && closes(d));
-        Some(Story { before, opening, after, scope, lost, closing })
+        Some(Story { before, opening, after, joined, closing })
     }
 
     /// Records of the operation itself.
@@ -142,7 +168,7 @@ impl<'a> Story<'a> {
     }
 
     fn decisions(&self) -> impl Iterator<Item = (&'a Record, &'a Decision)> {
-        let scope = self.scope;
+        let scope = self.opening.scope;
         self.during()
             .iter()
             .filter_map(move |r| line::decided(r).filter(|d| d.scope == scope).map(|d| (r, d)))
@@ -154,9 +180,17 @@ impl<'a> Story<'a> {
         self.decisions().filter_map(|(r, d)| promoting(d).map(|p| (r, d, p))).last()
     }
 
+    /// Whom a decision promotes that is gone, if its outcome was still open where the stream was cut.
+    fn chosen_before(&self) -> Option<MemberId> {
+        let gone = self.joined.decisions_before(self.after.first()?.seq);
+        let mut gone = gone.filter(|d| !self.opening.recorded && d.scope == self.opening.scope);
+        gone.find_map(|d| d.effects.iter().find_map(promoted)).map(|promoted| promoted.member)
+    }
+
     fn audit(&self, violations: &[(Seq, String)]) -> Failover {
         let promotion = self.promotion();
-        let chosen = promotion.as_ref().map(|(_, _, promoted)| promoted.member);
+        let chosen =
+            promotion.as_ref().map(|(_, _, promoted)| promoted.member).or_else(|| self.chosen_before());
         let last_sign = self.last_sign();
         let loss_seen = self.loss_seen();
         let done = |wanted: &dyn Fn(&Effect) -> bool| self.verified(wanted);
@@ -207,8 +241,9 @@ impl<'a> Story<'a> {
             |seq: Seq| during.first().zip(during.last()).is_some_and(|(a, z)| a.seq <= seq && seq <= z.seq);
         Failover {
             id: self.opening.seq,
-            scope: self.scope,
-            lost: self.lost,
+            is_cut: !self.opening.recorded,
+            scope: self.opening.scope,
+            lost: self.opening.lost,
             chosen,
             ended: self.closing.map(|(record, decision)| (record.seq, decision.reason.code())),
             milestones: in_order(milestones),
@@ -223,7 +258,7 @@ impl<'a> Story<'a> {
 
     /// Last record that shows the old primary as primary, or the last reading of it while it was, if that is later.
     fn last_sign(&self) -> Option<(Seq, Timestamp)> {
-        let lost = self.lost?;
+        let lost = self.opening.lost?;
         let shown = self.before.iter().rev().find(|r| is_primary(&r.event, lost))?;
         let until = self.loss_seen().map_or(self.opening.seq, |r| r.seq);
         let readings = self.before.iter().filter(|r| r.seq > shown.seq && r.seq < until);
@@ -233,7 +268,7 @@ impl<'a> Story<'a> {
 
     /// First record after the last that showed the old primary as primary: gone, silent, or something else.
     fn loss_seen(&self) -> Option<&'a Record> {
-        let lost = self.lost?;
+        let lost = self.opening.lost?;
         let last = self.before.iter().rposition(|r| is_primary(&r.event, lost));
         let since = self.before.get(last.map_or(0, |i| i + 1)..)?;
         since
@@ -243,10 +278,8 @@ impl<'a> Story<'a> {
 
     /// When an effect of a decision of this scope was verified.
     fn verified(&self, wanted: &dyn Fn(&Effect) -> bool) -> Option<(Seq, Timestamp)> {
-        let scope = self.scope;
-        let decided = |seq: Seq| {
-            self.after.iter().find(|r| r.seq == seq).and_then(line::decided).filter(|d| d.scope == scope)
-        };
+        let scope = self.opening.scope;
+        let decided = |seq: Seq| self.joined.decision(seq).filter(|d| d.scope == scope);
         self.after.iter().filter_map(|r| line::ended(r).map(|executed| (r.seq, executed))).find_map(
             |(seq, executed)| {
                 let effects = decided(executed.decision)?.effects.iter().zip(&executed.outcomes);
@@ -262,7 +295,7 @@ impl<'a> Story<'a> {
     }
 
     fn loss(&self, deciding: &Record, promoted: &Promoted<'_>) -> Option<Loss> {
-        let lost = self.lost?;
+        let lost = self.opening.lost?;
         // Only a reading taken while it was primary of the promoted history can be compared with the chosen's offset.
         let upto = self.loss_seen().map_or(self.opening.seq, |r| r.seq);
         let same_history = |r: &&Record| is_primary_of(&r.event, lost, promoted.replid);
@@ -278,7 +311,7 @@ impl<'a> Story<'a> {
     }
 
     fn discards(&self) -> Vec<Discard> {
-        let decisions = self.after.iter().filter_map(line::decided).filter(|d| d.scope == self.scope);
+        let decisions = self.after.iter().filter_map(line::decided).filter(|d| d.scope == self.opening.scope);
         decisions.flat_map(|d| d.discards.iter().cloned()).collect()
     }
 }
@@ -345,8 +378,9 @@ impl Failover {
             Some((seq, code)) => format!("{code} at {seq}"),
             None => "OPEN".to_owned(),
         };
+        let cut = if self.is_cut { "; its beginning is gone" } else { "" };
         format!(
-            "failover {} of {}: {} -> {}, {ended}",
+            "failover {} of {}: {} -> {}, {ended}{cut}",
             self.id,
             self.scope,
             name(self.lost),
@@ -454,7 +488,7 @@ mod tests {
     use crate::story;
 
     fn audited(records: &[Record]) -> Failover {
-        let Failovers(mut all) = failovers(records);
+        let Failovers(mut all) = failovers(&records.to_vec().into());
         assert_eq!(all.len(), 1);
         all.remove(0)
     }
@@ -504,16 +538,16 @@ mod tests {
         let failover = audited(&records[..13]);
         assert_eq!((failover.ended, failover.outage), (None, None));
         assert_eq!(failover.chosen, Some(story::member(1)));
-        assert!(failovers(&records[..13]).text().contains("0-0 -> 0-1, OPEN"));
+        assert!(failovers(&records[..13].to_vec().into()).text().contains("0-0 -> 0-1, OPEN"));
     }
 
     #[test]
     fn a_promotion_beside_a_living_primary_is_a_violation() {
         let mut records = story::failover();
         records[11].event = story::server(0, "run-0", ServerRole::Primary, 'a');
-        assert_eq!(failovers(&records).finding(), Finding::Found);
+        assert_eq!(failovers(&records.clone().into()).finding(), Finding::Found);
         assert!(
-            failovers(&records)
+            failovers(&records.clone().into())
                 .text()
                 .contains("VIOLATION   record 13: promotes 0-1 while 0-0 is seen to be primary")
         );
@@ -521,6 +555,6 @@ mod tests {
 
     #[test]
     fn no_failover_is_said_in_words() {
-        assert_eq!(failovers(&story::adopted().0).text(), "no failover is recorded\n");
+        assert_eq!(failovers(&story::adopted().0.into()).text(), "no failover is recorded\n");
     }
 }

@@ -1,14 +1,14 @@
-//! A sled directory. Opening sled writes (locks, recovery, repairs), so a copy is opened: what is looked at stays as it
+//! A directory: a sled store or an archive. Opening sled writes (locks, recovery, repairs), so a copy is opened: what is looked at stays as it
 //! is, even if it is damaged or in use.
 
-use super::{Stream, wait};
+use super::{Stream, archive, wait};
 use crate::Error;
 use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
-use valkeeper_journal::{Backend, BackendError, Sled};
+use valkeeper_journal::{Backend, BackendError, Sled, read_all};
 
 /// What sled calls its data and its settings; without them a directory is something else.
 const STORE_FILES: [&str; 2] = ["db", "conf"];
@@ -19,7 +19,12 @@ const ANCHOR_SUFFIX: &str = ".anchor";
 pub(super) fn load(path: &Path) -> Result<Vec<Stream>, Error> {
     let not_a_journal = |why: String| Error::NotAJournal { path: path.to_owned(), why };
     if !STORE_FILES.iter().all(|name| path.join(name).is_file()) {
-        return Err(not_a_journal(format!("no sled store: it has no {}", STORE_FILES.join(" and "))));
+        let archived = archive::load(path)?;
+        if archived.is_empty() {
+            let files = STORE_FILES.join(" and ");
+            return Err(not_a_journal(format!("no sled store: it has no {files}; and no archive's segment")));
+        }
+        return Ok(archived);
     }
     let failed = |source: io::Error| Error::Read { path: path.to_owned(), source };
     let anchors = beside(path, ANCHOR_SUFFIX);
@@ -36,39 +41,28 @@ pub(super) fn load(path: &Path) -> Result<Vec<Stream>, Error> {
         Ok(streams) => {
             return Ok(streams.into_iter().map(|s| Stream { anchored: anchored.clone(), ..s }).collect());
         }
-        Err(error) => said(&error),
+        Err(why) => why,
     };
     // Refused: what an operator must not continue, a person may still read. From a fresh copy, without the anchors.
     let copy = Copy::new(path).map_err(failed)?;
     match read(&copy.store()) {
         Ok(streams) if !streams.is_empty() => {
-            Ok(streams.into_iter().map(|s| Stream { trouble: Some(trouble.clone()), ..s }).collect())
+            Ok(streams.into_iter().map(|s| Stream { troubles: vec![trouble.clone()], ..s }).collect())
         }
         Ok(_) | Err(_) => Err(not_a_journal(trouble)),
     }
 }
 
-fn read(store: &Path) -> Result<Vec<Stream>, BackendError> {
+fn read(store: &Path) -> Result<Vec<Stream>, String> {
     wait(async {
         let sled = Sled::open(store)?;
         let mut streams = Vec::new();
         for id in sled.streams().await? {
-            let stored = sled.read(&id).await?;
-            streams.push(Stream::new(Some(&id), stored, None));
+            let whole = read_all(&sled, &id).await?;
+            streams.push(Stream::new(Some(&id), whole, Vec::new()));
         }
-        Ok(streams)
+        Ok::<_, BackendError>(streams)
     })
-}
-
-/// An error with its causes: it is kept as text.
-fn said(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut cause = error.source();
-    while let Some(error) = cause {
-        text.push_str(&format!(": {error}"));
-        cause = error.source();
-    }
-    text
 }
 
 /// A copy of a store in the directory for temporary files, deleted in the end.
@@ -134,7 +128,7 @@ fn beside(store: &Path, suffix: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{source::testing::sealed, story};
+    use crate::story::{self, sealed};
     use valkeeper_core::event::Record;
     use valkeeper_journal::StreamId;
 
@@ -143,8 +137,8 @@ mod tests {
         let made = Copy(private_dir().unwrap());
         wait(async {
             let sled = Sled::open(&made.store())?;
-            sled.append(&StreamId("5f0c1d2e-uid".into()), None, &sealed(records)).await.unwrap();
-            Ok(())
+            sled.append(&StreamId("5f0c1d2e-uid".into()), None, &sealed(records), None).await.unwrap();
+            Ok::<(), BackendError>(())
         })
         .unwrap();
         made
@@ -170,8 +164,8 @@ mod tests {
         let made = store(&records);
         let before = files(&made.0);
         let streams = load(&made.store()).unwrap();
-        assert_eq!((streams.len(), streams[0].records()), (1, records));
-        assert_eq!(streams[0].trouble, None);
+        assert_eq!((streams.len(), streams[0].history().records().to_vec()), (1, records));
+        assert_eq!(streams[0].troubles.len(), 0);
         assert!(streams[0].anchored.as_ref().is_some_and(|path| path.ends_with("store.anchor")));
         assert_eq!(files(&made.0), before);
     }
@@ -185,7 +179,7 @@ mod tests {
         copy_dir(&beside(&whole.store(), ANCHOR_SUFFIX), &anchors).unwrap();
         let streams = load(&short.store()).unwrap();
         assert_eq!(streams[0].stored.len(), 20);
-        let trouble = streams[0].trouble.clone().unwrap();
+        let trouble = streams[0].troubles.concat();
         assert!(trouble.contains("acknowledged records are missing"), "{trouble}");
     }
 

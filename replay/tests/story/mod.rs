@@ -1,5 +1,5 @@
 //! Hand-made journals for tests: one adopted cluster of three members whose primary dies, and its pieces.
-#![allow(dead_code, missing_docs)]
+#![allow(dead_code, missing_docs, clippy::unwrap_used)]
 
 use std::collections::BTreeMap;
 use valkeeper_core::{
@@ -15,7 +15,9 @@ use valkeeper_core::{
         ServerFacts, ServerRole, Source, SpecFact,
     },
     spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, Topology},
+    state::ClusterState,
 };
+use valkeeper_journal::{Folded, Hash, Stored, StreamId, export_line};
 
 /// 2026-11-21T03:00:00Z, in milliseconds.
 pub const START_MS: i64 = 1_795_230_000_000;
@@ -163,7 +165,10 @@ pub fn adopted() -> Book {
     let mut book = Book::default();
     let (cluster_uid, namespace, name) = ("5f0c1d2e-uid".to_owned(), "demo".to_owned(), "orders".to_owned());
     book.add(0, Event::Baseline { cluster_uid, namespace, name, origin: BaselineOrigin::Observed });
-    book.add(0, Event::EpochStarted { writer: "valkeeper-0".into(), version: "0.1.0".into() });
+    book.add(
+        0,
+        Event::EpochStarted { writer: "valkeeper-0".into(), version: "0.1.0".into(), lost_through: None },
+    );
     book.add(10, Event::SpecChanged(SpecFact::Valid(spec())));
     for ordinal in 0..3 {
         book.add(10, pod(ordinal));
@@ -211,6 +216,56 @@ pub fn syncing(ordinal: u16) -> Standing {
     let (step, scope) = (StepName::Membership, Scope::Shard(ShardId(0)));
     let waits = vec![Wait { step, scope, reason: WaitReason::ReplicaSyncing, about: Some(member(ordinal)) }];
     Standing { waits, blocks: Vec::new() }
+}
+
+/// Records sealed into a chain.
+pub fn sealed(records: &[Record]) -> Vec<Stored> {
+    let mut prev = Hash::ZERO;
+    let seal = |record: &Record| {
+        let stored = Stored::seal(record.clone(), prev).unwrap();
+        prev = stored.hash;
+        stored
+    };
+    records.iter().map(seal).collect()
+}
+
+/// Lines of an export.
+pub fn exported(folded: Option<&Folded>, records: &[Stored]) -> String {
+    let first = folded.map(|folded| folded.text().to_owned());
+    let lines = first.into_iter().chain(records.iter().map(export_line));
+    lines.map(|line| format!("{line}\n")).collect()
+}
+
+/// The record after which [`cut`] cuts: the failover is open, and what it decided has no outcome yet.
+pub const CUT_AFTER: Seq = Seq(13);
+
+/// The story with its cut, as an archive has all of it: what the records up to [`CUT_AFTER`] fold to, edited, and every
+/// record, the one of the cut and one more included.
+pub fn cut(edit: impl Fn(&str) -> String) -> (Folded, Vec<Stored>) {
+    let mut records = failover();
+    let (before, _) = records.split_at(CUT_AFTER.0 as usize);
+    let head = sealed(before).last().unwrap().head();
+    let id = StreamId("5f0c1d2e-uid".into());
+    let folded = Folded::new(&id, head, &ClusterState::fold(before)).unwrap();
+    let folded = Folded::parse(&edit(folded.text())).unwrap();
+    let trimmed = Event::Trimmed {
+        through: head.seq,
+        hash: Digest(head.hash.to_string()),
+        folded: Digest(folded.digest().to_string()),
+        archive: Some("s3://journals/demo".into()),
+    };
+    let finalized = Event::LevelRaised { level: 1, version: "0.1.0".into() };
+    for (event, seq) in [trimmed, finalized].into_iter().zip(23..) {
+        records.push(Record { seq: Seq(seq), epoch: WriterEpoch(1), time: at_ms(3_600_000), event });
+    }
+    (folded, sealed(&records))
+}
+
+/// [`cut`] as the store has it: without the records that left.
+pub fn cut_in_store(edit: impl Fn(&str) -> String) -> (Folded, Vec<Stored>) {
+    let (folded, mut records) = cut(edit);
+    records.retain(|s| s.record.seq > CUT_AFTER);
+    (folded, records)
 }
 
 /// The whole story: 0-0 dies, 0-1 takes over, 0-0 returns with 100 bytes that nobody else has.

@@ -22,6 +22,14 @@ pub const ANNOTATION_CONFIRM_BLANK: &str = "valkeeper.io/confirm-blank";
 /// The operator's finalizer: deletion waits until it is recorded.
 pub const FINALIZER: &str = "valkeeper.io/journal";
 
+/// Annotation by which a person accepts that acknowledged records are gone: the sequence up to which, as the condition
+/// JournalIntact names it.
+pub const ACCEPT_LOSS: &str = "valkeeper.io/accept-journal-loss";
+
+/// Annotation by which a person asks that the journal is written anew from its second copy: the sequence that it must reach at least, as
+/// the condition JournalIntact names it.
+pub const REPAIR: &str = "valkeeper.io/repair-journal";
+
 /// Most shards of one cluster: each is a StatefulSet with its own failover, and one task turns for all of them.
 pub const SHARDS_MAX: u16 = 16;
 /// Most replicas of one primary: more cost the primary more in replication than they bring in safety.
@@ -375,6 +383,9 @@ pub struct JournalPosition {
     pub seq: i64,
     /// Writer epoch.
     pub epoch: i64,
+    /// Hash of the last record, 64 hex digits: a journal that does not hold it any more is not continued.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub hash: String,
 }
 
 mod defaults {

@@ -1,14 +1,15 @@
 //! Durable append per backend next to a bare append + fdatasync of the same bytes in the same run, and the fold rate.
-//! `cargo bench -p valkeeper-journal`; std only, ends with a plain table, and takes less than 30 s also on a slow disk.
+//! `cargo bench -p valkeeper-journal`; with `-- --all` (`make bench-journal`) also starts of a million records, which takes minutes.
 //! Numbers are of this machine and this disk.
 
 #![allow(clippy::unwrap_used)] // a failed step ends the benchmark
 
+mod alternatives;
+mod group;
+mod reading;
+
 use std::{
-    fs::{self, File},
-    hint::black_box,
-    io::Write,
-    path::Path,
+    fs,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -18,18 +19,15 @@ use valkeeper_core::{
     event::{BaselineOrigin, Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{Evidence, Link, Observed, Reading, ServerFacts, ServerRole, Source},
-    state::ClusterState,
 };
 use valkeeper_journal::{
-    Backend, Hash, Journal, Memory, Segments, Sled, Stored, StreamId, decode_stream, encode, export_line,
-    import_lines, segments::MemoryObjects, verify_chain,
+    Backend, Hash, Journal, Memory, Segments, Sled, Stored, StreamId, encode, segments::MemoryObjects,
 };
 
 /// Appends per row: enough for a p99 of 10 samples, few enough for the whole table to take seconds.
 const APPENDS: usize = 1000;
 /// A row ends after this long with fewer appends: six rows sync, so on the slowest disk they take 24 s.
 const ROW_MAX: Duration = Duration::from_secs(4);
-const FOLDED: usize = 200_000;
 
 fn stream() -> StreamId {
     StreamId("7d6ff6a5-1b2c-4d3e-8f90-0123456789ab".to_owned())
@@ -85,41 +83,52 @@ fn event(number: usize) -> Event {
 fn event_at(seq: u64) -> Event {
     match seq {
         1 => baseline(),
-        2 => Event::EpochStarted { writer: "bench".to_owned(), version: "0.1.0".to_owned() },
+        2 => Event::EpochStarted {
+            writer: "bench".to_owned(),
+            version: "0.1.0".to_owned(),
+            lost_through: None,
+        },
         _ => event(seq as usize),
     }
 }
 
 fn main() {
+    // Everything that takes longer than half a minute.
+    let is_all = std::env::args().any(|arg| arg == "--all");
     let begin = Instant::now();
     let dir = std::env::current_dir().unwrap().join("../target/bench-journal");
     let _ = fs::remove_dir_all(&dir);
     fs::create_dir_all(&dir).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     println!(
-        "{:<34} {:>9} {:>9} {:>9} {:>9} {:>11} {:>7}",
+        "{:<40} {:>9} {:>9} {:>9} {:>9} {:>11} {:>7}",
         "durable append", "p50 us", "p99 us", "max us", "rec/s", "bytes/rec", "x bare"
     );
     for batch in [1, 10] {
-        let bare = bare(&dir.join(format!("bare-{batch}")), batch);
+        let path = |name: &str| dir.join(format!("{name}-{batch}"));
+        let bare = alternatives::bare(&path("bare"), batch);
         row(&format!("bare append + fdatasync, {batch}"), &bare, batch, None);
-        let plain = sled_plain(&dir.join(format!("plain-{batch}")), batch);
-        row(&format!("sled flush only (unsafe), {batch}"), &plain, batch, Some(&bare));
-        let sled = Arc::new(Sled::open(&dir.join(format!("sled-{batch}"))).unwrap());
-        row(&format!("sled, {batch}"), &runtime.block_on(journal(sled, batch)), batch, Some(&bare));
-        let memory = runtime.block_on(journal(Arc::new(Memory::new()), batch));
-        row(&format!("memory, {batch}"), &memory, batch, Some(&bare));
-        let segments = Arc::new(Segments::new(Arc::new(MemoryObjects::new())));
-        row(
-            &format!("segments over memory, {batch}"),
-            &runtime.block_on(journal(segments, batch)),
-            batch,
-            Some(&bare),
-        );
+        let others: [(&str, Samples); 7] = [
+            ("plain file, written ahead", alternatives::written_ahead(&path("ahead"), batch)),
+            ("plain file, written ahead, and an anchor", alternatives::anchored(&path("anchored"), batch)),
+            ("redb", alternatives::redb(&path("redb"), batch)),
+            ("sled flush only (loses data)", alternatives::sled_plain(&path("plain"), batch)),
+            ("sled", runtime.block_on(journal(Arc::new(Sled::open(&path("sled")).unwrap()), batch))),
+            ("memory", runtime.block_on(journal(Arc::new(Memory::new()), batch))),
+            ("segments over memory", {
+                let segments = Arc::new(Segments::new(Arc::new(MemoryObjects::new())));
+                runtime.block_on(journal(segments, batch))
+            }),
+        ];
+        for (name, samples) in &others {
+            row(&format!("{name}, {batch}"), samples, batch, Some(&bare));
+        }
     }
-    fold();
+    group::table(&dir);
+    reading::fold();
+    reading::start(&dir, is_all);
     fs::remove_dir_all(&dir).unwrap();
-    println!("{:<34} {:>9.3}", "all of this", begin.elapsed().as_secs_f64());
+    println!("\n{:<40} {:>9.1} s", "all of this", begin.elapsed().as_secs_f64());
 }
 
 struct Samples {
@@ -137,7 +146,7 @@ fn row(name: &str, samples: &Samples, batch: usize, bare: Option<&Samples>) {
     let records = (samples.took.len() * batch) as f64;
     let ratio = bare.map_or("1.00".to_owned(), |b| format!("{:.2}", p(samples, 50) / p(b, 50)));
     println!(
-        "{name:<34} {:>9.1} {:>9.1} {:>9.1} {:>9.0} {:>11.0} {ratio:>7}",
+        "{name:<40} {:>9.1} {:>9.1} {:>9.1} {:>9.0} {:>11.0} {ratio:>7}",
         p(samples, 50),
         p(samples, 99),
         p(samples, 100),
@@ -181,25 +190,6 @@ fn timed(batches: usize, batch: usize, mut write: impl FnMut(Vec<u8>)) -> Sample
     Samples { took, bytes }
 }
 
-fn bare(path: &Path, batch: usize) -> Samples {
-    let mut file = File::create(path).unwrap();
-    timed(APPENDS, batch, |frames| {
-        file.write_all(&frames).unwrap();
-        file.sync_data().unwrap();
-    })
-}
-
-/// What one gets by trusting `flush()`: the same bytes, without sync, anchor and chunks.
-fn sled_plain(path: &Path, batch: usize) -> Samples {
-    let db = sled::Config::new().path(path).flush_every_ms(None).open().unwrap();
-    let mut next = 0u64;
-    timed(APPENDS, batch, |frames| {
-        next += 1;
-        db.insert(next.to_be_bytes(), frames).unwrap();
-        db.flush().unwrap();
-    })
-}
-
 async fn journal(backend: Arc<dyn Backend>, batch: usize) -> Samples {
     let (mut journal, _) = Journal::open(backend.clone(), stream()).await.unwrap();
     journal.claim(Some(baseline()), "bench", "0.1.0", Timestamp(0)).await.unwrap();
@@ -212,31 +202,6 @@ async fn journal(backend: Arc<dyn Backend>, batch: usize) -> Samples {
         journal.append(events, Timestamp(number as i64)).await.unwrap();
         took.push(begin.elapsed());
     }
-    let bytes = backend.read(&stream()).await.unwrap().iter().map(Stored::encoded_len).sum();
+    let bytes = backend.read(&stream()).await.unwrap().bytes();
     Samples { took, bytes }
-}
-
-fn fold() {
-    let records: Vec<Stored> = sealed(1, FOLDED).remove(0);
-    let frames: Vec<u8> = records.iter().flat_map(encode).collect();
-    let lines: String = records.iter().map(|s| export_line(s) + "\n").collect();
-    println!("\n{:<34} {:>9} {:>9}", format!("reading {FOLDED} records"), "s", "rec/s");
-    let report = |name: &str, begin: Instant| {
-        let took = begin.elapsed().as_secs_f64();
-        println!("{name:<34} {took:>9.3} {:>9.0}", FOLDED as f64 / took);
-    };
-    let begin = Instant::now();
-    black_box(ClusterState::fold(records.iter().map(|s| &s.record)));
-    report("fold", begin);
-    let begin = Instant::now();
-    let decoded: Vec<Stored> = decode_stream(&frames).map(Result::unwrap).collect();
-    black_box(ClusterState::fold(decoded.iter().map(|s| &s.record)));
-    report("decode frames + fold", begin);
-    let begin = Instant::now();
-    black_box(verify_chain(&decoded)).unwrap();
-    report("verify the chain", begin);
-    let begin = Instant::now();
-    let imported: Vec<Stored> = import_lines(lines.as_bytes()).map(Result::unwrap).collect();
-    black_box(ClusterState::fold(imported.iter().map(|s| &s.record)));
-    report("import lines + fold", begin);
 }

@@ -1,0 +1,338 @@
+//! The archive of journals: where records go before a stream's beginning is cut, and stay.
+//!
+//! A stream's records lie in segments that are written once. A segment's name says which records are in it and what its
+//! bytes hash to, so it needs no index, two writers cannot harm each other, and an upload that was interrupted goes on
+//! where it ended. Segments may overlap: a record that is there twice must be the same.
+//!
+//! A bucket may lose or change what it was given. So nothing is called archived before it was read back and found equal.
+
+pub mod blobs;
+pub mod directory_blobs;
+pub mod memory_blobs;
+mod pages;
+mod segment;
+
+pub use blobs::{Blobs, BlobsError};
+pub use directory_blobs::DirectoryBlobs;
+pub use memory_blobs::{BlobsFault, MemoryBlobs};
+pub use pages::Pages;
+pub use segment::{SEGMENT_BYTES_MAX, STORED_BYTES_MAX};
+
+use crate::{
+    record::{Hash, Head, RecordError, Stored, StreamId},
+    verify::Problem,
+};
+use segment::{Segment, cut, follow};
+use std::{collections::BTreeSet, sync::Arc};
+use valkeeper_core::ids::Seq;
+
+/// Why records are not archived, or an archive cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum ArchiveError {
+    /// A stream of that name cannot be archived: the name becomes a part of the segments' names.
+    #[error("{0:?} cannot be the name of an archived stream")]
+    StreamName(String),
+    /// No records were given.
+    #[error("there is nothing to archive")]
+    Nothing,
+    /// The records given do not follow each other, or not the archive's last one.
+    #[error("the records to archive are no chain: {0}")]
+    NoChain(Problem),
+    /// Records between the archive's end and the first one given are in neither.
+    #[error("the archive ends with record {archived}, and what was given begins with record {given}")]
+    Gap {
+        /// Last archived record.
+        archived: Seq,
+        /// First record given.
+        given: Seq,
+    },
+    /// The records given are older than the archive and do not reach it.
+    #[error("the archive begins with record {archived}, and what was given ends with record {given}")]
+    TooOld {
+        /// First archived record.
+        archived: Seq,
+        /// Last record given.
+        given: Seq,
+    },
+    /// The archive holds another record of this number.
+    #[error("record {seq} in {segment} is another one than the journal's")]
+    Differs {
+        /// Name of the segment.
+        segment: String,
+        /// The record.
+        seq: Seq,
+    },
+    /// Two segments hold different records of this number.
+    #[error("record {seq} differs between {one} and {other}")]
+    Conflict {
+        /// The record.
+        seq: Seq,
+        /// A segment.
+        one: String,
+        /// Another one.
+        other: String,
+    },
+    /// No segment holds the records between two that are there.
+    #[error("the records after {after} are missing: the next segment is {segment}")]
+    Missing {
+        /// Last record before the hole.
+        after: Seq,
+        /// The segment after it.
+        segment: String,
+    },
+    /// A segment is not what was stored.
+    #[error("{segment} is damaged at record {seq}: {why}")]
+    Damaged {
+        /// Name of the segment.
+        segment: String,
+        /// First record that cannot be believed.
+        seq: Seq,
+        /// What is wrong.
+        why: String,
+    },
+    /// A segment holds what is no record, or one of a newer program.
+    #[error("{segment}, record {seq}: {why}")]
+    Unreadable {
+        /// Name of the segment.
+        segment: String,
+        /// The record.
+        seq: Seq,
+        /// Why.
+        why: RecordError,
+    },
+    /// The store took a segment, and does not have it.
+    #[error("{segment} was stored and is not there")]
+    Lost {
+        /// Name of the segment.
+        segment: String,
+    },
+    /// The store did not answer. What was stored before stays; the same call again goes on from there.
+    #[error("the archive is not reachable: {0}")]
+    Unavailable(String),
+}
+
+impl ArchiveError {
+    fn damaged(segment: String, seq: Seq, why: String) -> ArchiveError {
+        ArchiveError::Damaged { segment, seq, why }
+    }
+
+    fn gone(segment: String, seq: Seq) -> ArchiveError {
+        ArchiveError::damaged(segment, seq, "it was listed and is not there".to_owned())
+    }
+}
+
+/// The records that the names of segments promise: from the first one on, without a hole.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Covered {
+    /// First archived record.
+    pub first: Seq,
+    /// Last one before the first hole.
+    pub last: Seq,
+    /// Its hash.
+    pub last_hash: Hash,
+}
+
+/// Records that were just found in the archive, each compared with the one given.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Archived {
+    /// First record given.
+    pub first: Seq,
+    /// Last record given.
+    pub last: Seq,
+    /// Its hash.
+    pub last_hash: Hash,
+    /// Segments written for them; 0 if all were there.
+    pub segments: usize,
+}
+
+/// The archive of every stream in a store.
+#[derive(Clone)]
+pub struct Archive {
+    blobs: Arc<dyn Blobs>,
+    segment_bytes_max: usize,
+}
+
+impl Archive {
+    /// The archive in a store.
+    pub fn new(blobs: Arc<dyn Blobs>) -> Archive {
+        Archive::with_limit(blobs, SEGMENT_BYTES_MAX)
+    }
+
+    /// As [`Archive::new`], with smaller segments; a record that is larger gets one of its own. Any can be read.
+    pub fn with_limit(blobs: Arc<dyn Blobs>, segment_bytes_max: usize) -> Archive {
+        Archive { blobs, segment_bytes_max: segment_bytes_max.min(SEGMENT_BYTES_MAX) }
+    }
+
+    /// Streams that have segments.
+    ///
+    /// # Errors
+    /// The store is not reachable.
+    pub async fn streams(&self) -> Result<Vec<StreamId>, ArchiveError> {
+        let names = self.blobs.list("").await.map_err(unreachable_store)?;
+        let streams: BTreeSet<StreamId> =
+            names.iter().filter_map(|name| Segment::parse(name)).map(|(stream, _)| stream).collect();
+        Ok(streams.into_iter().collect())
+    }
+
+    /// How far the archive reaches, by the names in it; `None` if it has nothing of the stream. Only the end is read: that
+    /// the rest is as it was stored, [`Archive::read`] finds out.
+    ///
+    /// # Errors
+    /// The store is not reachable, or the last segment is damaged.
+    pub async fn covered(&self, stream: &StreamId) -> Result<Option<Covered>, ArchiveError> {
+        let segments = self.segments(stream).await?;
+        let Some((first, last)) = extent(&segments) else { return Ok(None) };
+        Ok(Some(Covered { first, last, last_hash: self.head(stream, &segments, last).await?.hash }))
+    }
+
+    /// Archives records that follow each other and begin no later than one after the archive's end. Those that are there
+    /// already are compared. What is returned was read back and is equal; after an error nothing is promised, and the same
+    /// call again goes on with what is still missing.
+    ///
+    /// # Errors
+    /// See [`ArchiveError`].
+    pub async fn store(&self, stream: &StreamId, records: &[Stored]) -> Result<Archived, ArchiveError> {
+        let segments = self.segments(stream).await?;
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            return Err(ArchiveError::Nothing);
+        };
+        let extent = extent(&segments);
+        let before = match extent {
+            Some((_, archived)) if first.record.seq > archived.next() => {
+                return Err(ArchiveError::Gap { archived, given: first.record.seq });
+            }
+            Some((_, archived)) if first.record.seq == archived.next() => {
+                Some(self.head(stream, &segments, archived).await?)
+            }
+            Some((archived, _)) if last.record.seq < archived => {
+                return Err(ArchiveError::TooOld { archived, given: last.record.seq });
+            }
+            Some(_) | None => None,
+        };
+        let chain = records.iter().try_fold(before, |before, stored| follow(before, stored).map(Some));
+        chain.map_err(ArchiveError::NoChain)?;
+        self.compare(stream, &segments, records).await?;
+        let (older, newer) = missing(extent, records);
+        let max = self.segment_bytes_max;
+        // The older ones from their end, so that the archive never has a hole, however early this ends.
+        let pieces = cut(older, max).into_iter().rev().chain(cut(newer, max));
+        let mut written = 0;
+        for piece in pieces {
+            self.put(stream, piece).await?;
+            written += 1;
+        }
+        let (first, last_hash, last) = (first.record.seq, last.hash, last.record.seq);
+        Ok(Archived { first, last, last_hash, segments: written })
+    }
+
+    /// The stream's records, oldest first. Where they end is all that the archive knows: records after a segment that is
+    /// gone without a trace are not missed.
+    ///
+    /// # Errors
+    /// The store is not reachable.
+    pub async fn read(&self, stream: &StreamId) -> Result<Pages, ArchiveError> {
+        let segments = self.segments(stream).await?;
+        Ok(Pages::new(Arc::clone(&self.blobs), stream.clone(), segments))
+    }
+
+    /// The stream's segments, in the order of their records.
+    async fn segments(&self, stream: &StreamId) -> Result<Vec<Segment>, ArchiveError> {
+        if !blobs::is_word(&stream.0) {
+            return Err(ArchiveError::StreamName(stream.0.clone()));
+        }
+        let names = self.blobs.list(&format!("{stream}/")).await.map_err(unreachable_store)?;
+        let of_stream = names.iter().filter_map(|name| Segment::parse(name)).filter(|(s, _)| s == stream);
+        let mut segments: Vec<Segment> = of_stream.map(|(_, segment)| segment).collect();
+        segments.sort();
+        Ok(segments)
+    }
+
+    /// The place of the record where the archive ends. Every segment that has it must agree.
+    async fn head(&self, stream: &StreamId, segments: &[Segment], last: Seq) -> Result<Head, ArchiveError> {
+        let mut found: Option<(Head, &Segment)> = None;
+        for segment in segments.iter().filter(|segment| segment.meets(last, last)) {
+            let records = self.load(stream, segment).await?;
+            let Some(stored) = records.iter().find(|stored| stored.record.seq == last) else { continue };
+            match found {
+                Some((head, one)) if head.hash != stored.hash => {
+                    let (one, other) = (one.name(stream), segment.name(stream));
+                    return Err(ArchiveError::Conflict { seq: last, one, other });
+                }
+                Some(_) => {}
+                None => found = Some((stored.head(), segment)),
+            }
+        }
+        let (head, _) = found.ok_or_else(|| ArchiveError::gone(stream.to_string(), last))?;
+        Ok(head)
+    }
+
+    /// Compares records with every segment that has one of them.
+    async fn compare(
+        &self,
+        stream: &StreamId,
+        segments: &[Segment],
+        records: &[Stored],
+    ) -> Result<(), ArchiveError> {
+        let Some((first, last)) = ends(records) else { return Ok(()) };
+        for segment in segments.iter().filter(|segment| segment.meets(first, last)) {
+            let archived = self.load(stream, segment).await?;
+            let there = archived.iter().skip_while(|stored| stored.record.seq < first);
+            let given = records.iter().skip_while(|stored| stored.record.seq < segment.first);
+            if let Some((other, _)) = there.zip(given).find(|(there, given)| there != given) {
+                let (segment, seq) = (segment.name(stream), other.record.seq);
+                return Err(ArchiveError::Differs { segment, seq });
+            }
+        }
+        Ok(())
+    }
+
+    /// Writes one segment and reads it back.
+    async fn put(&self, stream: &StreamId, piece: &[Stored]) -> Result<(), ArchiveError> {
+        let Some((segment, bytes)) = Segment::of(piece) else { return Ok(()) };
+        let name = segment.name(stream);
+        let put = self.blobs.put_new(&name, &bytes).await;
+        match &put {
+            Ok(()) | Err(BlobsError::AlreadyExists | BlobsError::Ambiguous(_)) => {}
+            Err(e @ (BlobsError::Unavailable(_) | BlobsError::TooLarge { .. })) => {
+                return Err(ArchiveError::Unavailable(format!("{name}: {e}")));
+            }
+        }
+        // Whatever was answered: it is archived if it is there and the same, and not before.
+        match (segment.load(self.blobs.as_ref(), stream).await?, put) {
+            (Some(records), _) if records == piece => Ok(()),
+            (Some(_), _) => Err(ArchiveError::Differs { segment: name, seq: segment.first }),
+            (None, Ok(())) => Err(ArchiveError::Lost { segment: name }),
+            (None, Err(e)) => Err(ArchiveError::Unavailable(format!("{name}: {e}"))),
+        }
+    }
+
+    async fn load(&self, stream: &StreamId, segment: &Segment) -> Result<Vec<Stored>, ArchiveError> {
+        let loaded = segment.load(self.blobs.as_ref(), stream).await?;
+        loaded.ok_or_else(|| ArchiveError::gone(segment.name(stream), segment.first))
+    }
+}
+
+fn unreachable_store(e: BlobsError) -> ArchiveError {
+    ArchiveError::Unavailable(e.to_string())
+}
+
+/// First and last record of segments in order, up to the first hole.
+fn extent(segments: &[Segment]) -> Option<(Seq, Seq)> {
+    let (first, rest) = segments.split_first()?;
+    let reach = |last: Seq, segment: &Segment| {
+        if segment.first > last.next() { Err(last) } else { Ok(last.max(segment.last)) }
+    };
+    let last = rest.iter().try_fold(first.last, reach).unwrap_or_else(|before_hole| before_hole);
+    Some((first.first, last))
+}
+
+fn ends(records: &[Stored]) -> Option<(Seq, Seq)> {
+    Some((records.first()?.record.seq, records.last()?.record.seq))
+}
+
+/// The records before and after what is covered.
+fn missing(extent: Option<(Seq, Seq)>, records: &[Stored]) -> (&[Stored], &[Stored]) {
+    let Some((first, last)) = extent else { return (&[], records) };
+    let (older, rest) = records.split_at(records.partition_point(|stored| stored.record.seq < first));
+    (older, &rest[rest.partition_point(|stored| stored.record.seq <= last)..])
+}

@@ -1,0 +1,178 @@
+//! What a stream's beginning folds to. It stands for records that are not in the store any more: a stream that was cut
+//! begins with it, and its `Trimmed` record names it by its hash, so that the chain covers it, too.
+
+use crate::{
+    codec,
+    record::{Hash, Head, LEVEL_MAX, StreamId},
+};
+use serde::{Deserialize, Serialize};
+use valkeeper_core::state::ClusterState;
+
+/// Largest text, in bytes: half of what a ConfigMap may hold. A state takes about 2 KiB and 2 KiB more per member.
+pub const FOLDED_BYTES_MAX: usize = 512 * 1024;
+
+/// Layout of the text. A reader that meets a higher one stops.
+const FORMAT: u32 = 1;
+
+/// Why a text is not what a stream can begin with, or a state cannot become it.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FoldedError {
+    /// It cannot be read.
+    #[error("what the stream begins with cannot be read: {0}")]
+    Malformed(String),
+    /// Written by a newer program.
+    #[error("what the stream begins with has format {found}; this program knows {FORMAT}")]
+    UnknownFormat {
+        /// The format found.
+        found: u64,
+    },
+    /// The stream was finalized at a level that this program does not know.
+    #[error("the stream was finalized at level {found}; this program reads up to {LEVEL_MAX}")]
+    UnknownLevel {
+        /// The level found.
+        found: u32,
+    },
+    /// It would exceed [`FOLDED_BYTES_MAX`].
+    #[error("what the stream folds to takes {bytes} bytes: at most {FOLDED_BYTES_MAX} are allowed")]
+    TooLarge {
+        /// Its size in bytes.
+        bytes: usize,
+    },
+}
+
+impl FoldedError {
+    /// True if a newer program wrote it.
+    pub fn is_newer(&self) -> bool {
+        match self {
+            FoldedError::UnknownFormat { .. } | FoldedError::UnknownLevel { .. } => true,
+            FoldedError::Malformed(_) | FoldedError::TooLarge { .. } => false,
+        }
+    }
+}
+
+#[derive(Serialize, Deserialize)]
+struct Text<S> {
+    format: u32,
+    stream: StreamId,
+    head: Head,
+    version: String,
+    state: S,
+}
+
+/// A fold that stands for the records up to its head. Keeps the exact text that was hashed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Folded {
+    stream: StreamId,
+    head: Head,
+    state: Box<ClusterState>,
+    text: String,
+}
+
+impl Folded {
+    /// What the records up to `head` fold to.
+    ///
+    /// # Errors
+    /// The state is too large.
+    pub fn new(stream: &StreamId, head: Head, state: &ClusterState) -> Result<Folded, FoldedError> {
+        let version = env!("CARGO_PKG_VERSION").to_owned();
+        let parts = Text { format: FORMAT, stream: stream.clone(), head, version, state };
+        let text = serde_json::to_string(&parts).map_err(|e| FoldedError::Malformed(e.to_string()))?;
+        if text.len() > FOLDED_BYTES_MAX {
+            return Err(FoldedError::TooLarge { bytes: text.len() });
+        }
+        Ok(Folded { stream: stream.clone(), head, state: Box::new(state.clone()), text })
+    }
+
+    /// Reads a text. Whether it is the one that was written, its [`Folded::digest`] tells.
+    ///
+    /// # Errors
+    /// It is none, or one that this program does not know.
+    pub fn parse(text: &str) -> Result<Folded, FoldedError> {
+        let malformed = |e: serde_json::Error| FoldedError::Malformed(e.to_string());
+        let parsed: serde_json::Value = serde_json::from_str(text).map_err(malformed)?;
+        // Before anything else: a later format may have other fields.
+        match parsed.get("format").and_then(serde_json::Value::as_u64) {
+            Some(format) if format == u64::from(FORMAT) => {}
+            Some(found) => return Err(FoldedError::UnknownFormat { found }),
+            None => return Err(FoldedError::Malformed("it has no format".to_owned())),
+        }
+        let Text { format: _, stream, head, version: _, state } =
+            serde_json::from_value::<Text<ClusterState>>(parsed).map_err(malformed)?;
+        if state.level > LEVEL_MAX {
+            return Err(FoldedError::UnknownLevel { found: state.level });
+        }
+        Ok(Folded { stream, head, state: Box::new(state), text: text.to_owned() })
+    }
+
+    /// True if the line is one, and not a record: both are objects in an export, and only this one has a format.
+    pub fn is_in(line: &str) -> bool {
+        line.starts_with("{\"format\":")
+    }
+
+    /// The stream whose beginning it is.
+    pub fn stream(&self) -> &StreamId {
+        &self.stream
+    }
+
+    /// The last record that it stands for.
+    pub fn head(&self) -> &Head {
+        &self.head
+    }
+
+    /// What the records up to there fold to.
+    pub fn state(&self) -> &ClusterState {
+        &self.state
+    }
+
+    /// Its text: one line of JSON.
+    pub fn text(&self) -> &str {
+        &self.text
+    }
+
+    /// SHA-256 of its text.
+    pub fn digest(&self) -> Hash {
+        codec::hash(self.text.as_bytes())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::testing::one_of_each;
+    use valkeeper_core::{
+        event::Record,
+        ids::{Seq, Timestamp, WriterEpoch},
+    };
+
+    fn folded() -> Folded {
+        let mut state = ClusterState::default();
+        for (event, seq) in one_of_each().into_iter().zip(1..) {
+            state.apply(&Record { seq: Seq(seq), epoch: WriterEpoch(1), time: Timestamp(7), event });
+        }
+        let head = Head { seq: state.head, epoch: state.epoch, time: state.head_time, hash: Hash([7; 32]) };
+        Folded::new(&StreamId("uid-1".to_owned()), head, &state).unwrap()
+    }
+
+    #[test]
+    fn it_is_read_back_as_it_was_and_any_change_shows_in_its_digest() {
+        let folded = folded();
+        assert_eq!(Folded::parse(folded.text()).unwrap(), folded);
+        assert!(Folded::is_in(folded.text()));
+        let edited = folded.text().replace("uid-1", "uid-2");
+        assert_ne!(Folded::parse(&edited).unwrap().digest(), folded.digest());
+    }
+
+    #[test]
+    fn what_a_newer_program_wrote_is_refused_by_its_number() {
+        let text = folded().text().replace("{\"format\":1", "{\"format\":2");
+        assert_eq!(Folded::parse(&text), Err(FoldedError::UnknownFormat { found: 2 }));
+        let mut state = folded().state().clone();
+        state.level = LEVEL_MAX + 1;
+        let later = Folded::new(&StreamId("uid-1".to_owned()), *folded().head(), &state).unwrap();
+        let refused = Folded::parse(later.text());
+        assert_eq!(refused, Err(FoldedError::UnknownLevel { found: LEVEL_MAX + 1 }));
+        for wrong in ["", "{}", "[]", "{\"format\":1}"] {
+            assert!(matches!(Folded::parse(wrong), Err(FoldedError::Malformed(_))), "{wrong}");
+        }
+    }
+}

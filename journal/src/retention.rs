@@ -1,0 +1,190 @@
+//! How much of a stream stays in the store, where the rest goes, and what stands for it. Only whole pages go, oldest first, and
+//! never the last one.
+
+use crate::{
+    archive::Archive,
+    backend::{Backend, BackendError, Page, Reader},
+    error::Error,
+    folded::Folded,
+    record::{Head, Stored, StreamId},
+    verify::Chain,
+};
+use valkeeper_core::{
+    event::Event,
+    ids::{Digest, Seq, Timestamp},
+};
+
+/// How much of a stream is kept.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Retention {
+    /// Bytes in the store from which the oldest go.
+    pub keep_bytes: usize,
+    /// Age in milliseconds from which records go although there is room; `None`: they go by size only.
+    pub keep_ms: Option<i64>,
+    /// Which records may go at all.
+    pub may_go: MayGo,
+}
+
+/// Which records may go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum MayGo {
+    /// All of them: there is no archive.
+    Any,
+    /// Those that are in the archive and were read back from it.
+    Archived {
+        /// The last of them, 0 if there is none.
+        through: Seq,
+        /// Name of the archive, as records tell it.
+        place: String,
+    },
+}
+
+impl MayGo {
+    fn allows(&self, last: &Stored) -> bool {
+        match self {
+            MayGo::Any => true,
+            MayGo::Archived { through, place: _ } => last.record.seq <= *through,
+        }
+    }
+
+    fn place(&self) -> Option<String> {
+        match self {
+            MayGo::Any => None,
+            MayGo::Archived { through: _, place } => Some(place.clone()),
+        }
+    }
+}
+
+/// What a cut is to reach.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Goal {
+    /// No more than this many bytes: nothing is to be done.
+    trigger_bytes: usize,
+    /// Bytes to be left.
+    left_bytes: usize,
+    /// Records before this go in any case.
+    before: Option<Timestamp>,
+}
+
+impl Goal {
+    /// In a quiet moment: a quarter of what is kept goes at once, so that a cut is rare.
+    pub fn quiet(retention: &Retention, now: Timestamp) -> Goal {
+        let before = retention.keep_ms.map(|ms| now.plus_millis(ms.saturating_neg()));
+        Goal { trigger_bytes: retention.keep_bytes, left_bytes: retention.keep_bytes / 4 * 3, before }
+    }
+
+    /// When an append was refused because a stream may have `max` bytes: whatever is kept otherwise, there must be room now.
+    pub fn full(retention: &Retention, max_bytes: usize) -> Goal {
+        let left_bytes = retention.keep_bytes.min(max_bytes) / 4 * 3;
+        Goal { trigger_bytes: left_bytes, left_bytes, before: None }
+    }
+}
+
+/// The pages of a stream that are to go, oldest first.
+struct Oldest {
+    reader: Box<dyn Reader>,
+    goal: Goal,
+    must_shrink: bool,
+    bytes: usize,
+    next: Option<Page>,
+}
+
+impl Oldest {
+    async fn of(backend: &dyn Backend, stream: &StreamId, goal: Goal) -> Result<Oldest, BackendError> {
+        let mut reader = backend.read(stream).await?;
+        let bytes = reader.bytes();
+        let must_shrink = bytes > goal.trigger_bytes;
+        let next = if must_shrink || goal.before.is_some() { reader.page().await? } else { None };
+        Ok(Oldest { reader, goal, must_shrink, bytes, next })
+    }
+
+    /// The next page, `None` if the rest stays. The last page is the open end: it stays.
+    async fn page(&mut self) -> Result<Option<Vec<Stored>>, BackendError> {
+        let Some(Page { records, bytes }) = self.next.take() else { return Ok(None) };
+        self.next = self.reader.page().await?;
+        let Goal { trigger_bytes: _, left_bytes, before } = self.goal;
+        let is_old =
+            before.is_some_and(|before| records.last().is_some_and(|last| last.record.time < before));
+        let is_too_much = self.must_shrink && self.bytes > left_bytes;
+        if self.next.is_none() || !(is_old || is_too_much) {
+            self.next = None;
+            return Ok(None);
+        }
+        self.bytes = self.bytes.saturating_sub(bytes);
+        Ok(Some(records))
+    }
+}
+
+/// Folds the oldest records of a stream, as many as are to go and may go; `None` if there are none. They are checked while they are
+/// folded: what is not intact never becomes the beginning of anything.
+pub(crate) async fn fold_oldest(
+    backend: &dyn Backend,
+    stream: &StreamId,
+    goal: Goal,
+    may_go: &MayGo,
+) -> Result<Option<Folded>, Error> {
+    let mut oldest = Oldest::of(backend, stream, goal).await?;
+    let folded = oldest.reader.folded();
+    let mut chain = Chain::new(folded);
+    let mut state = folded.map(|folded| folded.state().clone()).unwrap_or_default();
+    let mut through: Option<Head> = None;
+    while let Some(records) = oldest.page().await? {
+        if !records.last().is_some_and(|last| may_go.allows(last)) {
+            break;
+        }
+        for stored in &records {
+            chain.next(stored)?;
+            state.apply(&stored.record);
+        }
+        through = chain.head().copied();
+    }
+    Ok(through.map(|head| Folded::new(stream, head, &state)).transpose()?)
+}
+
+/// Carries to the archive what is to go next; returns how far it is there, read back and compared. Needs no writer: it may take as
+/// long as the archive does.
+///
+/// # Errors
+/// The store cannot be read or is not intact, or the archive does not take it.
+pub async fn carry(
+    backend: &dyn Backend,
+    stream: &StreamId,
+    retention: &Retention,
+    archive: &Archive,
+    now: Timestamp,
+) -> Result<Option<Seq>, Error> {
+    let mut oldest = Oldest::of(backend, stream, Goal::quiet(retention, now)).await?;
+    let mut chain = Chain::new(oldest.reader.folded());
+    let (mut parcel, mut through) = (Vec::new(), None);
+    let mut bytes = 0;
+    while let Some(records) = oldest.page().await? {
+        for stored in &records {
+            chain.next(stored)?;
+            bytes += stored.encoded_len();
+        }
+        parcel.extend(records);
+        if bytes >= PARCEL_BYTES {
+            through = Some(archive.store(stream, &parcel).await?.last);
+            (parcel, bytes) = (Vec::new(), 0);
+        }
+    }
+    if !parcel.is_empty() {
+        through = Some(archive.store(stream, &parcel).await?.last);
+    }
+    Ok(through)
+}
+
+/// Bytes of records that are given to the archive at once: few enough to be held in memory for many clusters, enough that an archive
+/// does not consist of crumbs.
+const PARCEL_BYTES: usize = 512 * 1024;
+
+/// The record of a cut.
+pub(crate) fn trimmed(folded: &Folded, may_go: &MayGo) -> Event {
+    let Head { seq, epoch: _, time: _, hash } = folded.head();
+    Event::Trimmed {
+        through: *seq,
+        hash: Digest(hash.to_string()),
+        folded: Digest(folded.digest().to_string()),
+        archive: may_go.place(),
+    }
+}

@@ -1,0 +1,403 @@
+//! The only file that knows sled 0.34.7: how it is opened, what lies in it, and what it lacks.
+//!
+//! As it comes, sled's `flush()` does not reach the disk, a kill during open leaves a file that bricks the store, and
+//! damage panics. So: an own handle syncs the data after every flush; half-made snapshots are removed before open; open
+//! runs under `catch_unwind`; and a damaged store is copied before it is touched. Measured reasons are in docs/JOURNAL.md.
+//!
+//! A stream is a tree. An append is one *entry* under the sequence of its first record: the bytes of all appends before
+//! it, then its frames. An entry in one chunk is one insertion, which sled recovers whole or not at all; larger ones, and
+//! cuts, are a sled batch, which costs two more writes. What a cut stream begins with lies under sequence 0.
+
+use crate::{
+    anchor::{as_on_disk, failed, parent, sibling, sync_dir},
+    backend::BackendError,
+    folded::{FOLDED_BYTES_MAX, Folded, FoldedError},
+    record::{BATCH_BYTES_MAX, StreamId},
+};
+use std::{
+    fs::{self, File, OpenOptions},
+    io,
+    os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt},
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+use valkeeper_core::ids::Seq;
+
+/// sled's page cache in bytes. Its default is 1 GiB; the journal is read once, at start.
+const CACHE_BYTES_MAX: u64 = 16 * 1024 * 1024;
+
+/// Values are cut into chunks of this many bytes. A leaf holds up to 17, and sled moves a leaf of more than 128 KiB out
+/// of its log into a file of its own, which is not covered by the handle that we sync.
+const CHUNK_BYTES_MAX: usize = 6 * 1024;
+
+/// Bytes before the frames of an entry: how many bytes the entries before it have.
+const OFFSET_BYTES: usize = 8;
+
+/// Bytes before the text of a fold: its length and CRC32C of both.
+const FOLDED_HEADER_BYTES: usize = 8;
+
+/// sled's segment: what it allocates at once, and the unit in which it reuses its file.
+const SEGMENT_BYTES: u64 = 512 * 1024;
+
+/// The file is written with zeros this far ahead. A sync of bytes within the file is a third of one that makes it longer,
+/// for which the filesystem commits its own journal. Two segments: 5 ms of writing once per about 1 000 appends.
+const AHEAD_BYTES: u64 = 2 * SEGMENT_BYTES;
+
+/// Copies of damaged stores that are kept: enough to see whether it is the same damage. Then a person has to look.
+const BROKEN_COPIES_MAX: u32 = 3;
+
+/// How long to wait for sled's own lock while we hold ours: a handle of this process that was just dropped lets go of it
+/// a moment later.
+const SLED_LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
+
+/// Name of a stream's tree within the store.
+const TREE_PREFIX: &str = "stream/";
+
+/// An open store.
+pub(super) struct Store {
+    db: ::sled::Db,
+    /// sled's data file, by a handle of our own: its sync is the only one that is one.
+    data: Mutex<Data>,
+}
+
+struct Data {
+    file: File,
+    /// End of what was written with zeros.
+    ahead_bytes: u64,
+}
+
+impl Store {
+    /// Opens the store in `dir`, which exists. What comes of damage still has to pass the anchors and the chain.
+    pub fn open(dir: &Path) -> Result<Store, BackendError> {
+        let path = dir.join("db");
+        let open = |path: &Path| OpenOptions::new().read(true).write(true).open(path);
+        if path.exists() {
+            open(&path).and_then(|file| as_on_disk(&file)).map_err(failed("sync", &path))?;
+        }
+        let db = open_sled(dir)?;
+        harden(dir)?;
+        let file = open(&path).map_err(failed("open", &path))?;
+        Ok(Store { db, data: Mutex::new(Data { file, ahead_bytes: 0 }) })
+    }
+
+    /// Every stream that has a tree, in order of its name.
+    pub fn names(&self) -> Vec<StreamId> {
+        let id =
+            |name: &::sled::IVec| Some(std::str::from_utf8(name).ok()?.strip_prefix(TREE_PREFIX)?.to_owned());
+        let mut names: Vec<StreamId> = self.db.tree_names().iter().filter_map(id).map(StreamId).collect();
+        names.sort();
+        names
+    }
+
+    /// The tree of a stream; made if there is none.
+    pub fn tree(&self, stream: &StreamId) -> Result<Tree, BackendError> {
+        self.db.open_tree(format!("{TREE_PREFIX}{stream}")).map(Tree).map_err(broken)
+    }
+
+    /// Makes everything that was put durable.
+    pub fn sync(&self) -> Result<(), String> {
+        self.db.flush().map_err(|e| format!("flush: {e}"))?;
+        self.data().file.sync_data().map_err(|e| format!("fdatasync: {e}"))
+    }
+
+    /// Writes zeros behind the end of the file, if sled has reached it. To be called when everything is synced and nobody
+    /// else writes: sled writes to its file only while something is put or removed, and looks at its length only when it opens.
+    pub fn write_ahead(&self) -> io::Result<()> {
+        let mut data = self.data();
+        let length = data.file.metadata()?.len();
+        if length == data.ahead_bytes {
+            return Ok(());
+        }
+        let end = length.next_multiple_of(SEGMENT_BYTES) + AHEAD_BYTES;
+        match data.file.write_all_at(&vec![0; (end - length) as usize], length) {
+            Ok(()) => {}
+            // What is to be appended may still fit.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {}
+            Err(e) => return Err(e),
+        }
+        data.file.sync_data()?;
+        data.ahead_bytes = data.file.metadata()?.len();
+        Ok(())
+    }
+
+    fn data(&self) -> std::sync::MutexGuard<'_, Data> {
+        // Nothing in here leaves it half-changed.
+        self.data.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lets every sync go to another file; returns the one before.
+    #[cfg(test)]
+    pub fn swap_data(&self, file: File) -> File {
+        std::mem::replace(&mut self.data().file, file)
+    }
+}
+
+/// What one append wrote.
+pub(super) struct Entry {
+    /// Sequence of its first record.
+    pub first: Seq,
+    /// Bytes of all entries before it.
+    pub offset: u64,
+    /// Its frames.
+    pub frames: Vec<u8>,
+}
+
+/// The tree of a stream.
+#[derive(Clone)]
+pub(super) struct Tree(::sled::Tree);
+
+impl Tree {
+    /// The last entry.
+    pub fn last(&self) -> Result<Option<Entry>, BackendError> {
+        let Some((key, _)) = self.0.last().map_err(broken)? else { return Ok(None) };
+        match parse_key(&key)? {
+            (Seq(0), _) => Ok(None),
+            (first, _) => self.entries(first, first).next().transpose(),
+        }
+    }
+
+    /// The entry that holds record `seq`, if there is one: the last that begins at or before it.
+    pub fn holding(&self, seq: Seq) -> Result<Option<Entry>, BackendError> {
+        let keys = key(Seq(1), 0)..=key(seq, u16::MAX);
+        let Some(found) = self.0.range(keys).next_back() else { return Ok(None) };
+        let (first, _) = parse_key(&found.map_err(broken)?.0)?;
+        self.entries(first, first).next().transpose()
+    }
+
+    /// The entries that begin within these sequences.
+    pub fn entries(&self, from: Seq, to: Seq) -> impl Iterator<Item = Result<Entry, BackendError>> {
+        let mut chunks = self.0.range(key(from, 0)..=key(to, u16::MAX)).peekable();
+        std::iter::from_fn(move || {
+            let (head, chunk) = match chunks.next()? {
+                Ok(pair) => pair,
+                Err(e) => return Some(Err(broken(e))),
+            };
+            let mut value = chunk.to_vec();
+            let same = |next: &::sled::Result<(::sled::IVec, ::sled::IVec)>| {
+                next.as_ref().is_ok_and(|(key, _)| key.get(..8) == head.get(..8))
+            };
+            while let Some(Ok((_, chunk))) = chunks.next_if(same) {
+                value.extend_from_slice(&chunk);
+            }
+            Some(parse_key(&head).and_then(|(first, _)| {
+                let (offset, frames) = value.split_first_chunk::<OFFSET_BYTES>().ok_or_else(too_short)?;
+                Ok(Entry { first, offset: u64::from_le_bytes(*offset), frames: frames.to_vec() })
+            }))
+        })
+    }
+
+    /// What the stream begins with, if it was cut.
+    pub fn folded(&self, stream: &StreamId) -> Result<Option<Folded>, BackendError> {
+        let mut value = Vec::new();
+        for chunk in self.0.range(key(Seq(0), 0)..key(Seq(1), 0)) {
+            value.extend_from_slice(&chunk.map_err(broken)?.1);
+        }
+        if value.is_empty() {
+            return Ok(None);
+        }
+        let bad = |source: FoldedError| BackendError::Folded { stream: stream.clone(), source };
+        let text = unframe(&value).ok_or_else(|| FoldedError::Malformed("its checksum is wrong".to_owned()));
+        let folded = text.and_then(|text| Folded::parse(&text)).map_err(bad)?;
+        if folded.stream() != stream {
+            let why = format!("it is the beginning of stream {}", folded.stream());
+            return Err(bad(FoldedError::Malformed(why)));
+        }
+        Ok(Some(folded))
+    }
+
+    /// Adds an entry, and with it what the stream begins with from then on. Not durable before [`Store::sync`].
+    pub fn put(&self, entry: &Entry, folded: Option<&Folded>) -> Result<(), String> {
+        let Entry { first, offset, frames } = entry;
+        let value = [&offset.to_le_bytes()[..], frames].concat();
+        if folded.is_none() && value.len() <= CHUNK_BYTES_MAX {
+            return self.0.insert(key(*first, 0), value).map(drop).map_err(|e| format!("insert: {e}"));
+        }
+        let mut batch = ::sled::Batch::default();
+        for (chunk, number) in value.chunks(CHUNK_BYTES_MAX).zip(0..) {
+            batch.insert(key(*first, number).as_slice(), chunk);
+        }
+        if let Some(folded) = folded {
+            for old in self.0.range(key(Seq(0), 0)..key(Seq(1), 0)).keys() {
+                batch.remove(old.map_err(|e| format!("read: {e}"))?);
+            }
+            for (chunk, number) in frame(folded.text()).chunks(CHUNK_BYTES_MAX).zip(0..) {
+                batch.insert(key(Seq(0), number).as_slice(), chunk);
+            }
+        }
+        self.0.apply_batch(batch).map_err(|e| format!("insert: {e}"))
+    }
+
+    /// Removes up to `chunks_max` chunks of entries before `first`. True if there may be more.
+    pub fn sweep(&self, first: Seq, chunks_max: usize) -> Result<bool, String> {
+        let old = self.0.range(key(Seq(1), 0)..key(first, 0)).keys().take(chunks_max);
+        let old: Vec<::sled::IVec> = old.collect::<Result<_, _>>().map_err(|e| format!("read: {e}"))?;
+        for key in &old {
+            self.0.remove(key).map_err(|e| format!("remove: {e}"))?;
+        }
+        Ok(old.len() == chunks_max)
+    }
+}
+
+fn key(seq: Seq, chunk: u16) -> [u8; 10] {
+    let mut key = [0; 10];
+    let (high, low) = key.split_at_mut(8);
+    high.copy_from_slice(&seq.0.to_be_bytes());
+    low.copy_from_slice(&chunk.to_be_bytes());
+    key
+}
+
+fn parse_key(key: &[u8]) -> Result<(Seq, u16), BackendError> {
+    match key {
+        [a, b, c, d, e, f, g, h, high, low] => {
+            let seq = u64::from_be_bytes([*a, *b, *c, *d, *e, *f, *g, *h]);
+            Ok((Seq(seq), u16::from_be_bytes([*high, *low])))
+        }
+        _ => Err(BackendError::Corrupt("a key has another length".to_owned())),
+    }
+}
+
+// A chunk's number is a u16: neither a batch nor a fold has so many.
+const _: () = assert!((BATCH_BYTES_MAX + FOLDED_BYTES_MAX) / CHUNK_BYTES_MAX < u16::MAX as usize);
+
+fn frame(text: &str) -> Vec<u8> {
+    let length = (text.len() as u32).to_le_bytes();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&length), text.as_bytes()).to_le_bytes();
+    [&length[..], &crc, text.as_bytes()].concat()
+}
+
+fn unframe(value: &[u8]) -> Option<String> {
+    let (header, text) = value.split_first_chunk::<FOLDED_HEADER_BYTES>()?;
+    let (length, crc) = header.split_first_chunk::<4>()?;
+    let found = crc32c::crc32c_append(crc32c::crc32c(length), text).to_le_bytes();
+    let whole = u32::from_le_bytes(*length) as usize == text.len() && found == crc;
+    whole.then(|| String::from_utf8(text.to_vec()).ok())?
+}
+
+fn too_short() -> BackendError {
+    BackendError::Corrupt("a value is too short".to_owned())
+}
+
+fn broken(e: ::sled::Error) -> BackendError {
+    BackendError::Corrupt(e.to_string())
+}
+
+/// Makes the directory if there is none, and removes what a kill during open leaves.
+pub(super) fn prepare(dir: &Path) -> Result<(), BackendError> {
+    if !dir.exists() {
+        fs::DirBuilder::new().mode(0o700).create(dir).map_err(failed("make", dir))?;
+    }
+    fs::set_permissions(dir, fs::Permissions::from_mode(0o700)).map_err(failed("protect", dir))?;
+    for path in snapshots(dir)? {
+        if path.extension().is_some_and(|e| e == "generating") {
+            fs::remove_file(&path).map_err(failed("remove", &path))?;
+        }
+    }
+    Ok(())
+}
+
+fn snapshots(dir: &Path) -> Result<Vec<PathBuf>, BackendError> {
+    let entries = fs::read_dir(dir).map_err(failed("read", dir))?;
+    let paths: Vec<PathBuf> =
+        entries.map(|e| e.map(|e| e.path())).collect::<Result<_, _>>().map_err(failed("read", dir))?;
+    let is_snapshot =
+        |p: &PathBuf| p.file_name().and_then(|n| n.to_str()).is_some_and(|n| n.starts_with("snap."));
+    Ok(paths.into_iter().filter(is_snapshot).collect())
+}
+
+/// Opens sled. If it finds damage: a copy first, then once more without its snapshots, which rescans the whole log.
+fn open_sled(dir: &Path) -> Result<::sled::Db, BackendError> {
+    let why = match try_open(dir)? {
+        Ok(db) => return Ok(db),
+        Err(why) => why,
+    };
+    let copy =
+        copy_broken(dir).map_err(|e| BackendError::Corrupt(format!("{why}; no copy could be made: {e}")))?;
+    for path in snapshots(dir)? {
+        fs::remove_file(&path).map_err(failed("remove", &path))?;
+    }
+    try_open(dir)?.map_err(|again| {
+        let copy = copy.display();
+        BackendError::Corrupt(format!(
+            "{why}; without its snapshots: {again}; a copy of the first state is in {copy}"
+        ))
+    })
+}
+
+/// `Ok(Err(why))`: damaged.
+fn try_open(dir: &Path) -> Result<Result<::sled::Db, String>, BackendError> {
+    // No background flusher: it would swallow the error of a sync, and nothing here waits for it.
+    let config = ::sled::Config::new().path(dir).cache_capacity(CACHE_BYTES_MAX).flush_every_ms(None);
+    let deadline = Instant::now() + SLED_LOCK_WAIT_MAX;
+    loop {
+        match guarded("opening", || config.open()) {
+            Err(panic) => return Ok(Err(panic)),
+            Ok(Ok(db)) => return Ok(Ok(db)),
+            Ok(Err(::sled::Error::Io(e))) if e.to_string().contains("could not acquire lock") => {
+                if Instant::now() >= deadline {
+                    return Err(BackendError::Locked { dir: dir.to_owned() });
+                }
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            // Damage in a snapshot is reported in this way; a full or unreadable disk has other kinds.
+            Ok(Err(::sled::Error::Io(e))) if is_damage(e.kind()) => return Ok(Err(e.to_string())),
+            Ok(Err(::sled::Error::Io(e))) => return Err(failed("open", dir)(e)),
+            Ok(Err(
+                e @ (::sled::Error::Corruption { .. }
+                | ::sled::Error::CollectionNotFound(_)
+                | ::sled::Error::Unsupported(_)
+                | ::sled::Error::ReportableBug(_)),
+            )) => return Ok(Err(e.to_string())),
+        }
+    }
+}
+
+fn is_damage(kind: io::ErrorKind) -> bool {
+    [io::ErrorKind::InvalidData, io::ErrorKind::UnexpectedEof, io::ErrorKind::Other].contains(&kind)
+}
+
+/// sled panics on damage that it did not expect.
+pub(super) fn guarded<T>(verb: &str, work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work)).map_err(|panic| {
+        let text = panic.downcast_ref::<String>().map(String::as_str);
+        let text = text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message");
+        format!("panic while {verb} the store: {text}")
+    })
+}
+
+/// sled's recovery cuts off what it cannot read, so what was there is kept.
+fn copy_broken(dir: &Path) -> io::Result<PathBuf> {
+    let free =
+        (1..=BROKEN_COPIES_MAX).map(|n| sibling(dir, &format!(".broken-{n}"))).find(|path| !path.exists());
+    let copy = free.ok_or_else(|| io::Error::other(format!("there are {BROKEN_COPIES_MAX} already")))?;
+    copy_dir(dir, &copy)?;
+    sync_dir(parent(dir))?;
+    Ok(copy)
+}
+
+fn copy_dir(from: &Path, to: &Path) -> io::Result<()> {
+    fs::DirBuilder::new().mode(0o700).create(to)?;
+    for entry in fs::read_dir(from)? {
+        let entry = entry?;
+        let target = to.join(entry.file_name());
+        if entry.file_type()?.is_dir() {
+            copy_dir(&entry.path(), &target)?;
+        } else {
+            fs::copy(entry.path(), &target)?;
+            File::open(&target)?.sync_all()?;
+        }
+    }
+    sync_dir(to)
+}
+
+/// Everything that a power cut may not take: files, directory, its entry in the parent. And nobody else reads it.
+fn harden(dir: &Path) -> Result<(), BackendError> {
+    for name in ["db", "conf"] {
+        let path = dir.join(name);
+        fs::set_permissions(&path, fs::Permissions::from_mode(0o600)).map_err(failed("protect", &path))?;
+        File::open(&path).and_then(|file| file.sync_all()).map_err(failed("sync", &path))?;
+    }
+    sync_dir(dir).map_err(failed("sync", dir))?;
+    sync_dir(parent(dir)).map_err(failed("sync", parent(dir)))
+}

@@ -1,0 +1,246 @@
+//! Two stores as one: the first is the truth, the second a mirror of it on a local disk. An append waits for the first only. The mirror is
+//! read instead of it at a start, it witnesses what the first has held, and at a person's word a broken stream is written anew from it.
+//! Lost, late or damaged, it is made again from the first.
+
+use crate::{
+    backend::{AppendError, Backend, BackendError, Page, Reader, describe},
+    folded::Folded,
+    record::{BATCH_BYTES_MAX, Head, Stored, StreamId},
+    verify::Chain,
+};
+use async_trait::async_trait;
+use std::sync::Arc;
+use tokio::sync::mpsc;
+use valkeeper_core::ids::Seq;
+
+/// Appends that wait for the mirror. More of them only wait while its disk is stuck; what does not fit is mirrored later, from the
+/// first store.
+const WAITING_MAX: usize = 1024;
+
+/// An append that the first store has taken.
+struct Written {
+    stream: StreamId,
+    expected: Option<Head>,
+    records: Vec<Stored>,
+    cut: Option<Folded>,
+}
+
+/// The two stores.
+pub struct Tiered {
+    first: Arc<dyn Backend>,
+    mirror: Arc<dyn Backend>,
+    written: mpsc::Sender<Written>,
+}
+
+impl Tiered {
+    /// `first` with `mirror` behind it. Needs a runtime, on which the mirror is written.
+    pub fn new(first: Arc<dyn Backend>, mirror: Arc<dyn Backend>) -> Tiered {
+        let (written, waiting) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(write(Arc::clone(&mirror), waiting));
+        Tiered { first, mirror, written }
+    }
+
+    /// Where the mirror ends. It is no reason to stop: one that cannot be read is as good as none.
+    async fn mirrored(&self, stream: &StreamId) -> Option<Head> {
+        self.mirror.head(stream).await.ok().flatten()
+    }
+
+    /// The mirror's pages, if it holds what follows `folded` up to `head`, and nothing else.
+    async fn from_mirror(
+        &self,
+        stream: &StreamId,
+        folded: Option<&Folded>,
+        head: &Head,
+    ) -> Option<Box<dyn Reader>> {
+        let mut reader = self.mirror.read(stream).await.ok()?;
+        if reader.folded() != folded {
+            return None;
+        }
+        let mut chain = Chain::new(folded);
+        while let Some(page) = reader.page().await.ok()? {
+            page.records.iter().try_for_each(|stored| chain.next(stored)).ok()?;
+        }
+        if chain.end().ok()?.as_ref() != Some(head) {
+            return None;
+        }
+        self.mirror.read(stream).await.ok()
+    }
+
+    /// Makes the mirror again from the first store.
+    async fn mirror_anew(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.mirror.forget(stream).await?;
+        copy(self.first.as_ref(), self.mirror.as_ref(), stream).await
+    }
+}
+
+#[async_trait]
+impl Backend for Tiered {
+    async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
+        self.first.streams().await
+    }
+
+    async fn read(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
+        self.first.read(stream).await
+    }
+
+    async fn recall(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
+        let reader = self.first.read(stream).await?;
+        let Some(mirrored) = self.mirrored(stream).await else { return Ok(reader) };
+        let head = self.first.head(stream).await?;
+        let Some(head) = head.filter(|head| head.seq >= mirrored.seq) else {
+            let (stream, found) = (stream.clone(), describe(head.as_ref()));
+            return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
+        };
+        if head == mirrored
+            && let Some(local) = self.from_mirror(stream, reader.folded(), &head).await
+        {
+            return Ok(local);
+        }
+        Ok(Box::new(Witnessed { reader, mirrored }))
+    }
+
+    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
+        self.first.head(stream).await
+    }
+
+    async fn append(
+        &self,
+        stream: &StreamId,
+        expected: Option<&Head>,
+        records: &[Stored],
+        cut: Option<&Folded>,
+    ) -> Result<(), AppendError> {
+        self.first.append(stream, expected, records, cut).await?;
+        let (stream, expected, records) = (stream.clone(), expected.copied(), records.to_vec());
+        match self.written.try_send(Written { stream, expected, records, cut: cut.cloned() }) {
+            // What does not fit is missing in the mirror until the next quiet moment.
+            Ok(()) | Err(_) => Ok(()),
+        }
+    }
+
+    async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.mirror.forget(stream).await?;
+        self.first.forget(stream).await
+    }
+
+    async fn repair(&self, stream: &StreamId, reach: Seq) -> Result<(), BackendError> {
+        let intact = intact(self.mirror.as_ref(), stream).await?;
+        let short = |found: &str| BackendError::BehindAnchor {
+            stream: stream.clone(),
+            found: format!("{} in the second copy{found}", describe(intact.as_ref())),
+            anchor: reach,
+        };
+        if intact.is_none_or(|head| head.seq < reach) {
+            return Err(short(""));
+        }
+        // What can still be read must not be more than what it is replaced by.
+        if let Ok(Some(head)) = self.first.head(stream).await
+            && intact.is_none_or(|intact| intact.seq < head.seq)
+        {
+            return Err(short(&format!("; the first copy goes on to {head}")));
+        }
+        self.first.forget(stream).await?;
+        copy(self.mirror.as_ref(), self.first.as_ref(), stream).await
+    }
+
+    async fn accept_loss(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.mirror.forget(stream).await
+    }
+
+    async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.first.maintain(stream).await?;
+        let head = self.first.head(stream).await?;
+        if self.mirrored(stream).await == head { Ok(()) } else { self.mirror_anew(stream).await }
+    }
+}
+
+/// Writes the mirror. What does not follow its end is left out: the mirror is made again in the next quiet moment.
+async fn write(mirror: Arc<dyn Backend>, mut waiting: mpsc::Receiver<Written>) {
+    while let Some(Written { stream, expected, records, cut }) = waiting.recv().await {
+        match mirror.append(&stream, expected.as_ref(), &records, cut.as_ref()).await {
+            Ok(()) | Err(_) => {}
+        }
+    }
+}
+
+/// The head of a stream that is intact.
+async fn intact(backend: &dyn Backend, stream: &StreamId) -> Result<Option<Head>, BackendError> {
+    let corrupt = |problem: crate::verify::Problem| {
+        BackendError::Corrupt(format!("the second copy of stream {stream}: {problem}"))
+    };
+    let mut reader = backend.read(stream).await?;
+    let mut chain = Chain::new(reader.folded());
+    while let Some(page) = reader.page().await? {
+        page.records.iter().try_for_each(|stored| chain.next(stored)).map_err(corrupt)?;
+    }
+    chain.end().map_err(corrupt)
+}
+
+/// Writes a stream into a store that has none of that name.
+async fn copy(from: &dyn Backend, to: &dyn Backend, stream: &StreamId) -> Result<(), BackendError> {
+    let mut reader = from.read(stream).await?;
+    let mut folded = reader.folded().cloned();
+    let mut head = None;
+    let mut batch = Vec::new();
+    let mut bytes = 0;
+    loop {
+        let page = reader.page().await?;
+        let is_end = page.is_none();
+        for stored in page.map(|page| page.records).unwrap_or_default() {
+            if bytes + stored.encoded_len() > BATCH_BYTES_MAX / 2 {
+                put(to, stream, &mut head, std::mem::take(&mut batch), folded.take()).await?;
+                bytes = 0;
+            }
+            bytes += stored.encoded_len();
+            batch.push(stored);
+        }
+        if is_end {
+            return put(to, stream, &mut head, batch, folded).await;
+        }
+    }
+}
+
+async fn put(
+    to: &dyn Backend,
+    stream: &StreamId,
+    head: &mut Option<Head>,
+    batch: Vec<Stored>,
+    cut: Option<Folded>,
+) -> Result<(), BackendError> {
+    let Some(last) = batch.last().map(Stored::head) else { return Ok(()) };
+    let put = to.append(stream, head.as_ref(), &batch, cut.as_ref()).await;
+    put.map_err(|e| BackendError::Unavailable(e.to_string()))?;
+    *head = Some(last);
+    Ok(())
+}
+
+/// Reads the first store, and compares it with what the mirror has seen of it.
+struct Witnessed {
+    reader: Box<dyn Reader>,
+    mirrored: Head,
+}
+
+#[async_trait]
+impl Reader for Witnessed {
+    fn folded(&self) -> Option<&Folded> {
+        self.reader.folded()
+    }
+
+    fn bytes(&self) -> usize {
+        self.reader.bytes()
+    }
+
+    async fn page(&mut self) -> Result<Option<Page>, BackendError> {
+        let page = self.reader.page().await?;
+        let records = page.iter().flat_map(|page| &page.records);
+        for head in records.map(Stored::head).filter(|head| head.seq == self.mirrored.seq) {
+            if head != self.mirrored {
+                let (found, mirrored) = (head, self.mirrored);
+                return Err(BackendError::Corrupt(format!(
+                    "the stream holds {found}, the second copy {mirrored}"
+                )));
+            }
+        }
+        Ok(page)
+    }
+}

@@ -1,0 +1,151 @@
+//! Two stores as one: the mirror never delays, never decides, and is worth its disk when the first store is damaged.
+
+#![allow(clippy::unwrap_used, clippy::panic)] // a failed step is a failed test
+
+mod common;
+
+use common::{at, baseline, big, fact, stream, whole};
+use std::{sync::Arc, time::Duration};
+use valkeeper_core::{ids::Seq, state::ClusterState};
+use valkeeper_journal::{
+    Backend, BackendError, Error, Journal, MayGo, Memory, Retention, Tiered, Whole, memory::Fault, verify,
+};
+
+struct Pair {
+    first: Arc<Memory>,
+    mirror: Arc<Memory>,
+    tiered: Arc<Tiered>,
+}
+
+impl Pair {
+    fn new() -> Pair {
+        let (first, mirror) = (Arc::new(Memory::new()), Arc::new(Memory::new()));
+        let tiered = Arc::new(Tiered::new(first.clone(), mirror.clone()));
+        Pair { first, mirror, tiered }
+    }
+
+    async fn claimed(&self) -> Journal {
+        let (mut journal, _) = Journal::open(self.tiered.clone(), stream()).await.unwrap();
+        journal.retain(Retention { keep_bytes: 100_000, keep_ms: None, may_go: MayGo::Any });
+        journal.claim(Some(baseline(&stream())), "w", "v", at(1)).await.unwrap();
+        journal
+    }
+
+    /// Waits until both hold the same.
+    async fn mirrored(&self) -> Whole {
+        let both = async {
+            loop {
+                let (first, mirror) = (whole(&*self.first).await, whole(&*self.mirror).await);
+                if first == mirror {
+                    return first;
+                }
+                tokio::task::yield_now().await;
+            }
+        };
+        tokio::time::timeout(Duration::from_secs(10), both).await.unwrap()
+    }
+
+    async fn open(&self) -> Result<(Journal, ClusterState), Error> {
+        Journal::open(self.tiered.clone(), stream()).await
+    }
+}
+
+async fn with_history() -> (Pair, Journal) {
+    let pair = Pair::new();
+    let mut journal = pair.claimed().await;
+    for round in 0..50_u16 {
+        journal.append(vec![big(3_000), fact(round)], at(2)).await.unwrap();
+    }
+    assert_eq!(journal.trim(at(3)).await.unwrap().records.len(), 1);
+    (pair, journal)
+}
+
+#[tokio::test]
+async fn the_mirror_follows_with_its_cuts_and_is_what_a_start_reads() {
+    let (pair, journal) = with_history().await;
+    let all = pair.mirrored().await;
+    assert!(all.folded.is_some());
+    let mut recalled = pair.tiered.recall(&stream()).await.unwrap();
+    let mut records = Vec::new();
+    while let Some(page) = recalled.page().await.unwrap() {
+        records.extend(page.records);
+    }
+    assert_eq!((recalled.folded(), &records), (all.folded.as_ref(), &all.records));
+    let (again, _) = pair.open().await.unwrap();
+    assert_eq!(again.head(), journal.head());
+}
+
+#[tokio::test]
+async fn a_mirror_that_fails_or_lags_delays_nothing_and_is_made_again_in_a_quiet_moment() {
+    for fault in [Fault::Poisoned, Fault::Full, Fault::AmbiguousNotCommitted, Fault::Conflict] {
+        let (pair, mut journal) = with_history().await;
+        pair.mirrored().await;
+        pair.mirror.inject(fault);
+        for round in 0..5 {
+            journal.append(vec![fact(200 + round)], at(4)).await.unwrap();
+        }
+        let (again, _) = pair.open().await.unwrap();
+        assert_eq!(again.head(), journal.head(), "{fault:?}");
+        journal.maintain().await.unwrap();
+        pair.mirrored().await;
+        pair.mirror.forget(&stream()).await.unwrap();
+        journal.maintain().await.unwrap();
+        pair.mirrored().await;
+    }
+}
+
+#[tokio::test]
+async fn a_first_store_that_lost_its_end_or_everything_is_refused_until_a_person_decides() {
+    let (pair, journal) = with_history().await;
+    let intact = pair.mirrored().await;
+    let last = journal.head().unwrap().seq;
+    pair.first.forget(&stream()).await.unwrap();
+    let refused = pair.open().await.err().unwrap();
+    assert!(
+        matches!(&refused, Error::Backend(BackendError::BehindAnchor { anchor, .. }) if *anchor == last),
+        "{refused:?}"
+    );
+    // Further than the mirror reaches: nothing is written.
+    let short = pair.tiered.repair(&stream(), last.next()).await.unwrap_err();
+    assert!(matches!(&short, BackendError::BehindAnchor { .. }), "{short:?}");
+    assert_eq!(whole(&*pair.first).await, Whole::default());
+    pair.tiered.repair(&stream(), last).await.unwrap();
+    assert_eq!(whole(&*pair.first).await, intact);
+    let (mut journal, _) = pair.open().await.unwrap();
+    journal.claim(None, "after the repair", "v", at(9)).await.unwrap();
+    assert_eq!(verify(intact.folded.as_ref(), &pair.mirrored().await.records).problems, []);
+    // Or the loss is accepted: history begins anew.
+    pair.first.forget(&stream()).await.unwrap();
+    pair.tiered.accept_loss(&stream()).await.unwrap();
+    let (journal, state) = pair.open().await.unwrap();
+    assert_eq!((journal.head(), state.head), (None, Seq(0)));
+}
+
+#[tokio::test]
+async fn a_first_store_that_holds_another_history_is_refused() {
+    let (pair, _journal) = with_history().await;
+    pair.mirrored().await;
+    let other = Pair::new();
+    let mut journal = other.claimed().await;
+    for round in 0..80_u16 {
+        journal.append(vec![big(3_000), fact(round + 1)], at(5)).await.unwrap();
+    }
+    let mixed = Tiered::new(other.first.clone(), pair.mirror.clone());
+    let refused = Journal::open(Arc::new(mixed), stream()).await.err().unwrap();
+    let said = match &refused {
+        Error::Backend(error) => error.to_string(),
+        other => panic!("{other:?}"),
+    };
+    assert!(refused.is_broken() && said.contains("the second copy"), "{said}");
+}
+
+#[tokio::test]
+async fn a_repair_never_takes_records_away() {
+    let (pair, mut journal) = with_history().await;
+    let copied = pair.mirrored().await.records.last().unwrap().record.seq;
+    pair.mirror.inject(Fault::Poisoned);
+    journal.append(vec![fact(300)], at(6)).await.unwrap();
+    let refused = pair.tiered.repair(&stream(), copied).await.unwrap_err();
+    assert!(refused.to_string().contains("the first copy goes on"), "{refused}");
+    assert_eq!(whole(&*pair.first).await.records.last().map(|s| s.head()), journal.head().copied());
+}
