@@ -202,6 +202,38 @@ fn said(error: &dyn std::error::Error) -> String {
 }
 
 #[cfg(test)]
+mod testing {
+    use valkeeper_core::{
+        event::{Event, Record},
+        ids::Digest,
+        state::ClusterState,
+    };
+    use valkeeper_journal::{Backend, BackendError, Folded, Stored, StreamId, Whole, read_all};
+
+    /// Cuts a stream at the first place where its store can cut it. Returns what is left then.
+    pub async fn cut_after_first_page(store: &dyn Backend, id: &StreamId) -> Result<Whole, BackendError> {
+        let page = store.read(id).await?.page().await?.unwrap();
+        let through = page.records.last().unwrap().head();
+        let gone = page.records.iter().map(|s| &s.record);
+        let folded = Folded::new(id, through, &ClusterState::fold(gone)).unwrap();
+        let event = Event::Trimmed {
+            through: through.seq,
+            hash: Digest(through.hash.to_string()),
+            folded: Digest(folded.digest().to_string()),
+            archive: None,
+        };
+        let mut records = read_all(store, id).await?.records;
+        let last = records.last().unwrap().head();
+        let trimmed = Record { seq: last.seq.next(), epoch: last.epoch, time: last.time, event };
+        let trimmed = Stored::seal(trimmed, last.hash).unwrap();
+        store.append(id, Some(&last), std::slice::from_ref(&trimmed), Some(&folded)).await.unwrap();
+        records.retain(|s| s.record.seq > through.seq);
+        records.push(trimmed);
+        Ok(Whole { folded: Some(folded), records })
+    }
+}
+
+#[cfg(test)]
 mod tests {
     use super::*;
     use crate::{

@@ -16,7 +16,7 @@ const COMMANDS: [(&str, &str); 19] = [
     ("log_last", "log -n 2"),
     ("show_effects_of_a_decision_that_is_gone", "show 14"),
     ("show_trimmed", "show 23"),
-    ("show_finalized", "show 24"),
+    ("show_level_raised", "show 24"),
     ("show_gone", "show 5"),
     ("at_the_cut", "at 13"),
     ("at_a_time_before_the_first_record", "at 03:01:00.010"),
@@ -35,6 +35,8 @@ const COMMANDS: [(&str, &str); 19] = [
 fn every_verb_answers_about_a_stream_whose_beginning_was_cut() {
     let (folded, records) = story::cut_in_store(str::to_owned);
     let journal = story::exported(Some(&folded), &records);
+    let (head, digest) = (records.last().unwrap().hash.to_string(), folded.digest().to_string());
+    let short_digest = digest.get(..8).unwrap();
     let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/cut");
     let update = std::env::var_os("UPDATE_GOLDEN").is_some();
     let mut wrong = Vec::new();
@@ -42,6 +44,8 @@ fn every_verb_answers_about_a_stream_whose_beginning_was_cut() {
         let (code, out, err) = answer(&journal, &command.split(' ').collect::<Vec<_>>());
         let mut told = format!("> {command}\n{out}{err}");
         writeln!(told, "exit code {code}").unwrap();
+        // They change with every version of the program, and are compared elsewhere.
+        told = told.replace(&head, "(hash)").replace(short_digest, "(digest)");
         let path = folder.join(name).with_extension("txt");
         if update {
             std::fs::write(&path, &told).unwrap();

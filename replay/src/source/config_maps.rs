@@ -102,17 +102,13 @@ fn salvage(id: &str, objects: &BTreeMap<String, Body>) -> Whole {
 mod tests {
     use super::*;
     use crate::{
-        source::parse,
+        source::{parse, testing::cut_after_first_page},
         story::{self, sealed},
         verify::verify,
     };
     use serde_json::json;
-    use valkeeper_core::{
-        event::{Event, Record},
-        ids::Digest,
-        state::ClusterState,
-    };
-    use valkeeper_journal::{Backend, BackendError, Head};
+    use valkeeper_core::event::Record;
+    use valkeeper_journal::{Backend, BackendError};
 
     fn id() -> StreamId {
         StreamId("5f0c1d2e-uid".into())
@@ -121,21 +117,17 @@ mod tests {
     /// A journal as the operator would have written it, record by record.
     fn written(records: &[Record]) -> Arc<MemoryObjects> {
         let objects = Arc::new(MemoryObjects::new());
-        let mut head = None;
-        for record in sealed(records) {
-            append(&objects, head.as_ref(), &record, None);
-            head = Some(record.head());
-        }
-        objects
-    }
-
-    fn append(objects: &Arc<MemoryObjects>, head: Option<&Head>, record: &Stored, cut: Option<&Folded>) {
         let writer = Segments::new(objects.clone());
-        let append = async {
-            writer.append(&id(), head, std::slice::from_ref(record), cut).await.unwrap();
+        let writing = async {
+            let mut head = None;
+            for record in sealed(records) {
+                writer.append(&id(), head.as_ref(), std::slice::from_ref(&record), None).await.unwrap();
+                head = Some(record.head());
+            }
             Ok::<(), BackendError>(())
         };
-        wait(append).unwrap();
+        wait(writing).unwrap();
+        objects
     }
 
     /// The ConfigMaps of a journal.
@@ -158,29 +150,15 @@ mod tests {
 
     /// The long story, cut at the first place where its store can be cut: its ConfigMaps, and what is left.
     fn cut() -> (Vec<serde_json::Value>, Whole) {
-        let mut records = long();
-        let objects = written(&records);
+        let objects = written(&long());
         let store = Segments::new(objects.clone());
-        let page = async { store.read(&id()).await?.page().await };
-        let through = wait(page).unwrap().unwrap().records.last().unwrap().head();
-        let gone: Vec<&Record> = records.iter().filter(|r| r.seq <= through.seq).collect();
-        let folded = Folded::new(&id(), through, &ClusterState::fold(gone)).unwrap();
-        let event = Event::Trimmed {
-            through: through.seq,
-            hash: Digest(through.hash.to_string()),
-            folded: Digest(folded.digest().to_string()),
-            archive: None,
-        };
-        let before = sealed(&records).last().unwrap().head();
-        let Record { seq, epoch, time, event: _ } = records.last().unwrap().clone();
-        records.push(Record { seq: seq.next(), epoch, time, event });
-        let mut all = sealed(&records);
-        append(&objects, Some(&before), all.last().unwrap(), Some(&folded));
-        all.retain(|s| s.record.seq > through.seq);
-        // What no head names any more goes in quiet moments.
-        let store = Segments::new(objects.clone());
-        wait(async { store.maintain(&id()).await }).unwrap();
-        (dump(&objects), Whole { folded: Some(folded), records: all })
+        let left = wait(async {
+            let left = cut_after_first_page(&store, &id()).await?;
+            // What no head names any more goes in quiet moments.
+            store.maintain(&id()).await?;
+            Ok::<_, BackendError>(left)
+        });
+        (dump(&objects), left.unwrap())
     }
 
     /// The story again and again until its tail has been sealed.

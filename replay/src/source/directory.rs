@@ -128,9 +128,13 @@ fn beside(store: &Path, suffix: &str) -> PathBuf {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::story::{self, sealed};
+    use crate::{
+        source::testing::cut_after_first_page,
+        story::{self, sealed},
+        verify::verify,
+    };
     use valkeeper_core::event::Record;
-    use valkeeper_journal::StreamId;
+    use valkeeper_journal::{Stored, StreamId};
 
     /// A store with the records, in a directory of its own.
     fn store(records: &[Record]) -> Copy {
@@ -189,5 +193,31 @@ mod tests {
         let error = load(&made.0).unwrap_err().to_string();
         assert!(error.contains("no sled store: it has no db and conf"), "{error}");
         assert_eq!(files(&made.0), []);
+    }
+
+    #[test]
+    fn a_store_that_was_cut_begins_with_what_its_beginning_folds_to() {
+        let id = StreamId("5f0c1d2e-uid".into());
+        let made = Copy(private_dir().unwrap());
+        let left = wait(async {
+            let sled = Sled::open(&made.store())?;
+            let mut head = None;
+            // Large enough for more than one page.
+            let mut book = story::adopted();
+            for round in 0..2_000_u16 {
+                book.add(i64::from(round) * 1_000 + 20, story::pod(round % 3));
+            }
+            for batch in sealed(&book.0).chunks(100) {
+                sled.append(&id, head.as_ref(), batch, None).await.unwrap();
+                head = batch.last().map(Stored::head);
+            }
+            cut_after_first_page(&sled, &id).await
+        });
+        let left = left.unwrap();
+        assert!(left.records.len() > 1, "there were several pages");
+        let streams = load(&made.store()).unwrap();
+        assert_eq!((&streams[0].folded, &streams[0].stored), (&left.folded, &left.records));
+        assert_eq!(streams[0].title(), "demo/orders (uid 5f0c1d2e-uid)");
+        assert_eq!(verify(&streams[0], None).problems, [""; 0]);
     }
 }

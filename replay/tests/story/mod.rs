@@ -254,8 +254,8 @@ pub fn cut(edit: impl Fn(&str) -> String) -> (Folded, Vec<Stored>) {
         folded: Digest(folded.digest().to_string()),
         archive: Some("s3://journals/demo".into()),
     };
-    let finalized = Event::LevelRaised { level: 1, version: "0.1.0".into() };
-    for (event, seq) in [trimmed, finalized].into_iter().zip(23..) {
+    let raised = Event::LevelRaised { level: 1, version: "0.1.0".into() };
+    for (event, seq) in [trimmed, raised].into_iter().zip(23..) {
         records.push(Record { seq: Seq(seq), epoch: WriterEpoch(1), time: at_ms(3_600_000), event });
     }
     (folded, sealed(&records))
