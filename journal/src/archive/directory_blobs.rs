@@ -92,10 +92,7 @@ fn put_new(root: &Path, name: &str, bytes: &[u8]) -> Result<(), BlobsError> {
 }
 
 fn link_failed(path: &Path, e: &io::Error) -> BlobsError {
-    match e.kind() {
-        ErrorKind::AlreadyExists => BlobsError::AlreadyExists,
-        _ => failed("link", path, e),
-    }
+    if e.kind() == ErrorKind::AlreadyExists { BlobsError::AlreadyExists } else { failed("link", path, e) }
 }
 
 /// Makes every missing folder between the root and this one, each with its name on the disk.
