@@ -8,7 +8,10 @@ use common::{at, baseline, big, fact, stream, whole};
 use std::{sync::Arc, time::Duration};
 use valkeeper_core::{ids::Seq, state::ClusterState};
 use valkeeper_journal::{
-    Backend, BackendError, Error, Journal, MayGo, Memory, Retention, Tiered, Whole, memory::Fault, verify,
+    Backend, BackendError, Error, Journal, MayGo, Memory, Retention, Segments, Tiered, Whole,
+    memory::Fault,
+    segments::{Body, MemoryObjects},
+    verify,
 };
 
 struct Pair {
@@ -43,6 +46,13 @@ impl Pair {
             }
         };
         tokio::time::timeout(Duration::from_secs(10), both).await.unwrap()
+    }
+
+    /// Lets the mirror take what waits for it.
+    async fn drain(&self) {
+        for _ in 0..100 {
+            tokio::task::yield_now().await;
+        }
     }
 
     async fn open(&self) -> Result<(Journal, ClusterState), Error> {
@@ -86,6 +96,8 @@ async fn a_mirror_that_fails_or_lags_delays_nothing_and_is_made_again_in_a_quiet
         }
         let (again, _) = pair.open().await.unwrap();
         assert_eq!(again.head(), journal.head(), "{fault:?}");
+        pair.drain().await;
+        assert_ne!(whole(&*pair.first).await, whole(&*pair.mirror).await, "{fault:?}");
         journal.maintain().await.unwrap();
         pair.mirrored().await;
         pair.mirror.forget(&stream()).await.unwrap();
@@ -148,4 +160,43 @@ async fn a_repair_never_takes_records_away() {
     let refused = pair.tiered.repair(&stream(), copied).await.unwrap_err();
     assert!(refused.to_string().contains("the first copy goes on"), "{refused}");
     assert_eq!(whole(&*pair.first).await.records.last().map(|s| s.head()), journal.head().copied());
+}
+
+#[tokio::test]
+async fn damaged_config_maps_are_written_anew_from_the_mirror_and_kept_aside() {
+    let objects = Arc::new(MemoryObjects::new());
+    let (first, mirror) = (Arc::new(Segments::new(objects.clone())), Arc::new(Memory::new()));
+    let tiered = Arc::new(Tiered::new(first.clone(), mirror.clone()));
+    let (mut journal, _) = Journal::open(tiered.clone(), stream()).await.unwrap();
+    journal.retain(Retention { keep_bytes: 6_000, keep_ms: None, may_go: MayGo::Any });
+    journal.claim(Some(baseline(&stream())), "w", "v", at(1)).await.unwrap();
+    for round in 0..80_u16 {
+        journal.append(vec![big(3_000), fact(round)], at(2)).await.unwrap();
+        journal.trim(at(2)).await.unwrap();
+    }
+    journal.maintain().await.unwrap();
+    let before = whole(&*first).await;
+    assert!(before.folded.is_some());
+    assert_eq!(whole(&*mirror).await, before);
+    let last = journal.head().unwrap().seq;
+    let names = |suffix: &str| {
+        let mut found = Vec::new();
+        objects.edit(|all| found = all.keys().filter(|name| name.contains(suffix)).cloned().collect());
+        found
+    };
+    for damaged in [names("-segment-")[0].clone(), names("-folded-")[0].clone(), names("-head")[0].clone()] {
+        // A new process, which knows nothing yet.
+        let fresh: Arc<dyn Backend> =
+            Arc::new(Tiered::new(Arc::new(Segments::new(objects.clone())), mirror.clone()));
+        objects.edit(|all| {
+            let object = all.get_mut(&damaged).unwrap();
+            object.body = Body::Text("edited".to_owned());
+        });
+        fresh.repair(&stream(), last).await.unwrap();
+        let kept = names("-aside-");
+        assert!(kept.iter().any(|name| damaged.ends_with(name.split_once("-of-").unwrap().1)), "{kept:?}");
+        let (journal, _) = Journal::open(fresh, stream()).await.unwrap();
+        assert_eq!(journal.head().unwrap().seq, last, "{damaged}");
+        assert_eq!(whole(&Segments::new(objects.clone())).await, before, "{damaged}");
+    }
 }

@@ -123,10 +123,13 @@ impl HeadDoc {
         Some((Segment { first, last: self.head.seq, bytes: 0 }, std::mem::take(&mut self.tail)))
     }
 
-    /// Takes out everything up to where `folded` ends. False if that is no segment's end; then nothing is changed.
+    /// Takes out everything up to where `folded` ends. False if that is no segment's end; then nothing is changed. A stream that has
+    /// nothing yet may begin with any: it is written anew.
     pub fn cut(&mut self, folded: FoldedAt) -> bool {
-        let Some(end) = self.segments.iter().position(|s| s.last == folded.seq) else { return false };
-        self.segments.drain(..=end);
+        if !self.segments.is_empty() || self.tail_first.is_some() {
+            let Some(end) = self.segments.iter().position(|s| s.last == folded.seq) else { return false };
+            self.segments.drain(..=end);
+        }
         self.folded = Some(folded);
         true
     }

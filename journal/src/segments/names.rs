@@ -9,6 +9,9 @@ pub(super) const PREFIX: &str = "journal-";
 
 const HEAD_SUFFIX: &str = "-head";
 
+/// In the name of what was put aside. No UID has it.
+const ASIDE: &str = "-aside-";
+
 /// Characters of a folded text's digest in its name: as many as nobody meets twice.
 const DIGEST_CHARS: usize = 16;
 
@@ -51,9 +54,17 @@ pub(super) fn folded(stream: &StreamId, folded: &FoldedAt) -> String {
     format!("{}folded-{:010}-{digest}", prefix(stream), seq.0)
 }
 
+/// Another name for an object that is put aside: of this stream, but no part of it.
+pub(super) fn aside(stream: &StreamId, name: &str, version: &str) -> String {
+    let prefix = prefix(stream);
+    let rest = name.strip_prefix(&prefix).unwrap_or(name);
+    format!("{}{ASIDE}{version}-of-{rest}", prefix.trim_end_matches('-'))
+}
+
 /// The stream of a head object.
 pub(super) fn stream_of_head(name: &str) -> Option<StreamId> {
-    Some(StreamId(name.strip_prefix(PREFIX)?.strip_suffix(HEAD_SUFFIX)?.to_owned()))
+    let stream = name.strip_prefix(PREFIX)?.strip_suffix(HEAD_SUFFIX)?;
+    (!stream.contains(ASIDE)).then(|| StreamId(stream.to_owned()))
 }
 
 /// What an object of this stream holds; `None` if it is the head, or none of this stream.
@@ -85,6 +96,9 @@ mod tests {
         assert_eq!(folded(&one, &at), "journal-a-folded-0000000007-abababababababab");
         assert_eq!(part(&one, &folded(&one, &at)), Some(Part::Folded { through: Seq(7) }));
         assert_eq!(stream_of_head(&head(&other)), Some(other.clone()));
+        let kept = aside(&one, &segment_name, "77");
+        assert_eq!(kept, "journal-a-aside-77-of-segment-0000000004-12345678901");
+        assert_eq!((part(&one, &kept), stream_of_head(&aside(&one, &head(&one), "7"))), (None, None));
         for strange in [head(&one), folded(&other, &at), "journal-a-segment-1".to_owned(), "x".to_owned()] {
             assert_eq!(part(&one, &strange), None, "{strange}");
         }

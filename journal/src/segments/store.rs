@@ -66,6 +66,10 @@ impl Store {
         known.seen = Some(seen);
     }
 
+    pub fn unknow(&self, stream: &StreamId) {
+        self.lock().remove(stream);
+    }
+
     /// Something was made or is not named any more: there may be objects to collect.
     pub fn untidy(&self, stream: &StreamId) {
         self.lock().entry(stream.clone()).or_default().is_tidy = false;
@@ -163,8 +167,10 @@ impl Store {
             return Err(self.gone(stream, doc, &name, |now| now.folded == doc.folded).await);
         };
         let text = object.body.text(FOLDED_BYTES_MAX).map_err(|e| corrupt(e.to_string()))?;
-        let folded =
-            Folded::parse(&text).map_err(|source| BackendError::Folded { stream: stream.clone(), source })?;
+        let folded = Folded::parse(&text).map_err(|source| match source.is_newer() {
+            true => BackendError::Folded { stream: stream.clone(), source },
+            false => corrupt(source.to_string()),
+        })?;
         if (folded.stream(), FoldedAt::of(&folded, object.body.stored_bytes())) != (stream, *at) {
             return Err(corrupt(format!("it is not what stands for the records up to {}", at.seq)));
         }

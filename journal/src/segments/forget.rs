@@ -1,0 +1,31 @@
+//! A stream is taken out of the store, at a person's word. Its objects are kept under other names: whoever damaged them may want to be known.
+
+use super::{
+    names,
+    objects::{Object, ObjectsError},
+    store::{Store, unreachable_store},
+};
+use crate::{backend::BackendError, record::StreamId};
+
+impl Store {
+    /// The head goes last: until then what is left is damaged, and nobody takes it for a new stream.
+    pub async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let head = names::head(stream);
+        let listed = self.objects.list(&names::prefix(stream)).await.map_err(unreachable_store)?;
+        let parts = listed.into_iter().filter(|name| names::part(stream, name).is_some());
+        for name in parts.chain([head]) {
+            let found = self.objects.get(&name).await.map_err(unreachable_store)?;
+            let Some(Object { body, version }) = found else { continue };
+            match self.objects.create(&names::aside(stream, &name, &version), &body).await {
+                Ok(_) | Err(ObjectsError::AlreadyExists) => {}
+                Err(e) => return Err(unreachable_store(e)),
+            }
+            match self.objects.delete(&name).await {
+                Ok(()) | Err(ObjectsError::NotFound) => {}
+                Err(e) => return Err(unreachable_store(e)),
+            }
+        }
+        self.unknow(stream);
+        Ok(())
+    }
+}
