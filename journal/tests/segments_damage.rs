@@ -96,6 +96,8 @@ async fn read(all: &All) -> Result<(Whole, ClusterState), Error> {
 struct Tally {
     refused: usize,
     harmless: usize,
+    /// What was harmless last.
+    last: String,
 }
 
 impl Tally {
@@ -110,6 +112,7 @@ impl Tally {
             Ok(found) => {
                 assert!(found == *wanted, "{name}: damaged, and nobody says so");
                 self.harmless += 1;
+                self.last = name.to_owned();
             }
             Err(error) => {
                 let said = words(&error);
@@ -166,9 +169,12 @@ async fn a_flip_of_a_bit_anywhere_is_refused_with_its_place_or_harmless() {
             damaged.get_mut(name).unwrap().body = flipped(&object.body, place);
             tally.add(&format!("bit of byte {place} of {name}"), read(&damaged).await, &wanted);
         }
-        let Tally { refused, harmless } = tally;
+        let Tally { refused, harmless, last } = tally;
         // What does not matter: the few bytes of gzip's header that name the system and the time, the case of a hash.
-        assert!(refused > 20 * harmless, "{name}: {refused} refused, {harmless} harmless");
+        assert!(
+            refused > 30 && harmless < 10,
+            "{name}: {refused} refused, {harmless} harmless such as {last}"
+        );
         eprintln!("{}: {refused} flips refused, {harmless} harmless", &name[45..]);
     }
 }
@@ -217,7 +223,8 @@ async fn what_is_cut_doubled_swapped_renamed_or_deleted_is_refused_with_its_plac
         let mut damaged = before.clone();
         let moved = damaged.remove(name).unwrap();
         tally.add(&format!("{name} deleted"), read(&damaged).await, &wanted);
-        damaged.insert(name.replace("-00000000", "-00000001"), moved);
+        let other = if is_head(name) { format!("{name}-old") } else { name.replace("-00000", "-00001") };
+        damaged.insert(other, moved);
         tally.add(&format!("{name} renamed"), read(&damaged).await, &wanted);
         for (other, stranger) in before.iter().filter(|(other, _)| *other != name) {
             let mut damaged = before.clone();
@@ -227,8 +234,9 @@ async fn what_is_cut_doubled_swapped_renamed_or_deleted_is_refused_with_its_plac
             tally.add(&format!("{name} and {other} swapped"), read(&damaged).await, &wanted);
         }
     }
-    let Tally { refused, harmless } = tally;
-    assert_eq!(harmless, 0);
+    let Tally { refused, harmless, last } = tally;
+    // A head without its last newline has every record; a writer refuses it.
+    assert!(harmless == 1 && last.contains("-head cut at"), "{harmless} such as {last}");
     eprintln!("{refused} refused");
 }
 

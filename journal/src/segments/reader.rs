@@ -62,7 +62,7 @@ impl Pages {
             return Err(BackendError::Corrupt(why));
         }
         self.keep();
-        Ok((!records.is_empty()).then(|| Page { records, bytes: doc.tail.len() }))
+        Ok((!records.is_empty()).then_some(Page { records, bytes: doc.tail.len() }))
     }
 
     /// The caller gets what is there and judges it; a writer in this process must not take it for its own unless it is.
