@@ -19,7 +19,7 @@ pub use pages::Pages;
 pub use segment::{SEGMENT_BYTES_MAX, STORED_BYTES_MAX};
 
 use crate::{
-    record::{Hash, Head, RecordError, Stored, StreamId},
+    record::{Hash, RecordError, Stored, StreamId},
     verify::Problem,
 };
 use segment::{Segment, cut, follow};
@@ -38,22 +38,6 @@ pub enum ArchiveError {
     /// The records given do not follow each other, or not the archive's last one.
     #[error("the records to archive are no chain: {0}")]
     NoChain(Problem),
-    /// Records between the archive's end and the first one given are in neither.
-    #[error("the archive ends with record {archived}, and what was given begins with record {given}")]
-    Gap {
-        /// Last archived record.
-        archived: Seq,
-        /// First record given.
-        given: Seq,
-    },
-    /// The records given are older than the archive and do not reach it.
-    #[error("the archive begins with record {archived}, and what was given ends with record {given}")]
-    TooOld {
-        /// First archived record.
-        archived: Seq,
-        /// Last record given.
-        given: Seq,
-    },
     /// The archive holds another record of this number.
     #[error("record {seq} in {segment} is another one than the journal's")]
     Differs {
@@ -121,12 +105,12 @@ impl ArchiveError {
     }
 }
 
-/// The records that the names of segments promise: from the first one on, without a hole.
+/// The newest records that the names of segments promise: those after the last hole, if there is one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Covered {
-    /// First archived record.
+    /// First of them.
     pub first: Seq,
-    /// Last one before the first hole.
+    /// Last one.
     pub last: Seq,
     /// Its hash.
     pub last_hash: Hash,
@@ -182,12 +166,15 @@ impl Archive {
     pub async fn covered(&self, stream: &StreamId) -> Result<Option<Covered>, ArchiveError> {
         let segments = self.segments(stream).await?;
         let Some((first, last)) = extent(&segments) else { return Ok(None) };
-        Ok(Some(Covered { first, last, last_hash: self.head(stream, &segments, last).await?.hash }))
+        let Some(stored) = self.find(stream, &segments, last).await? else { return Ok(None) };
+        Ok(Some(Covered { first, last, last_hash: stored.hash }))
     }
 
-    /// Archives records that follow each other and begin no later than one after the archive's end. Those that are there
-    /// already are compared. What is returned was read back and is equal; after an error nothing is promised, and the same
-    /// call again goes on with what is still missing.
+    /// Archives records that follow each other. Those that are there already are compared, and so are the neighbours. What is returned
+    /// was read back and is equal; after an error nothing is promised, and the same call again goes on with what is still missing.
+    ///
+    /// Records between the archive's end and the first one given may be in neither (they went while there was no archive): that is no
+    /// reason to refuse these. [`Archive::read`] names the hole.
     ///
     /// # Errors
     /// See [`ArchiveError`].
@@ -196,30 +183,26 @@ impl Archive {
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
             return Err(ArchiveError::Nothing);
         };
-        let extent = extent(&segments);
-        let before = match extent {
-            Some((_, archived)) if first.record.seq > archived.next() => {
-                return Err(ArchiveError::Gap { archived, given: first.record.seq });
-            }
-            Some((_, archived)) if first.record.seq == archived.next() => {
-                Some(self.head(stream, &segments, archived).await?)
-            }
-            Some((archived, _)) if last.record.seq < archived => {
-                return Err(ArchiveError::TooOld { archived, given: last.record.seq });
-            }
-            Some(_) | None => None,
+        let mut head = match first.record.seq.0.checked_sub(1) {
+            Some(before) => self.find(stream, &segments, Seq(before)).await?.map(|stored| stored.head()),
+            None => None,
         };
-        let chain = records.iter().try_fold(before, |before, stored| follow(before, stored).map(Some));
-        chain.map_err(ArchiveError::NoChain)?;
+        let after = self.find(stream, &segments, last.record.seq.next()).await?;
+        for stored in records.iter().chain(&after) {
+            head = Some(follow(head, stored).map_err(ArchiveError::NoChain)?);
+        }
         self.compare(stream, &segments, records).await?;
-        let (older, newer) = missing(extent, records);
-        let max = self.segment_bytes_max;
-        // The older ones from their end, so that the archive never has a hole, however early this ends.
-        let pieces = cut(older, max).into_iter().rev().chain(cut(newer, max));
         let mut written = 0;
-        for piece in pieces {
-            self.put(stream, piece).await?;
-            written += 1;
+        for run in missing(&segments, records) {
+            let mut pieces = cut(run, self.segment_bytes_max);
+            // Towards what is there, so that no hole is made, however early this ends.
+            if run.first().is_some_and(|first| segments.iter().any(|s| s.first > first.record.seq)) {
+                pieces.reverse();
+            }
+            for piece in pieces {
+                self.put(stream, piece).await?;
+                written += 1;
+            }
         }
         let (first, last_hash, last) = (first.record.seq, last.hash, last.record.seq);
         Ok(Archived { first, last, last_hash, segments: written })
@@ -247,23 +230,27 @@ impl Archive {
         Ok(segments)
     }
 
-    /// The place of the record where the archive ends. Every segment that has it must agree.
-    async fn head(&self, stream: &StreamId, segments: &[Segment], last: Seq) -> Result<Head, ArchiveError> {
-        let mut found: Option<(Head, &Segment)> = None;
-        for segment in segments.iter().filter(|segment| segment.meets(last, last)) {
+    /// A record, if a segment has it. Every segment that does must agree.
+    async fn find(
+        &self,
+        stream: &StreamId,
+        segments: &[Segment],
+        seq: Seq,
+    ) -> Result<Option<Stored>, ArchiveError> {
+        let mut found: Option<(Stored, &Segment)> = None;
+        for segment in segments.iter().filter(|segment| segment.meets(seq, seq)) {
             let records = self.load(stream, segment).await?;
-            let Some(stored) = records.iter().find(|stored| stored.record.seq == last) else { continue };
-            match found {
-                Some((head, one)) if head.hash != stored.hash => {
+            let Some(stored) = records.into_iter().find(|stored| stored.record.seq == seq) else { continue };
+            match &found {
+                Some((other, one)) if other.hash != stored.hash => {
                     let (one, other) = (one.name(stream), segment.name(stream));
-                    return Err(ArchiveError::Conflict { seq: last, one, other });
+                    return Err(ArchiveError::Conflict { seq, one, other });
                 }
                 Some(_) => {}
-                None => found = Some((stored.head(), segment)),
+                None => found = Some((stored, segment)),
             }
         }
-        let (head, _) = found.ok_or_else(|| ArchiveError::gone(stream.to_string(), last))?;
-        Ok(head)
+        Ok(found.map(|(stored, _)| stored))
     }
 
     /// Compares records with every segment that has one of them.
@@ -316,23 +303,27 @@ fn unreachable_store(e: BlobsError) -> ArchiveError {
     ArchiveError::Unavailable(e.to_string())
 }
 
-/// First and last record of segments in order, up to the first hole.
+/// First and last record after the last hole between segments in order.
 fn extent(segments: &[Segment]) -> Option<(Seq, Seq)> {
-    let (first, rest) = segments.split_first()?;
-    let reach = |last: Seq, segment: &Segment| {
-        if segment.first > last.next() { Err(last) } else { Ok(last.max(segment.last)) }
+    let first = segments.first()?;
+    let reach = |(first, last): (Seq, Seq), segment: &Segment| {
+        if segment.first > last.next() {
+            (segment.first, segment.last)
+        } else {
+            (first, last.max(segment.last))
+        }
     };
-    let last = rest.iter().try_fold(first.last, reach).unwrap_or_else(|before_hole| before_hole);
-    Some((first.first, last))
+    Some(segments.iter().fold((first.first, first.last), reach))
 }
 
 fn ends(records: &[Stored]) -> Option<(Seq, Seq)> {
     Some((records.first()?.record.seq, records.last()?.record.seq))
 }
 
-/// The records before and after what is covered.
-fn missing(extent: Option<(Seq, Seq)>, records: &[Stored]) -> (&[Stored], &[Stored]) {
-    let Some((first, last)) = extent else { return (&[], records) };
-    let (older, rest) = records.split_at(records.partition_point(|stored| stored.record.seq < first));
-    (older, &rest[rest.partition_point(|stored| stored.record.seq <= last)..])
+/// The runs of records that no segment has.
+fn missing<'a>(segments: &[Segment], records: &'a [Stored]) -> impl Iterator<Item = &'a [Stored]> {
+    let is_there = |stored: &Stored| segments.iter().any(|s| s.meets(stored.record.seq, stored.record.seq));
+    records
+        .chunk_by(move |one, other| is_there(one) == is_there(other))
+        .filter(move |run| run.first().is_some_and(|stored| !is_there(stored)))
 }
