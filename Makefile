@@ -49,6 +49,10 @@ test-valkey: ## The operator's links and the agent against real valkey-servers
 test-e2e: ## The operator on a real control plane with real pods (root, Linux)
 	$(call stage,end to end,tests/e2e/run)
 
+.PHONY: battery
+battery: ## The local journal: a kill at every write, power cuts, failing and full disks, damage; a table (root, some minutes)
+	@tests/battery/run
+
 .PHONY: demo
 demo: ## A failover under load and its audit, on a cluster that it makes (DEMO_KEEP=0 removes everything)
 	@examples/demo/run
@@ -65,6 +69,10 @@ cluster-down: ## Remove the local cluster
 bench: cluster-up ## Journal next to bare fdatasync; write outage of ten kills, part by part, next to Valkey Sentinel (see cluster-down)
 	@cargo bench -q --locked -p valkeeper-journal
 	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench failover
+
+.PHONY: bench-journal
+bench-journal: ## Journal: durable appends, group commit, starts by length, next to a bare file and redb (some minutes)
+	@cargo bench -q --locked -p valkeeper-journal -- --all
 
 .PHONY: bench-sled
 bench-sled: cluster-up ## The same kills with the journal in sled instead of ConfigMaps

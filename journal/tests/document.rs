@@ -36,7 +36,14 @@ fn every_test_that_the_document_names_exists() {
         "tests/segments.rs",
         "tests/sled.rs",
         "tests/storms.rs",
-        "src/sled.rs",
+        "tests/battery/damage.rs",
+        "tests/battery/directory.rs",
+        "tests/battery/disk.rs",
+        "tests/battery/kills.rs",
+        "tests/battery/large.rs",
+        "tests/battery/power.rs",
+        "src/sled/group.rs",
+        "src/sled/tests.rs",
     ];
     let tests: String = files.iter().map(|f| read(f)).collect();
     let begin = document.find("## What is promised").unwrap();

@@ -20,7 +20,13 @@ pub fn table(dir: &Path) {
     let bare_each = bare.took.iter().sum::<Duration>().as_secs_f64() / bare.took.len() as f64;
     println!(
         "\n{:<40} {:>9} {:>9} {:>9} {:>9} {:>11} {:>7}",
-        "durable appends of many streams at once", "p50 us", "p99 us", "app/s", "us each", "bare us", "x bare"
+        "durable appends of many streams at once",
+        "p50 us",
+        "p99 us",
+        "app/s",
+        "us each",
+        "bare us",
+        "x bare"
     );
     for streams in [1, 8, 64] {
         let begin = Instant::now();

@@ -32,7 +32,7 @@ pub fn fold() {
     black_box(ClusterState::fold(decoded.iter().map(|s| &s.record)));
     report("decode frames + fold", begin);
     let begin = Instant::now();
-    black_box(verify_chain(&decoded)).unwrap();
+    black_box(verify_chain(None, &decoded)).unwrap();
     report("verify the chain", begin);
     let begin = Instant::now();
     let imported: Vec<Stored> = import_lines(lines.as_bytes()).map(Result::unwrap).collect();

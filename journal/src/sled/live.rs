@@ -239,7 +239,7 @@ impl Live {
         stream_bytes_max: usize,
     ) -> Result<Vec<Result<(), AppendError>>, String> {
         let mut anchors = self.anchors();
-        self.store.write_ahead().map_err(|e| format!("writing ahead: {e}"))?;
+        self.store.write_ahead()?;
         let mut staged = BTreeMap::new();
         let mut answers = Vec::with_capacity(writes.len());
         for write in writes {

@@ -17,7 +17,7 @@ mod store;
 mod tests;
 
 use crate::{
-    anchor::{failed, has_room, sibling},
+    anchor::has_room,
     backend::{AppendError, Backend, BackendError, Reader},
     codec,
     folded::Folded,
@@ -27,8 +27,7 @@ use async_trait::async_trait;
 pub use group::{GROUP_APPENDS_MAX, GROUP_BYTES_MAX, WAITING_APPENDS_MAX, WAITING_BYTES_MAX};
 use live::{Live, Write};
 use std::{
-    fs::{File, OpenOptions, TryLockError},
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -68,12 +67,17 @@ impl Sled {
         Sled::open_with_limit(dir, STREAM_BYTES_MAX)
     }
 
+    /// Where the anchors of the store in `dir` are.
+    pub fn anchors_of(dir: &Path) -> PathBuf {
+        crate::anchor::Anchors::dir(dir)
+    }
+
     /// As [`Sled::open`], with another limit for one stream, in bytes.
     ///
     /// # Errors
     /// As [`Sled::open`].
     pub fn open_with_limit(dir: &Path, stream_bytes_max: usize) -> Result<Sled, BackendError> {
-        let lock = lock(dir)?;
+        let lock = store::lock(dir)?;
         let gate = RwLock::new(Gate { live: Ok(Live::open(dir)?), opening: 1 });
         let (queue, dir) = (group::Queue::default(), dir.to_owned());
         Ok(Sled { shared: Arc::new(Shared { queue, gate, dir, stream_bytes_max, _lock: lock }) })
@@ -192,17 +196,5 @@ impl Backend for Sled {
                 return Ok(());
             }
         }
-    }
-}
-
-/// Our own lock, beside the store: it must be held before anything in the store is touched, and sled takes its own late.
-fn lock(dir: &Path) -> Result<File, BackendError> {
-    let path = sibling(dir, ".lock");
-    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
-    let file = opened.map_err(failed("open", &path))?;
-    match file.try_lock() {
-        Ok(()) => Ok(file),
-        Err(TryLockError::WouldBlock) => Err(BackendError::Locked { dir: dir.to_owned() }),
-        Err(TryLockError::Error(e)) => Err(failed("lock", &path)(e)),
     }
 }

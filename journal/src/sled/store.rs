@@ -15,12 +15,12 @@ use crate::{
     record::{BATCH_BYTES_MAX, StreamId},
 };
 use std::{
-    fs::{self, File, OpenOptions},
+    fs::{self, File, OpenOptions, TryLockError},
     io,
-    os::unix::fs::{DirBuilderExt, FileExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 use valkeeper_core::ids::Seq;
@@ -28,9 +28,13 @@ use valkeeper_core::ids::Seq;
 /// sled's page cache in bytes. Its default is 1 GiB; the journal is read once, at start.
 const CACHE_BYTES_MAX: u64 = 16 * 1024 * 1024;
 
-/// Values are cut into chunks of this many bytes. A leaf holds up to 17, and sled moves a leaf of more than 128 KiB out
-/// of its log into a file of its own, which is not covered by the handle that we sync.
-const CHUNK_BYTES_MAX: usize = 6 * 1024;
+/// Largest value. A leaf holds up to 17, and sled moves a leaf of more than 128 KiB out of its log into a file of its own,
+/// which is not covered by the handle that we sync.
+const VALUE_BYTES_MAX: usize = 6 * 1024;
+
+/// Larger values are cut into chunks of this many bytes: a leaf of them has a third of the largest, and sled holds up to some
+/// thousand leaves while a long stream is read. See [`Tree::evict`].
+const CHUNK_BYTES: usize = 2 * 1024;
 
 /// Bytes before the frames of an entry: how many bytes the entries before it have.
 const OFFSET_BYTES: usize = 8;
@@ -47,6 +51,10 @@ const AHEAD_BYTES: u64 = 2 * SEGMENT_BYTES;
 
 /// Copies of damaged stores that are kept: enough to see whether it is the same damage. Then a person has to look.
 const BROKEN_COPIES_MAX: u32 = 3;
+
+/// How long to wait for our lock: a process that is just being started by this one holds a copy of everything that is open
+/// until it has become another program.
+const LOCK_WAIT_MAX: Duration = Duration::from_millis(250);
 
 /// How long to wait for sled's own lock while we hold ours: a handle of this process that was just dropped lets go of it
 /// a moment later.
@@ -102,27 +110,19 @@ impl Store {
         self.data().file.sync_data().map_err(|e| format!("fdatasync: {e}"))
     }
 
-    /// Writes zeros behind the end of the file, if sled has reached it. To be called when everything is synced and nobody
-    /// else writes: sled writes to its file only while something is put or removed, and looks at its length only when it opens.
-    pub fn write_ahead(&self) -> io::Result<()> {
+    /// Writes zeros behind the end of the file, if sled has reached it. To be called when nobody else puts or removes anything:
+    /// then sled writes nothing once it is flushed, and it looks at the file's length only when it opens.
+    pub fn write_ahead(&self) -> Result<(), String> {
         let mut data = self.data();
-        let length = data.file.metadata()?.len();
+        let length = data.file.metadata().map_err(|e| format!("metadata: {e}"))?.len();
         if length == data.ahead_bytes {
             return Ok(());
         }
-        let end = length.next_multiple_of(SEGMENT_BYTES) + AHEAD_BYTES;
-        match data.file.write_all_at(&vec![0; (end - length) as usize], length) {
-            Ok(()) => {}
-            // What is to be appended may still fit.
-            Err(e) if e.kind() == io::ErrorKind::StorageFull => {}
-            Err(e) => return Err(e),
-        }
-        data.file.sync_data()?;
-        data.ahead_bytes = data.file.metadata()?.len();
-        Ok(())
+        self.db.flush().map_err(|e| format!("flush: {e}"))?;
+        data.extend().map_err(|e| format!("writing ahead: {e}"))
     }
 
-    fn data(&self) -> std::sync::MutexGuard<'_, Data> {
+    fn data(&self) -> MutexGuard<'_, Data> {
         // Nothing in here leaves it half-changed.
         self.data.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -131,6 +131,22 @@ impl Store {
     #[cfg(test)]
     pub fn swap_data(&self, file: File) -> File {
         std::mem::replace(&mut self.data().file, file)
+    }
+}
+
+impl Data {
+    fn extend(&mut self) -> io::Result<()> {
+        let length = self.file.metadata()?.len();
+        let end = length.next_multiple_of(SEGMENT_BYTES) + AHEAD_BYTES;
+        match self.file.write_all_at(&vec![0; (end - length) as usize], length) {
+            Ok(()) => {}
+            // What is to be appended may still fit.
+            Err(e) if e.kind() == io::ErrorKind::StorageFull => {}
+            Err(e) => return Err(e),
+        }
+        self.file.sync_data()?;
+        self.ahead_bytes = self.file.metadata()?.len();
+        Ok(())
     }
 }
 
@@ -174,11 +190,13 @@ impl Tree {
                 Ok(pair) => pair,
                 Err(e) => return Some(Err(broken(e))),
             };
+            self.evict(&head);
             let mut value = chunk.to_vec();
             let same = |next: &::sled::Result<(::sled::IVec, ::sled::IVec)>| {
                 next.as_ref().is_ok_and(|(key, _)| key.get(..8) == head.get(..8))
             };
-            while let Some(Ok((_, chunk))) = chunks.next_if(same) {
+            while let Some(Ok((key, chunk))) = chunks.next_if(same) {
+                self.evict(&key);
                 value.extend_from_slice(&chunk);
             }
             Some(parse_key(&head).and_then(|(first, _)| {
@@ -186,6 +204,13 @@ impl Tree {
                 Ok(Entry { first, offset: u64::from_le_bytes(*offset), frames: frames.to_vec() })
             }))
         })
+    }
+
+    /// Lets sled look whether its cache is too large. It does so in each of the 256 parts of it after 64 reads, and going through a
+    /// leaf is one read, so that 16 000 leaves would stay; with one more read of each value, about a thousand do.
+    fn evict(&self, key: &[u8]) {
+        // What it answers is of no interest: the value was just read.
+        let _ = self.0.contains_key(key);
     }
 
     /// What the stream begins with, if it was cut.
@@ -211,18 +236,18 @@ impl Tree {
     pub fn put(&self, entry: &Entry, folded: Option<&Folded>) -> Result<(), String> {
         let Entry { first, offset, frames } = entry;
         let value = [&offset.to_le_bytes()[..], frames].concat();
-        if folded.is_none() && value.len() <= CHUNK_BYTES_MAX {
+        if folded.is_none() && value.len() <= VALUE_BYTES_MAX {
             return self.0.insert(key(*first, 0), value).map(drop).map_err(|e| format!("insert: {e}"));
         }
         let mut batch = ::sled::Batch::default();
-        for (chunk, number) in value.chunks(CHUNK_BYTES_MAX).zip(0..) {
+        for (chunk, number) in value.chunks(CHUNK_BYTES).zip(0..) {
             batch.insert(key(*first, number).as_slice(), chunk);
         }
         if let Some(folded) = folded {
             for old in self.0.range(key(Seq(0), 0)..key(Seq(1), 0)).keys() {
                 batch.remove(old.map_err(|e| format!("read: {e}"))?);
             }
-            for (chunk, number) in frame(folded.text()).chunks(CHUNK_BYTES_MAX).zip(0..) {
+            for (chunk, number) in frame(folded.text()).chunks(CHUNK_BYTES).zip(0..) {
                 batch.insert(key(Seq(0), number).as_slice(), chunk);
             }
         }
@@ -259,7 +284,7 @@ fn parse_key(key: &[u8]) -> Result<(Seq, u16), BackendError> {
 }
 
 // A chunk's number is a u16: neither a batch nor a fold has so many.
-const _: () = assert!((BATCH_BYTES_MAX + FOLDED_BYTES_MAX) / CHUNK_BYTES_MAX < u16::MAX as usize);
+const _: () = assert!((BATCH_BYTES_MAX + FOLDED_BYTES_MAX) / CHUNK_BYTES < u16::MAX as usize);
 
 fn frame(text: &str) -> Vec<u8> {
     let length = (text.len() as u32).to_le_bytes();
@@ -281,6 +306,24 @@ fn too_short() -> BackendError {
 
 fn broken(e: ::sled::Error) -> BackendError {
     BackendError::Corrupt(e.to_string())
+}
+
+/// Our own lock, beside the store: it must be held before anything in the store is touched, and sled takes its own late.
+pub(super) fn lock(dir: &Path) -> Result<File, BackendError> {
+    let path = sibling(dir, ".lock");
+    let opened = OpenOptions::new().write(true).create(true).truncate(false).mode(0o600).open(&path);
+    let file = opened.map_err(failed("open", &path))?;
+    let deadline = Instant::now() + LOCK_WAIT_MAX;
+    loop {
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                std::thread::sleep(Duration::from_millis(5));
+            }
+            Err(TryLockError::WouldBlock) => return Err(BackendError::Locked { dir: dir.to_owned() }),
+            Err(TryLockError::Error(e)) => return Err(failed("lock", &path)(e)),
+        }
+    }
 }
 
 /// Makes the directory if there is none, and removes what a kill during open leaves.
