@@ -45,23 +45,9 @@ pub struct RunArgs {
     /// trials).
     #[arg(long, default_value = "configmap")]
     pub journal: JournalStore,
-    /// How much of each journal is kept before its oldest records go: a size with Ki or Mi. Default: 64Ki with an archive, 512Ki in
-    /// ConfigMaps without one, 48Mi in a directory.
-    #[arg(long, value_parser = size)]
-    pub journal_keep: Option<usize>,
-    /// Age at which records go although there is room: a number with s, m, h or d. Default: they go by size only.
-    #[arg(long, value_parser = age)]
-    pub journal_keep_age: Option<Duration>,
-    /// Where records are put before they go: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR. Default: the
-    /// oldest go, and what they fold to takes their place.
-    #[arg(long)]
-    pub archive: Option<String>,
-    /// Directory with the archive's credentials: one file per setting, named as the setting.
-    #[arg(long, requires = "archive")]
-    pub archive_credentials: Option<PathBuf>,
-    /// Lets journals hold what only programs of this level can read. There is no way back to a version that does not know the level.
-    #[arg(long, value_parser = level)]
-    pub finalize: Option<u32>,
+    /// How much of the journals is kept, and where the rest goes.
+    #[command(flatten)]
+    pub keep: KeepArgs,
     /// Image of members whose spec names none.
     #[arg(long, default_value = IMAGE_DEFAULT)]
     pub default_image: String,
@@ -84,6 +70,28 @@ pub struct RunArgs {
     /// Log lines as text or as JSON.
     #[arg(long, default_value = "json")]
     pub log_format: LogFormat,
+}
+
+/// How much of the journals is kept, and where the rest goes.
+#[derive(Clone, Debug, clap::Args)]
+pub struct KeepArgs {
+    /// How much of each journal is kept before its oldest records go: a size with Ki or Mi. Default: 64Ki with an archive, 512Ki in
+    /// ConfigMaps without one, 48Mi in a directory.
+    #[arg(long, value_parser = size)]
+    pub journal_keep: Option<usize>,
+    /// Age at which records go although there is room: a number with s, m, h or d. Default: they go by size only.
+    #[arg(long, value_parser = age)]
+    pub journal_keep_age: Option<Duration>,
+    /// Where records are put before they go: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR. Default: the
+    /// oldest go, and what they fold to takes their place.
+    #[arg(long)]
+    pub archive: Option<String>,
+    /// Directory with the archive's credentials: one file per setting, named as the setting.
+    #[arg(long, requires = "archive")]
+    pub archive_credentials: Option<PathBuf>,
+    /// Lets journals hold what only programs of this level can read. There is no way back to a version that does not know the level.
+    #[arg(long, value_parser = level)]
+    pub finalize: Option<u32>,
 }
 
 /// A number with a unit of time.

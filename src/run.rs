@@ -5,7 +5,7 @@ use crate::{
     agents::news,
     api::{Defaults, v1alpha1::ValkeyCluster},
     archive,
-    args::{JournalStore, RunArgs},
+    args::{JournalStore, KeepArgs, RunArgs},
     claim,
     clock::Clock,
     cluster::{ClusterId, Shell},
@@ -79,11 +79,7 @@ pub async fn run(
         namespace,
         watch_namespace,
         journal,
-        journal_keep,
-        journal_keep_age,
-        archive,
-        archive_credentials,
-        finalize,
+        keep,
         default_image,
         agent_image,
         listen,
@@ -92,11 +88,6 @@ pub async fn run(
         certificate_lifetime,
         log_format: _,
     } = args;
-    let archive = archive.map(|url| place(url, archive_credentials.as_deref())).transpose()?;
-    let keep_bytes = journal_keep.unwrap_or_else(|| keep_default(&journal, archive.is_some()));
-    let mut keeping = Keeping::new(keep_bytes, journal_keep_age, archive);
-    keeping.finalize = finalize;
-    keeping.survives = journal != JournalStore::Memory;
     let clients = Clients::infer().await?;
     let namespace = namespace.unwrap_or_else(|| clients.default_namespace.clone());
     let pod = pod_uid.map(|uid| format!("{instance}.{uid}_"));
@@ -118,7 +109,7 @@ pub async fn run(
         world: World::default(),
         wakers: Wakers::default(),
         metrics: Arc::new(Metrics::default()),
-        keeping,
+        keeping: keeping(&journal, keep)?,
         defaults: Defaults { image: default_image, agent_image },
         // Its own name in every life: two claims must never be the same bytes.
         writer: holder,
@@ -168,7 +159,7 @@ async fn backend(
         JournalStore::Memory => Arc::new(Memory::new()),
         JournalStore::Sled(directory) => Arc::new(sled(directory).await?),
         JournalStore::Tiered(directory) => {
-            Arc::new(Tiered::new(config_maps(), Arc::new(sled(directory).await?)))
+            Arc::new(Tiered::new(config_maps(), Arc::new(mirror(directory).await?)))
         }
     })
 }
@@ -177,6 +168,39 @@ async fn sled(directory: &Path) -> Result<Sled, Error> {
     let directory = directory.to_owned();
     let opened = tokio::task::spawn_blocking(move || Sled::open(&directory)).await;
     opened.map_err(|e| Error::Sled(Box::new(e)))?.map_err(|e| Error::Sled(Box::new(e)))
+}
+
+/// A mirror that is damaged is put aside: it can be made again.
+async fn mirror(directory: &Path) -> Result<Sled, Error> {
+    let why = match sled(directory).await {
+        Err(Error::Sled(why)) => why,
+        other => return other,
+    };
+    tracing::warn!(
+        error = k8s::chain(why.as_ref()),
+        "the mirror of the journals cannot be used; it is made again"
+    );
+    for path in [directory.to_owned(), Sled::anchors_of(directory)] {
+        let mut aside = path.clone().into_os_string();
+        aside.push(".aside");
+        match tokio::fs::remove_dir_all(&aside).await {
+            Ok(()) | Err(_) => {}
+        }
+        match tokio::fs::rename(&path, &aside).await {
+            Ok(()) | Err(_) => {}
+        }
+    }
+    sled(directory).await
+}
+
+fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {
+    let KeepArgs { journal_keep, journal_keep_age, archive, archive_credentials, finalize } = keep;
+    let archive = archive.map(|url| place(url, archive_credentials.as_deref())).transpose()?;
+    let keep_bytes = journal_keep.unwrap_or_else(|| keep_default(journal, archive.is_some()));
+    let mut keeping = Keeping::new(keep_bytes, journal_keep_age, archive);
+    keeping.finalize = finalize;
+    keeping.survives = *journal != JournalStore::Memory;
+    Ok(keeping)
 }
 
 fn place(url: String, credentials: Option<&Path>) -> Result<ArchivePlace, Error> {

@@ -324,12 +324,12 @@ pub(crate) fn parse_event(seq: Seq, kind: u16, schema: u16, payload: &[u8]) -> R
             "record {seq}: envelope says kind {kind}, payload is kind {found}"
         )));
     }
-    match event {
-        Event::LevelRaised { level, version } if level > LEVEL_MAX => {
-            Err(RecordError::UnknownLevel { seq, level, version })
-        }
-        event => Ok(event),
+    if let Event::LevelRaised { level, version } = &event
+        && *level > LEVEL_MAX
+    {
+        return Err(RecordError::UnknownLevel { seq, level: *level, version: version.clone() });
     }
+    Ok(event)
 }
 
 #[cfg(test)]

@@ -46,7 +46,7 @@ impl Tiered {
     }
 
     /// The mirror's pages, if it holds what follows `folded` up to `head`, and nothing else.
-    async fn from_mirror(
+    async fn mirror_if_same(
         &self,
         stream: &StreamId,
         folded: Option<&Folded>,
@@ -92,7 +92,7 @@ impl Backend for Tiered {
             return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
         };
         if head == mirrored
-            && let Some(local) = self.from_mirror(stream, reader.folded(), &head).await
+            && let Some(local) = self.mirror_if_same(stream, reader.folded(), &head).await
         {
             return Ok(local);
         }

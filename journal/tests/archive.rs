@@ -270,12 +270,9 @@ async fn two_histories_of_one_stream_are_told_apart_and_named() {
     blobs.edit(|all| all.clear());
     forge(&blobs, 1, 42, lines(&chain[..42]).as_bytes());
     let beside = forge(&blobs, 43, 55, lines(&fork[42..]).as_bytes());
-    match read_back(&archive).await.unwrap_err() {
-        ArchiveError::Damaged { segment, seq: Seq(43), why } if segment == beside => {
-            assert!(why.contains("does not continue the chain"), "{why}");
-        }
-        other => panic!("{other}"),
-    }
+    let found = read_back(&archive).await.unwrap_err();
+    let ArchiveError::Damaged { segment, seq: Seq(43), why } = &found else { panic!("{found}") };
+    assert!(*segment == beside && why.contains("does not continue the chain"), "{found}");
     // Two ends of the same number: neither is the archive's end.
     blobs.edit(|all| all.clear());
     forge(&blobs, 1, 50, lines(&chain).as_bytes());
@@ -314,9 +311,9 @@ async fn a_swapped_a_truncated_and_a_missing_segment_are_found_and_named() {
     archive.store(&stream(), &chain).await.unwrap();
     let whole = blobs.edit(|all| all.clone());
     let names = names(&blobs);
-    let damaged_at = |e: ArchiveError| match e {
-        ArchiveError::Damaged { segment, .. } => segment,
-        other => panic!("{other}"),
+    let damaged_at = |e: ArchiveError| {
+        let ArchiveError::Damaged { segment, .. } = e else { panic!("{e}") };
+        segment
     };
     for at in 0..names.len() - 1 {
         let (one, two) = (&names[at], &names[at + 1]);
@@ -388,12 +385,13 @@ async fn bytes_that_hash_to_their_name_are_still_not_believed() {
     for (case, (first, last, text, named)) in forged.into_iter().enumerate() {
         let (blobs, archive) = memory();
         let name = forge(&blobs, first, last, &text);
-        match read_back(&archive).await.unwrap_err() {
-            ArchiveError::Damaged { segment, seq, .. } | ArchiveError::Unreadable { segment, seq, .. } => {
-                assert_eq!((segment, seq), (name, Seq(named)), "case {case}");
-            }
-            other => panic!("case {case}: {other}"),
-        }
+        let found = read_back(&archive).await.unwrap_err();
+        let (ArchiveError::Damaged { segment, seq, .. } | ArchiveError::Unreadable { segment, seq, .. }) =
+            &found
+        else {
+            panic!("case {case}: {found}")
+        };
+        assert_eq!((segment, *seq), (&name, Seq(named)), "case {case}");
         assert!(archive.covered(&stream()).await.is_err(), "case {case}");
     }
 }

@@ -24,7 +24,7 @@ async fn claimed(backend: Arc<dyn Backend>) -> Journal {
 }
 
 async fn intact(backend: &dyn Backend) -> Vec<Stored> {
-    let stored = all(&*backend).await;
+    let stored = all(backend).await;
     assert_eq!(verify(None, &stored).problems, []);
     stored
 }

@@ -194,7 +194,7 @@ async fn storm(seed: u64, world: &dyn World) {
 }
 
 async fn check(seed: u64, backend: &dyn Backend, seen: &Seen) {
-    let stored = all(&*backend).await;
+    let stored = all(backend).await;
     assert_eq!(verify(None, &stored).problems, [], "seed {seed}");
     let mut places: BTreeMap<u16, u64> = BTreeMap::new();
     for stored in &stored {
