@@ -233,3 +233,83 @@ impl HeadDoc {
         BackendError::Corrupt(format!("record {seq} in the head object of stream {}: {why}", self.stream))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use valkeeper_core::ids::{Timestamp, WriterEpoch};
+
+    /// Segments of ten records each from record 21 on, after a cut; the tail is 61 to 65.
+    fn doc() -> HeadDoc {
+        let head = Head { seq: Seq(65), epoch: WriterEpoch(1), time: Timestamp(0), hash: Hash::ZERO };
+        let mut doc = HeadDoc::new(&StreamId("uid-1".to_owned()), head);
+        doc.folded = Some(FoldedAt { seq: Seq(20), digest: Hash::ZERO, bytes: 5 });
+        doc.segments =
+            (2..6).map(|n| Segment { first: Seq(10 * n + 1), last: Seq(10 * n + 10), bytes: 7 }).collect();
+        doc.tail_first = Some(Seq(61));
+        doc.tail = "a line\n".repeat(5);
+        doc
+    }
+
+    fn is_past(first: u64, last: u64) -> bool {
+        doc().is_past(Part::Segment { first: Seq(first), last: Seq(last) })
+    }
+
+    #[test]
+    fn what_is_named_or_may_be_named_next_is_not_past() {
+        assert!(!is_past(21, 30) && !is_past(51, 60), "named");
+        assert!(!is_past(21, 40) && !is_past(31, 60), "someone merges these, and is about to name it");
+        assert!(!is_past(61, 65), "someone seals the tail");
+        assert!(!is_past(61, 70) && !is_past(21, 70), "a later head has sealed and merged already");
+        for through in [30, 60, 65, 70] {
+            assert!(!doc().is_past(Part::Folded { through: Seq(through) }), "someone cuts at {through}");
+        }
+    }
+
+    #[test]
+    fn what_no_later_head_can_name_is_past() {
+        assert!(is_past(1, 10) && is_past(1, 20) && is_past(11, 30), "cut");
+        assert!(is_past(21, 25) && is_past(26, 30) && is_past(21, 35), "merged");
+        assert!(is_past(61, 64), "the tail as it was sealed once and not named: it has grown since");
+        for through in [10, 20, 25, 64] {
+            assert!(doc().is_past(Part::Folded { through: Seq(through) }), "{through}");
+        }
+    }
+
+    #[test]
+    fn another_reading_of_the_same_head_differs_by_merges_only() {
+        let with = |change: fn(&mut HeadDoc)| {
+            let mut read = doc();
+            change(&mut read);
+            doc().check_same(&read).map_err(|e| e.to_string())
+        };
+        with(|_| {}).unwrap();
+        with(|doc| drop(doc.segments.splice(0..2, [Segment { first: Seq(21), last: Seq(40), bytes: 9 }])))
+            .unwrap();
+        with(|doc| drop(doc.segments.splice(.., [Segment { first: Seq(21), last: Seq(60), bytes: 9 }])))
+            .unwrap();
+        let refused: [(fn(&mut HeadDoc), u64); 6] = [
+            (|doc| doc.segments[1].bytes = 8, 31),
+            (
+                |doc| {
+                    drop(doc.segments.splice(
+                        0..2,
+                        [
+                            Segment { first: Seq(21), last: Seq(35), bytes: 9 },
+                            Segment { first: Seq(36), last: Seq(40), bytes: 9 },
+                        ],
+                    ))
+                },
+                21,
+            ),
+            (|doc| doc.folded = doc.folded.map(|at| FoldedAt { bytes: 6, ..at }), 20),
+            (|doc| doc.folded = None, 1),
+            (|doc| drop(doc.segments.pop()), 51),
+            (|doc| doc.tail.push_str("a line\n"), 66),
+        ];
+        for (change, seq) in refused {
+            let why = with(change).unwrap_err();
+            assert!(why.contains(&format!("record {seq} ")), "{seq}: {why}");
+        }
+    }
+}
