@@ -82,7 +82,7 @@ async fn fill(path: &Path, length: usize, keep_bytes: Option<usize>) {
     for first in (0..length).step_by(BATCH) {
         let events: Vec<Event> = (first..length.min(first + BATCH)).map(event).collect();
         journal.append(events, Timestamp(first as i64)).await.unwrap();
-        if first / BATCH % 16 == 0 {
+        if (first / BATCH).is_multiple_of(16) {
             journal.trim(Timestamp(first as i64)).await.unwrap();
             journal.maintain().await.unwrap();
         }

@@ -130,7 +130,9 @@ impl Store {
     /// Lets every sync go to another file; returns the one before.
     #[cfg(test)]
     pub fn swap_data(&self, file: File) -> File {
-        std::mem::replace(&mut self.data().file, file)
+        let mut data = self.data();
+        data.ahead_bytes = file.metadata().unwrap().len();
+        std::mem::replace(&mut data.file, file)
     }
 }
 

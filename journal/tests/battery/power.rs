@@ -9,6 +9,7 @@ use crate::{
 use std::{
     fs::File,
     io::{BufRead, BufReader},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::{Command, Stdio},
     sync::mpsc,
@@ -40,13 +41,24 @@ impl Drop for Mounted {
     }
 }
 
+/// Where the anchors are.
+enum Anchors {
+    Beside,
+    Elsewhere,
+}
+
 /// Lets a writer append so often, copies the image, and opens the copy.
-async fn cut(lie: Option<Fault>, appends: usize) -> (Vec<Record>, Result<(), String>) {
+async fn cut(lie: Option<Fault>, anchors: Anchors, appends: usize) -> (Vec<Record>, Result<(), String>) {
     let scratch = Scratch::new("power");
     let (image, copy) = (scratch.path("image"), scratch.path("copy"));
     File::create(&image).unwrap().set_len(256 << 20).unwrap();
     run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(&image));
     let mounted = Mounted::new(&image, scratch.path("mount"));
+    if let Anchors::Elsewhere = anchors {
+        // On a disk that has power: what is lost now is behind its anchor.
+        std::fs::create_dir(scratch.path("anchors")).unwrap();
+        symlink(scratch.path("anchors"), mounted.0.join("journal.anchor")).unwrap();
+    }
     let mut command = command(&mounted.0.join("journal"), Plan::Endless);
     if let Some(fault) = lie {
         fail(&mut command, fault);
@@ -86,7 +98,8 @@ async fn a_power_cut_loses_nothing_and_would_with_a_disk_that_lies() {
     }
     let mut failures = Vec::new();
     for round in 0..ROUNDS {
-        let (acked, checked) = cut(None, 3 + round * 41).await;
+        let anchors = if round % 2 == 0 { Anchors::Beside } else { Anchors::Elsewhere };
+        let (acked, checked) = cut(None, anchors, 3 + round * 41).await;
         if let Err(why) = checked {
             failures.push(format!("round {round}, acknowledged up to {}: {why}", last(&acked)));
         }
@@ -95,7 +108,7 @@ async fn a_power_cut_loses_nothing_and_would_with_a_disk_that_lies() {
     let mut lost = 0;
     let lying = Fault { calls: "fdatasync,fsync,sync_file_range,", at: 1, count: 0, how: "lie" };
     for round in 0..CONTROL_ROUNDS {
-        let (_, checked) = cut(Some(lying), 50 + round * 20).await;
+        let (_, checked) = cut(Some(lying), Anchors::Beside, 50 + round * 20).await;
         lost += usize::from(checked.is_err());
     }
     let seen =
