@@ -40,6 +40,12 @@ pub trait Backend: Send + Sync {
         cut: Option<&Folded>,
     ) -> Result<(), AppendError>;
 
+    /// Bytes with which every stream should be content now, because all of them together take too much; `None`: there is room. Nobody is
+    /// refused for it: it is what is kept after the next quiet moment.
+    fn share(&self) -> Option<usize> {
+        None
+    }
+
     /// Writes a broken stream anew from a second copy, which must reach at least `reach`. What was there is kept aside. Only ever at a
     /// person's word.
     async fn repair(&self, stream: &StreamId, _reach: Seq) -> Result<(), BackendError> {
@@ -178,6 +184,9 @@ pub enum BackendError {
         /// What is wrong.
         source: FoldedError,
     },
+    /// A newer program has laid the store out in another way.
+    #[error("the store is of a newer program: {0}")]
+    Newer(String),
     /// The store is damaged beyond its records.
     #[error("the store is damaged: {0}")]
     Corrupt(String),
@@ -230,6 +239,7 @@ impl BackendError {
         match self {
             BackendError::Record { stream: _, source } => source.is_newer(),
             BackendError::Folded { stream: _, source } => source.is_newer(),
+            BackendError::Newer(_) => true,
             BackendError::Corrupt(_)
             | BackendError::BehindAnchor { .. }
             | BackendError::StoreMissing { .. }
@@ -246,6 +256,7 @@ impl BackendError {
         match self {
             BackendError::Record { .. }
             | BackendError::Folded { .. }
+            | BackendError::Newer(_)
             | BackendError::Corrupt(_)
             | BackendError::BehindAnchor { .. }
             | BackendError::StoreMissing { .. }

@@ -273,7 +273,7 @@ impl Journal {
         self.check_idle().await?;
         let Some(epoch) = self.epoch else { return Err(Error::NotClaimed) };
         let Some(retention) = &self.retention else { return Ok(Appended::default()) };
-        let goal = Goal::quiet(retention, now);
+        let goal = Goal::quiet(retention, self.backend.share(), now);
         let Some(folded) = fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await?
         else {
             return Ok(Appended::default());
@@ -319,6 +319,10 @@ impl Journal {
     /// # Errors
     /// The backend's.
     pub async fn maintain(&self) -> Result<(), Error> {
+        // What a merge takes away may be what a cut that is in doubt ends at.
+        if !self.in_doubt.records.is_empty() {
+            return Ok(());
+        }
         Ok(self.backend.maintain(&self.stream).await?)
     }
 

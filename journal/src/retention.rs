@@ -68,9 +68,10 @@ pub(crate) struct Goal {
 
 impl Goal {
     /// In a quiet moment: a quarter of what is kept goes at once, so that a cut is rare.
-    pub fn quiet(retention: &Retention, now: Timestamp) -> Goal {
+    pub fn quiet(retention: &Retention, share: Option<usize>, now: Timestamp) -> Goal {
         let before = retention.keep_ms.map(|ms| now.plus_millis(ms.saturating_neg()));
-        Goal { trigger_bytes: retention.keep_bytes, left_bytes: retention.keep_bytes / 4 * 3, before }
+        let keep_bytes = share.map_or(retention.keep_bytes, |share| share.min(retention.keep_bytes));
+        Goal { trigger_bytes: keep_bytes, left_bytes: keep_bytes / 4 * 3, before }
     }
 
     /// When an append was refused because a stream may have `max` bytes: whatever is kept otherwise, there must be room now.
@@ -153,7 +154,7 @@ pub async fn carry(
     archive: &Archive,
     now: Timestamp,
 ) -> Result<Option<Seq>, Error> {
-    let mut oldest = Oldest::of(backend, stream, Goal::quiet(retention, now)).await?;
+    let mut oldest = Oldest::of(backend, stream, Goal::quiet(retention, backend.share(), now)).await?;
     let mut chain = Chain::new(oldest.reader.folded());
     let (mut parcel, mut through) = (Vec::new(), None);
     let mut bytes = 0;

@@ -118,6 +118,10 @@ impl Backend for Tiered {
         }
     }
 
+    fn share(&self) -> Option<usize> {
+        self.first.share()
+    }
+
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.mirror.forget(stream).await?;
         self.first.forget(stream).await

@@ -1,6 +1,6 @@
 //! What reading costs: folding, verifying, and the start of an operator by the length of its stream.
 
-use super::{baseline, event, sealed, stream};
+use super::{baseline, sealed, server, stream};
 use std::{fs, hint::black_box, path::Path, sync::Arc, time::Instant};
 use valkeeper_core::{event::Event, ids::Timestamp, state::ClusterState};
 use valkeeper_journal::{
@@ -80,7 +80,8 @@ async fn fill(path: &Path, length: usize, keep_bytes: Option<usize>) {
     }
     journal.claim(Some(baseline()), "bench", "0.1.0", Timestamp(0)).await.unwrap();
     for first in (0..length).step_by(BATCH) {
-        let events: Vec<Event> = (first..length.min(first + BATCH)).map(event).collect();
+        // Facts only: decisions that nobody closes would stay in the state.
+        let events: Vec<Event> = (first..length.min(first + BATCH)).map(server).collect();
         journal.append(events, Timestamp(first as i64)).await.unwrap();
         if (first / BATCH).is_multiple_of(16) {
             journal.trim(Timestamp(first as i64)).await.unwrap();

@@ -96,7 +96,10 @@ impl HeadDoc {
         // Before anything else: a later format may have other fields.
         match parsed.get("format").and_then(serde_json::Value::as_u64) {
             Some(format) if format == u64::from(FORMAT) => {}
-            Some(format) => return Err(corrupt(format!("format {format} is not known to this program"))),
+            Some(format) => {
+                let what = format!("head object of stream {stream} has format {format}, {FORMAT} is known");
+                return Err(BackendError::Newer(what));
+            }
             None => return Err(corrupt("no format".to_owned())),
         }
         let parsed: FirstLine = serde_json::from_value(parsed).map_err(|e| corrupt(e.to_string()))?;

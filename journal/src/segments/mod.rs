@@ -85,8 +85,8 @@ impl Segments {
         Segments::with_budget(objects, stream_bytes_max, INSTALLATION_BYTES_MAX)
     }
 
-    /// As [`Segments::with_limit`], with another limit for all streams that this process has seen. When that is reached, a
-    /// stream with more than [`STREAM_SHARE_BYTES`] is told that it is full, so that it cuts its beginning.
+    /// As [`Segments::with_limit`], with another budget for all streams that this process has seen. Above it, a
+    /// stream keeps no more than [`STREAM_SHARE_BYTES`] from its next quiet moment on; nobody is refused for it.
     pub fn with_budget(
         objects: Arc<dyn Objects>,
         stream_bytes_max: usize,
@@ -122,6 +122,10 @@ impl Backend for Segments {
         cut: Option<&Folded>,
     ) -> Result<(), AppendError> {
         self.store.append(stream, expected, Batch { records, cut }).await
+    }
+
+    fn share(&self) -> Option<usize> {
+        self.store.share()
     }
 
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {

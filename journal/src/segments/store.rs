@@ -83,26 +83,19 @@ impl Store {
         self.lock().get(stream).is_some_and(|known| known.is_tidy)
     }
 
-    /// Whether the store has room for what would follow `doc`. Who has more than its share of a full installation is refused, so that
-    /// it cuts; but not who has just cut, and not who has nothing to cut.
-    pub fn admit(
-        &self,
-        stream: &StreamId,
-        doc: &HeadDoc,
-        next: &HeadDoc,
-        cut: Option<&Folded>,
-    ) -> Result<(), AppendError> {
+    /// Whether the stream may be as large as `next`.
+    pub fn admit(&self, next: &HeadDoc) -> Result<(), AppendError> {
         let bytes = next.bytes();
         if bytes > self.stream_bytes_max {
             return Err(AppendError::Full { bytes, max: self.stream_bytes_max });
         }
-        let can_cut = cut.is_none() && !doc.segments.is_empty() && doc.bytes() > STREAM_SHARE_BYTES;
-        let known = self.lock();
-        let others: usize = known.iter().filter(|(id, _)| *id != stream).map(|(_, known)| known.bytes).sum();
-        if can_cut && others + bytes > self.installation_bytes_max {
-            return Err(AppendError::Full { bytes, max: STREAM_SHARE_BYTES });
-        }
         Ok(())
+    }
+
+    /// What every stream should be content with, if all that this process has seen take too much together.
+    pub fn share(&self) -> Option<usize> {
+        let bytes: usize = self.lock().values().map(|known| known.bytes).sum();
+        (bytes > self.installation_bytes_max).then_some(STREAM_SHARE_BYTES)
     }
 
     /// The head object as it is now, with nothing checked but that it can be parsed.

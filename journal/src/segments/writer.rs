@@ -71,7 +71,7 @@ impl Store {
         if let Some((segment, body, _)) = &sealed {
             next.segments.push(super::head::Segment { bytes: body.stored_bytes(), ..*segment });
         }
-        self.admit(stream, doc, &next, cut)?;
+        self.admit(&next)?;
         if let (Some((folded, body)), Some(at)) = (&folded, &mut next.folded) {
             at.bytes = self.create(&names::folded(stream, at), folded.text(), body).await?;
         }
@@ -155,7 +155,8 @@ fn words(e: BackendError) -> String {
         BackendError::Corrupt(why) => why,
         BackendError::Folded { stream: _, ref source } => format!("{e}: {source}"),
         BackendError::Record { stream: _, ref source } => format!("{e}: {source}"),
-        BackendError::BehindAnchor { .. }
+        BackendError::Newer(_)
+        | BackendError::BehindAnchor { .. }
         | BackendError::StoreMissing { .. }
         | BackendError::Locked { .. }
         | BackendError::Poisoned(_)
