@@ -133,8 +133,9 @@ fn lifetime(text: &str) -> Result<Duration, String> {
         .ok_or_else(|| format!("expected a time from {least}s to 365d, such as 24h"))
 }
 
-/// Least that is kept of a journal, in bytes: four open tails of a ConfigMap, and more than one decision's story.
-const KEEP_MIN: usize = 64 * 1024;
+/// Least that is kept of a journal, in bytes: an open tail of a ConfigMap, and packed some hundred records more, which is several
+/// failovers.
+const KEEP_MIN: usize = 16 * 1024;
 /// Most that is kept of a journal, in bytes: what one stream may have in a directory, less a quarter, so that it is trimmed in quiet
 /// moments and not when it is full. It is read in half a second.
 const KEEP_MAX: usize = 48 * 1024 * 1024;
@@ -204,11 +205,11 @@ mod tests {
 
     #[test]
     fn what_is_kept_has_a_size_an_age_and_a_level_within_bounds() {
-        assert_eq!((size("64Ki"), size("48Mi")), (Ok(KEEP_MIN), Ok(KEEP_MAX)));
+        assert_eq!((size("16Ki"), size("48Mi")), (Ok(KEEP_MIN), Ok(KEEP_MAX)));
         assert_eq!(age("90d"), Ok(Duration::from_secs(90 * 86_400)));
         assert_eq!(level("1"), Ok(LEVEL_MAX));
-        for wrong in ["", "65536", "63Ki", "49Mi", "1Gi", "-1Mi"] {
-            assert!(size(wrong).unwrap_err().contains("64Ki to 48Mi"), "{wrong}");
+        for wrong in ["", "65536", "15Ki", "49Mi", "1Gi", "-1Mi"] {
+            assert!(size(wrong).unwrap_err().contains("16Ki to 48Mi"), "{wrong}");
         }
         for wrong in ["", "59m", "7", "1w"] {
             assert!(age(wrong).is_err(), "{wrong}");
