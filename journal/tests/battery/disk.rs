@@ -48,25 +48,25 @@ async fn faults(name: &str, fault: Fault, step: usize) {
 #[tokio::test]
 async fn a_sync_that_fails_once_is_refused_and_the_process_goes_on() {
     let fault = Fault { calls: "fdatasync,fsync,sync_file_range,", at: 1, count: 1, how: "eio" };
-    faults("EIO once, at each fdatasync, fsync, sync_file_range", fault, 9).await;
+    faults("EIO once, at each fdatasync, fsync, sync_file_range", fault, 17).await;
 }
 
 #[tokio::test]
 async fn a_sync_that_fails_from_some_moment_on_is_refused_and_nothing_is_lost() {
     let fault = Fault { calls: "fdatasync,fsync,sync_file_range,", at: 1, count: 0, how: "eio" };
-    faults("EIO from each fdatasync, fsync, sync_file_range on", fault, 9).await;
+    faults("EIO from each fdatasync, fsync, sync_file_range on", fault, 17).await;
 }
 
 #[tokio::test]
 async fn a_write_without_space_is_refused_and_the_process_goes_on() {
     let fault = Fault { calls: "pwrite64,write,", at: 1, count: 3, how: "enospc" };
-    faults("ENOSPC at each write and the two after it", fault, 9).await;
+    faults("ENOSPC at each write and the two after it", fault, 17).await;
 }
 
 #[tokio::test]
 async fn a_write_that_fails_once_is_refused_and_the_process_goes_on() {
     let fault = Fault { calls: "pwrite64,write,", at: 1, count: 1, how: "eio" };
-    faults("EIO once, at each write", fault, 9).await;
+    faults("EIO once, at each write", fault, 17).await;
 }
 
 /// A filesystem in memory of this many KiB, gone at the end.

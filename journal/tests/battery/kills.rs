@@ -52,10 +52,10 @@ async fn kills(name: &str, calls: &'static str, how: &'static str, step: usize) 
 
 #[tokio::test]
 async fn a_kill_before_any_call_that_writes_loses_nothing() {
-    kills("SIGKILL before each write, sync, rename, open", CALLS, "kill", 13).await;
+    kills("SIGKILL before each write, sync, rename, open", CALLS, "kill", 23).await;
 }
 
 #[tokio::test]
 async fn a_kill_in_the_middle_of_any_write_loses_nothing() {
-    kills("SIGKILL in the middle of each write", "pwrite64,write,", "torn", 9).await;
+    kills("SIGKILL in the middle of each write", "pwrite64,write,", "torn", 17).await;
 }
