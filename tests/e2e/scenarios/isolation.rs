@@ -119,7 +119,7 @@ pub async fn one_side_cut(world: &World) -> anyhow::Result<String> {
 }
 
 /// The address by which members see this process.
-fn own_address(member: IpAddr) -> anyhow::Result<IpAddr> {
+pub fn own_address(member: IpAddr) -> anyhow::Result<IpAddr> {
     let socket = UdpSocket::bind(("0.0.0.0", 0))?;
     socket.connect((member, PORT))?;
     Ok(socket.local_addr()?.ip())

@@ -2,13 +2,17 @@
 
 mod agent;
 mod bad_input;
+mod fencing;
 mod handover;
 mod isolation;
 mod kills;
+mod leadership;
 mod life;
 mod operator_away;
+mod secrets;
 mod silence;
 mod spec_change;
+mod tampered;
 
 use crate::support::{
     Place, audit_log::AuditLog, delete_namespace, operator::Operator, resp::Reach, restricted_namespace,
@@ -75,6 +79,12 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("pod-frozen", WithAReadyCluster, true, isolation::pod_frozen),
     scenario!("primary-frozen", WithAReadyCluster, true, silence::frozen),
     scenario!("operator-killed", WithAReadyCluster, true, operator_away::killed_in_a_failover),
+    scenario!("two-operators", WithAReadyCluster, true, fencing::two_operators),
+    scenario!("two-operators-late-append", WithAReadyCluster, true, fencing::late_append),
+    scenario!("lease-edited", WithAReadyCluster, true, leadership::lease_edited),
+    scenario!("clocks-an-hour-apart", WithAReadyCluster, true, leadership::clocks_an_hour_apart),
+    scenario!("journal-by-a-user", WithAReadyCluster, true, tampered::by_a_user),
+    scenario!("secrets-nowhere", WithNothing, true, secrets::nowhere),
     scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),
     scenario!("scale-2-4-1", WithAReadyCluster, false, spec_change::scale),
     scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),

@@ -17,9 +17,41 @@ pub const STEADY: Duration = Duration::from_secs(15);
 /// Without a write for this long, what a scenario began has ended.
 const SETTLED: Duration = Duration::from_secs(4);
 
+/// Verbs that change something.
+const WRITES: [&str; 5] = ["create", "update", "patch", "delete", "deletecollection"];
+
 /// The audit log of the local cluster.
 pub struct AuditLog {
     path: PathBuf,
+}
+
+/// A change that an operator asked for. Times are RFC 3339 to the microsecond, so they compare as texts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asked {
+    /// Pod of the operator; empty for one that runs outside of the cluster.
+    pub by: String,
+    /// When the API server received it.
+    pub received: String,
+    /// When it had answered.
+    pub answered: String,
+    /// `verb resource/name subresource`.
+    pub what: String,
+    /// True for the Lease.
+    pub is_lease: bool,
+    /// Status of the answer.
+    pub code: u64,
+}
+
+impl Asked {
+    /// True if it changed something.
+    pub fn is_done(&self) -> bool {
+        self.code < 300
+    }
+
+    /// True if it is a write of a journal's head object.
+    pub fn is_of_head(&self, uid: &str) -> bool {
+        self.what.ends_with(&format!(" configmaps/{}", super::journal::head_name(uid)))
+    }
 }
 
 impl AuditLog {
@@ -35,22 +67,35 @@ impl AuditLog {
         }
     }
 
-    fn end(&self) -> anyhow::Result<u64> {
+    /// Where it ends now.
+    pub fn end(&self) -> anyhow::Result<u64> {
         Ok(std::fs::metadata(&self.path)?.len())
     }
 
-    /// Writes of the operator behind a position, Lease renewals aside: what, and how often.
-    fn writes_since(&self, position: u64) -> anyhow::Result<BTreeMap<String, usize>> {
+    /// What was written behind a position.
+    pub fn text_since(&self, position: u64) -> anyhow::Result<String> {
         let mut file = File::open(&self.path)?;
         file.seek(SeekFrom::Start(position))?;
         let mut bytes = Vec::new();
         file.read_to_end(&mut bytes)?;
+        Ok(String::from_utf8_lossy(&bytes).into_owned())
+    }
+
+    /// Every change that operators have asked for behind a position, in the order of the answers.
+    pub fn asked_since(&self, position: u64) -> anyhow::Result<Vec<Asked>> {
+        let text = self.text_since(position)?;
+        // The last line may be half written.
+        let entries = text.lines().filter_map(|line| serde_json::from_str(line).ok());
+        let mut asked: Vec<Asked> = entries.filter_map(|entry| asked(&entry)).collect();
+        asked.sort_by(|a, b| a.answered.cmp(&b.answered));
+        Ok(asked)
+    }
+
+    /// Writes of the operator behind a position, Lease renewals aside: what, and how often.
+    fn writes_since(&self, position: u64) -> anyhow::Result<BTreeMap<String, usize>> {
         let mut writes = BTreeMap::new();
-        for line in String::from_utf8_lossy(&bytes).lines() {
-            // The last line may be half written.
-            if let Some(what) = serde_json::from_str(line).ok().as_ref().and_then(write_of_operator) {
-                *writes.entry(what).or_default() += 1;
-            }
+        for Asked { what, .. } in self.asked_since(position)?.into_iter().filter(|asked| !asked.is_lease) {
+            *writes.entry(what).or_default() += 1;
         }
         Ok(writes)
     }
@@ -87,14 +132,23 @@ impl AuditLog {
     }
 }
 
-fn write_of_operator(entry: &Value) -> Option<String> {
-    let user = entry.pointer("/user/username")?.as_str()?;
-    let verb = entry.get("verb")?.as_str()?;
-    let resource = entry.pointer("/objectRef/resource")?.as_str()?;
-    let ours = user.starts_with(&format!("system:serviceaccount:{}:", operator::NAMESPACE));
-    let writes = ["create", "update", "patch", "delete", "deletecollection"].contains(&verb);
-    let name = entry.pointer("/objectRef/name").and_then(Value::as_str).unwrap_or_default();
-    let part = entry.pointer("/objectRef/subresource").and_then(Value::as_str).unwrap_or_default();
-    (ours && writes && resource != "leases")
-        .then(|| format!("{verb} {resource}/{name} {part}").trim_end().to_owned())
+/// An operator is known by its service account, or, outside of the cluster, by how it introduces itself.
+fn asked(entry: &Value) -> Option<Asked> {
+    let text = |at: &str| entry.pointer(at).and_then(Value::as_str).unwrap_or_default();
+    let in_cluster =
+        text("/user/username").starts_with(&format!("system:serviceaccount:{}:", operator::NAMESPACE));
+    let is_ours = in_cluster || text("/userAgent").starts_with("valkeeper/");
+    let (verb, resource) = (text("/verb"), text("/objectRef/resource"));
+    if !is_ours || !WRITES.contains(&verb) || resource.is_empty() || text("/stage") != "ResponseComplete" {
+        return None;
+    }
+    let (name, part) = (text("/objectRef/name"), text("/objectRef/subresource"));
+    Some(Asked {
+        by: text("/user/extra/authentication.kubernetes.io~1pod-name/0").to_owned(),
+        received: text("/requestReceivedTimestamp").to_owned(),
+        answered: text("/stageTimestamp").to_owned(),
+        what: format!("{verb} {resource}/{name} {part}").trim_end().to_owned(),
+        is_lease: resource == "leases",
+        code: entry.pointer("/responseStatus/code")?.as_u64()?,
+    })
 }

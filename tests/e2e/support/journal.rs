@@ -3,7 +3,10 @@
 use super::{built, operator, subject::Subject};
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::ConfigMap;
-use kube::{Api, Client, ResourceExt, api::ListParams};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{ListParams, Patch, PatchParams},
+};
 use serde_json::{Value, json};
 use std::{
     path::PathBuf,
@@ -31,6 +34,71 @@ impl Drop for Journal {
 
 /// Exit code of `verify` and `diverge` that means: found something.
 const EXIT_FOUND: i32 = 3;
+/// The key of a journal's objects under which its lines are.
+const KEY: &str = "records.jsonl";
+
+/// Name of the object with the head of a journal.
+pub fn head_name(uid: &str) -> String {
+    format!("journal-{uid}-head")
+}
+
+/// The objects of all journals.
+pub fn maps(client: &Client) -> Api<ConfigMap> {
+    Api::namespaced(client.clone(), operator::NAMESPACE)
+}
+
+/// The text of a journal's head object: a line about the stream, then the lines of its newest records.
+pub async fn head(client: &Client, uid: &str) -> anyhow::Result<String> {
+    let map = maps(client).get(&head_name(uid)).await?;
+    map.data.and_then(|mut data| data.remove(KEY)).with_context(|| format!("{} has no text", head_name(uid)))
+}
+
+/// Writes the text of a journal's head object, as a person may do who has been given the right to.
+pub async fn edit_head(client: &Client, uid: &str, text: &str) -> anyhow::Result<()> {
+    let patch = Patch::Merge(json!({ "data": { KEY: text } }));
+    maps(client).patch(&head_name(uid), &PatchParams::default(), &patch).await?;
+    Ok(())
+}
+
+/// The newest records, as far as the head object holds them.
+pub async fn newest(client: &Client, uid: &str) -> anyhow::Result<Vec<Value>> {
+    let text = head(client, uid).await?;
+    text.lines().skip(1).map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
+}
+
+/// A number of a record: `seq`, `epoch` or `time`.
+pub fn number(record: &Value, field: &str) -> i64 {
+    record.get(field).and_then(Value::as_i64).unwrap_or_default()
+}
+
+/// Who claimed a journal, in order: epoch and name of each writer.
+pub fn claims(records: &[Value]) -> Vec<(i64, String)> {
+    let claim = |record: &Value| {
+        let writer = record.pointer("/event/EpochStarted/writer")?.as_str()?;
+        Some((number(record, "epoch"), writer.to_owned()))
+    };
+    records.iter().filter_map(claim).collect()
+}
+
+/// Each record has the epoch of the last claim before it, each claim has a higher one, and times never fall. Not asked of the program's
+/// own verifier: a mistake there must not hide here.
+pub fn one_writer_at_a_time(records: &[Value]) -> anyhow::Result<()> {
+    let (mut epoch, mut time) = (0, i64::MIN);
+    for record in records {
+        let (seq, its) = (number(record, "seq"), number(record, "epoch"));
+        let claims = record.pointer("/event/EpochStarted").is_some();
+        // It comes with the first claim, in the same write.
+        let begins = record.pointer("/event/Baseline").is_some();
+        if !begins && (its < epoch || (its > epoch) != claims) {
+            bail!("record {seq} has epoch {its} after {epoch}");
+        }
+        if number(record, "time") < time {
+            bail!("record {seq} is older than the one before");
+        }
+        (epoch, time) = (if begins { its - 1 } else { its }, number(record, "time"));
+    }
+    Ok(())
+}
 
 impl Journal {
     /// Copies the volume with the operator's sled store as it is at this moment, as after a crash.
@@ -55,8 +123,7 @@ impl Journal {
 
     /// Reads the journals and chooses that of a resource that may be gone.
     pub async fn of_uid(client: &Client, uid: &str) -> anyhow::Result<Journal> {
-        let api: Api<ConfigMap> = Api::namespaced(client.clone(), operator::NAMESPACE);
-        let maps = api.list(&ListParams::default().labels("valkeeper.io/journal")).await?;
+        let maps = maps(client).list(&ListParams::default().labels("valkeeper.io/journal")).await?;
         let mut items = Vec::new();
         for map in maps.items {
             let mut item = serde_json::to_value(map)?;

@@ -180,6 +180,8 @@ pub enum Target {
     Members(Arc<Mutex<Vec<IpAddr>>>),
     /// One address, wherever it leads.
     Service(IpAddr),
+    /// One member, whatever it is: a refusal is no reason to connect again.
+    Member(IpAddr),
 }
 
 struct Writer {
@@ -203,12 +205,14 @@ impl Writer {
             };
             // A new number for each try: one that was not acknowledged may be there or not.
             id += 1;
-            if let Ok(Reply::Integer(1)) = write(open, &self.log.key, id) {
-                self.log.acks.push(Ack { at: Instant::now(), id });
-                self.acknowledged.fetch_add(1, Ordering::Relaxed);
-                std::thread::sleep(PACE);
-            } else {
-                connection = None;
+            match (write(open, &self.log.key, id), &self.target) {
+                (Ok(Reply::Integer(1)), _) => {
+                    self.log.acks.push(Ack { at: Instant::now(), id });
+                    self.acknowledged.fetch_add(1, Ordering::Relaxed);
+                    std::thread::sleep(PACE);
+                }
+                (Ok(Reply::Error(_)), Target::Member(_)) => std::thread::sleep(PACE),
+                (Ok(_) | Err(_), _) => connection = None,
             }
         }
         self.log
@@ -221,7 +225,7 @@ impl Writer {
         };
         let open = |address| Connection::open(&self.reach, address, &self.password, timeout);
         match &self.target {
-            Target::Service(address) => open(*address).ok(),
+            Target::Service(address) | Target::Member(address) => open(*address).ok(),
             Target::Members(members) => {
                 let members = members.lock().ok()?.clone();
                 let primary = |address| {
@@ -321,6 +325,21 @@ impl Figures {
             self.loss
         )
     }
+}
+
+/// Which writers were acknowledged, one after the other: each time another one was, there is an entry. Of writers that each write to
+/// one member, two who accept writes at the same time make many.
+pub fn turns(logs: &[Log]) -> Vec<(&'static str, Instant)> {
+    let mut all: Vec<_> =
+        logs.iter().flat_map(|log| log.acks.iter().map(|ack| (ack.at, log.client))).collect();
+    all.sort_unstable();
+    let mut turns: Vec<(&'static str, Instant)> = Vec::new();
+    for (at, client) in all {
+        if turns.last().is_none_or(|(last, _)| *last != client) {
+            turns.push((client, at));
+        }
+    }
+    turns
 }
 
 /// Median and maximum, or the one number.

@@ -11,6 +11,7 @@ pub mod net;
 pub mod operator;
 pub mod process;
 pub mod resp;
+pub mod secrets;
 pub mod stock;
 pub mod subject;
 pub mod tunnel;

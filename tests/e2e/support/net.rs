@@ -31,6 +31,8 @@ pub struct Cut {
     namespace: File,
     /// The time just before the link was cut.
     pub since: Instant,
+    /// The port to which nothing is sent, if that is all.
+    port: Option<u16>,
     healed: bool,
 }
 
@@ -40,7 +42,7 @@ pub fn cut(member: &Member, from: &From, keep: &[IpAddr]) -> anyhow::Result<Cut>
     let pid = pid_in_pod(&member.uid, "valkey-server")?;
     let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
     let since = Instant::now();
-    let mut cut = Cut { namespace, since, healed: true };
+    let mut cut = Cut { namespace, since, port: None, healed: true };
     let blocked = match from {
         From::Everyone => vec!["0.0.0.0/0".to_owned()],
         From::These(list) if list.is_empty() => bail!("nobody to be cut from"),
@@ -51,6 +53,23 @@ pub fn cut(member: &Member, from: &From, keep: &[IpAddr]) -> anyhow::Result<Cut>
     kept.extend(cut.node()?.map(|node| node.to_string()));
     kept.extend(keep.iter().map(IpAddr::to_string));
     cut.nft(&rules(&blocked, &kept))?;
+    cut.healed = false;
+    Ok(cut)
+}
+
+/// Drops what a process sends to a port of these addresses. What is under way waits in the kernel, and is sent again when the
+/// cut is healed, whether the process runs or not.
+pub fn cut_calls(pid: u32, to: &[IpAddr], port: u16) -> anyhow::Result<Cut> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    let mut cut = Cut { namespace, since: Instant::now(), port: Some(port), healed: true };
+    let (to, seconds): (Vec<String>, u64) = (to.iter().map(IpAddr::to_string).collect(), CUT_MAX.as_secs());
+    cut.nft(&format!(
+        "table {TABLE} {{\n\
+         set blocked {{ type ipv4_addr; flags timeout; timeout {seconds}s; elements = {{ {to} }}; }}\n\
+         chain outgoing {{ type filter hook output priority 0; ip daddr @blocked tcp dport {port} drop; }}\n\
+         }}\n",
+        to = to.join(", "),
+    ))?;
     cut.healed = false;
     Ok(cut)
 }
@@ -109,8 +128,23 @@ impl Cut {
 
     /// Makes the links whole again; the time just after.
     pub fn heal(mut self) -> anyhow::Result<Instant> {
-        self.undo()?;
+        self.mend()?;
         Ok(Instant::now())
+    }
+
+    /// Makes the links whole again, and keeps the way into the namespace.
+    pub fn mend(&mut self) -> anyhow::Result<()> {
+        self.undo()
+    }
+
+    /// Bytes that were written to the connections that are cut and that nobody has received yet.
+    pub fn unsent(&self) -> anyhow::Result<u64> {
+        let port = self.port.context("everything is cut, not a port")?;
+        let output = self.inside("ss").args(["-Htan", &format!("dport = :{port}")]).output().context("ss")?;
+        let text = String::from_utf8_lossy(&output.stdout).into_owned();
+        // State, bytes to be read, bytes to be sent, addresses.
+        let queued = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+        Ok(text.lines().filter_map(queued).sum())
     }
 
     fn undo(&mut self) -> anyhow::Result<()> {

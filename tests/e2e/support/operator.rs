@@ -3,12 +3,13 @@
 use super::{Place, checkout, process, wait::until};
 use anyhow::{Context, bail};
 use k8s_openapi::api::{
-    apps::v1::Deployment,
+    apps::v1::{Deployment, DeploymentSpec},
+    coordination::v1::Lease,
     core::v1::{Pod, Service},
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams},
+    api::{DeleteParams, ListParams, LogParams, Patch, PatchParams, PostParams},
 };
 use serde_json::json;
 use std::{
@@ -23,11 +24,13 @@ pub const NAMESPACE: &str = "valkeeper-system";
 /// Release of its chart.
 pub const RELEASE: &str = "valkeeper";
 /// Image that `tests/cluster/cluster image-operator` makes.
-const LOCAL_IMAGE: &str = "valkeeper.local/valkeeper:dev";
+pub const LOCAL_IMAGE: &str = "valkeeper.local/valkeeper:dev";
 /// Image of Valkey in the local cluster.
 pub const LOCAL_VALKEY_IMAGE: &str = "valkeeper.local/valkey:9.1";
 /// Labels of its Deployment and its pod.
 const SELECTOR: &str = "app.kubernetes.io/name=valkeeper,app.kubernetes.io/component=operator";
+/// Its Lease.
+pub const LEASE: &str = "valkeeper";
 /// Port of its metrics.
 const METRICS_PORT: u16 = 8080;
 /// Volume of its journals, if they are not in ConfigMaps.
@@ -74,6 +77,26 @@ impl Store {
     }
 }
 
+/// One pod of the operator.
+#[derive(Clone, Debug)]
+pub struct Instance {
+    /// Name of the pod.
+    pub name: String,
+    uid: String,
+    /// Its process on this machine.
+    pub pid: u32,
+}
+
+impl Instance {
+    /// True if it goes by this name in Lease and journal.
+    pub fn has(&self, holder: &str) -> bool {
+        holder.starts_with(&format!("{}.{}_", self.name, self.uid))
+    }
+}
+
+/// How the operator's Deployment was.
+pub struct Single(Option<DeploymentSpec>);
+
 /// The operator.
 #[derive(Clone)]
 pub struct Operator {
@@ -84,33 +107,16 @@ pub struct Operator {
 impl Operator {
     /// Installs the chart, or brings an installation up to date, and waits until it leads.
     pub async fn install(client: &Client, place: Place) -> anyhow::Result<Operator> {
-        let variable = |name: &str| std::env::var(name).ok();
-        let (image, valkey) = match place {
-            Place::Local => (LOCAL_IMAGE.to_owned(), Some(LOCAL_VALKEY_IMAGE.to_owned())),
-            Place::Existing => {
-                (variable("VALKEEPER_IMAGE").context("VALKEEPER_IMAGE")?, variable("VALKEEPER_VALKEY_IMAGE"))
-            }
-        };
-        let (repository, tag) = split_image(&image)?;
-        let mut values = format!("image.repository={repository},image.tag={tag}");
-        if let Some(valkey) = valkey {
-            values.push_str(&format!(",defaultImage={valkey}"));
-        }
-        super::restricted_namespace(client, NAMESPACE).await?;
-        let output = Command::new("helm")
-            .args(["upgrade", "--install", RELEASE])
-            .arg(checkout().join("charts/valkeeper"))
-            .args(["--namespace", NAMESPACE, "--wait", "--timeout", "120s"])
-            .args(["--set-string", &values])
-            .args(Store::of_environment()?.values())
-            .output()
-            .context("helm")?;
-        if !output.status.success() {
-            bail!("helm: {}", String::from_utf8_lossy(&output.stderr));
-        }
+        set_up(client, place, &[]).await?;
         let operator = Operator { client: client.clone(), place };
         operator.scale(1).await?;
         Ok(operator)
+    }
+
+    /// The same with another level of its log, as a user sets it.
+    pub async fn log_level(&self, level: &str) -> anyhow::Result<()> {
+        set_up(&self.client, self.place, &["--set-string", &format!("logLevel={level}")]).await?;
+        self.scale(1).await.map(|_| ())
     }
 
     /// Removes the release; definitions and journals stay.
@@ -135,15 +141,9 @@ impl Operator {
 
     /// Scales it and waits until that is so: no pod left, or one ready.
     pub async fn scale(&self, replicas: i32) -> anyhow::Result<Duration> {
-        let api: Api<Deployment> = Api::namespaced(self.client.clone(), NAMESPACE);
-        let found = api.list(&ListParams::default().labels(SELECTOR)).await?;
-        let name = found.items.first().map(|d| d.name_any()).context("the chart has no Deployment")?;
-        api.patch_scale(
-            &name,
-            &PatchParams::default(),
-            &Patch::Merge(json!({ "spec": { "replicas": replicas } })),
-        )
-        .await?;
+        let name = self.deployment().await?.name_any();
+        let patch = Patch::Merge(json!({ "spec": { "replicas": replicas } }));
+        self.deployments().patch_scale(&name, &PatchParams::default(), &patch).await?;
         let wanted = usize::try_from(replicas)?;
         let what = format!("{replicas} pods of the operator");
         let scaled = until(&what, PATIENCE, || async {
@@ -179,6 +179,82 @@ impl Operator {
         let pods = self.list().await?;
         let pod = pods.first().context("the operator has no pod")?;
         process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")
+    }
+
+    /// Its pods.
+    pub async fn instances(&self) -> anyhow::Result<Vec<Instance>> {
+        let instance = |pod: Pod| -> anyhow::Result<Instance> {
+            let (name, uid) = (pod.name_any(), pod.uid().unwrap_or_default());
+            let pid = process::pid_in_pod(&uid, "valkeeper")?;
+            Ok(Instance { name, uid, pid })
+        };
+        self.list().await?.into_iter().map(instance).collect()
+    }
+
+    /// Name of who holds the Lease.
+    pub async fn holder(&self) -> anyhow::Result<String> {
+        let lease = self.leases().get(LEASE).await?;
+        Ok(lease.spec.and_then(|spec| spec.holder_identity).unwrap_or_default())
+    }
+
+    /// The Lease.
+    pub fn leases(&self) -> Api<Lease> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    /// The pod that holds the Lease, once one does.
+    pub async fn leader(&self) -> anyhow::Result<Instance> {
+        let found = until("an operator to hold the Lease", PATIENCE, || async {
+            let (holder, instances) = (self.holder().await?, self.instances().await?);
+            let found = instances.into_iter().find(|one| one.has(&holder));
+            found.with_context(|| format!("it is held by {holder:?}"))
+        });
+        Ok(found.await?.0)
+    }
+
+    /// Two of it, of which none is restarted for standing still. Gives back how it was, for [`Operator::alone`].
+    pub async fn pair(&self) -> anyhow::Result<Single> {
+        let single = Single(self.deployment().await?.spec);
+        self.change(|deployment| {
+            let pods = deployment.spec.iter_mut().flat_map(|spec| spec.template.spec.iter_mut());
+            pods.flat_map(|pod| &mut pod.containers).for_each(|container| container.liveness_probe = None);
+        })
+        .await?;
+        self.scale(2).await?;
+        Ok(single)
+    }
+
+    /// One of it, as it was before.
+    pub async fn alone(&self, Single(spec): Single) -> anyhow::Result<()> {
+        self.scale(0).await?;
+        self.change(|deployment| deployment.spec.clone_from(&spec)).await?;
+        self.scale(1).await.map(|_| ())
+    }
+
+    fn deployments(&self) -> Api<Deployment> {
+        Api::namespaced(self.client.clone(), NAMESPACE)
+    }
+
+    async fn deployment(&self) -> anyhow::Result<Deployment> {
+        let found = self.deployments().list(&ListParams::default().labels(SELECTOR)).await?;
+        found.items.into_iter().next().context("the chart has no Deployment")
+    }
+
+    /// Changes the Deployment, whose controller writes to it, too.
+    async fn change(&self, change: impl Fn(&mut Deployment)) -> anyhow::Result<()> {
+        until("the Deployment to be changed", PATIENCE, || async {
+            let mut deployment = self.deployment().await?;
+            change(&mut deployment);
+            self.deployments().replace(&deployment.name_any(), &PostParams::default(), &deployment).await?;
+            Ok(())
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// The log of one of its pods.
+    pub async fn log_of(&self, pod: &str) -> anyhow::Result<String> {
+        Ok(self.pods().logs(pod, &LogParams::default()).await?)
     }
 
     /// Its addresses: of its pods, and of the Services in front of them.
@@ -218,6 +294,35 @@ impl Operator {
         }
         text
     }
+}
+
+async fn set_up(client: &Client, place: Place, more: &[&str]) -> anyhow::Result<()> {
+    let variable = |name: &str| std::env::var(name).ok();
+    let (image, valkey) = match place {
+        Place::Local => (LOCAL_IMAGE.to_owned(), Some(LOCAL_VALKEY_IMAGE.to_owned())),
+        Place::Existing => {
+            (variable("VALKEEPER_IMAGE").context("VALKEEPER_IMAGE")?, variable("VALKEEPER_VALKEY_IMAGE"))
+        }
+    };
+    let (repository, tag) = split_image(&image)?;
+    let mut values = format!("image.repository={repository},image.tag={tag}");
+    if let Some(valkey) = valkey {
+        values.push_str(&format!(",defaultImage={valkey}"));
+    }
+    super::restricted_namespace(client, NAMESPACE).await?;
+    let output = Command::new("helm")
+        .args(["upgrade", "--install", RELEASE])
+        .arg(checkout().join("charts/valkeeper"))
+        .args(["--namespace", NAMESPACE, "--wait", "--timeout", "120s"])
+        .args(["--set-string", &values])
+        .args(Store::of_environment()?.values())
+        .args(more)
+        .output()
+        .context("helm")?;
+    if !output.status.success() {
+        bail!("helm: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(())
 }
 
 fn is_ready(pod: &Pod) -> bool {

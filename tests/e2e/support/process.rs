@@ -15,22 +15,54 @@ const DATA_DIR: &str = "/data";
 const RDB_FILE: &str = "dump.rdb";
 /// A member's append-only files.
 const AOF_DIR: &str = "appendonlydir";
+/// What a member's agent remembers.
+const LEDGER: &str = "valkeeper/agent.json";
 
 /// The pid of a pod's process, by the process's name.
 pub fn pid_in_pod(pod_uid: &str, name: &str) -> anyhow::Result<u32> {
+    let found = pids_in_pod(pod_uid)?.into_iter().find(|pid| proc_text(*pid, "comm").trim_end() == name);
+    found.with_context(|| format!("pod {pod_uid} has no process {name}"))
+}
+
+/// The pids of all processes of a pod.
+pub fn pids_in_pod(pod_uid: &str) -> anyhow::Result<Vec<u32>> {
     let written = [pod_uid.to_owned(), pod_uid.replace('-', "_")];
+    let mut pids = Vec::new();
     for entry in fs::read_dir("/proc")? {
-        let entry = entry?;
-        let Some(pid) = entry.file_name().to_str().and_then(|text| text.parse::<u32>().ok()) else {
+        let Some(pid) = entry?.file_name().to_str().and_then(|text| text.parse::<u32>().ok()) else {
             continue;
         };
-        let read = |file: &str| fs::read_to_string(entry.path().join(file)).unwrap_or_default();
-        if read("comm").trim_end() == name && written.iter().any(|uid| read("cgroup").contains(uid.as_str()))
-        {
-            return Ok(pid);
+        let group = proc_text(pid, "cgroup");
+        if written.iter().any(|uid| group.contains(uid.as_str())) {
+            pids.push(pid);
         }
     }
-    bail!("pod {pod_uid} has no process {name}")
+    Ok(pids)
+}
+
+/// A file of a process, such as `cmdline`; empty if it has ended.
+pub fn proc_text(pid: u32, file: &str) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/{file}")).unwrap_or_default();
+    String::from_utf8_lossy(&bytes).into_owned()
+}
+
+/// True if a process stands still.
+pub fn is_stopped(pid: u32) -> bool {
+    // The name before the state is in parentheses, and may hold anything.
+    let stat = proc_text(pid, "stat");
+    stat.rsplit(')').next().is_some_and(|rest| rest.trim_start().starts_with('T'))
+}
+
+/// The highest writer epoch that a member's agent has written down.
+pub fn epoch_in_ledger(member: &Member) -> anyhow::Result<i64> {
+    let pid = pid_in_pod(&member.uid, "valkeeper-agent")?;
+    let file = format!("/proc/{pid}/root{DATA_DIR}/{LEDGER}");
+    let text = fs::read_to_string(&file).with_context(|| file.clone())?;
+    // Two slots, written in turn.
+    let slots = text.lines().filter_map(|line| serde_json::from_str::<serde_json::Value>(line.trim()).ok());
+    let newest = slots.max_by_key(|slot| slot.get("number").and_then(serde_json::Value::as_u64));
+    let epoch = newest.as_ref().and_then(|slot| slot.pointer("/ledger/epoch")?.as_i64());
+    epoch.with_context(|| format!("{file}: {text}"))
 }
 
 /// Sends a signal by its name; the time just before. A shell is made ready first, so that its start is in no figure.
