@@ -32,26 +32,37 @@ const TOUCH_ATTEMPTS_MAX: u32 = 4;
 /// minute for two years. Above it an agent talks nonsense, and following it would leave no numbers.
 const EPOCH_MAX: u64 = 1_000_000;
 
+/// How the run before this one ended, as far as the next one must know.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Before {
+    /// In no way that matters.
+    Nothing,
+    /// Agents refused it by this epoch.
+    DeposedBy(WriterEpoch),
+    /// Its journal was full, and nothing might go.
+    Full,
+}
+
 /// Opens the journal, folds it, claims its head, and fences the world against earlier writers. (The members' agents are
 /// told the epoch by the first look, which greets them: from then on they refuse lower ones.)
 ///
-/// The journal is the authority: if even its newest epoch is below `deposed_by`, by which agents refused this writer, it is
+/// The journal is the authority: if even its newest epoch is below that by which agents refused this writer, it is
 /// not the one that those agents were told, and is claimed with one above.
 ///
 /// # Errors
 /// As the journal and the API server have it.
-pub async fn claim(
-    shell: &Arc<Shell>,
-    id: &ClusterId,
-    deposed_by: Option<WriterEpoch>,
-) -> Result<Cluster, Error> {
+pub async fn claim(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<Cluster, Error> {
     shell.leadership.check()?;
     let stream = StreamId(id.uid.clone());
     let live = shell.resource(id).filter(|_| shell.keeping.survives);
     let witness = live.as_deref().map(Witness::of).unwrap_or_default();
-    let (mut journal, mut state) = open(shell, &stream, witness).await?;
-    journal.retain(shell.keeping.retention());
-    let claimed = claim_head(shell, id, &mut journal, above(deposed_by), witness.lost_through).await?;
+    let (mut journal, mut state, lost_through) = open(shell, &stream, witness).await?;
+    let retention = match before {
+        Before::Full => shell.keeping.carry_now(&shell.backend, &stream, shell.clock.now()).await,
+        Before::Nothing | Before::DeposedBy(_) => shell.keeping.retention(),
+    };
+    journal.retain(retention);
+    let claimed = claim_head(shell, id, &mut journal, above(before), lost_through).await?;
     claimed.records.iter().for_each(|record| state.apply(record));
     let mut cluster = assemble(shell, id, journal, state)?;
     let epoch = cluster.state.epoch;
@@ -67,26 +78,41 @@ pub async fn claim(
     Ok(cluster)
 }
 
-/// Opens the journal, if it holds what is remembered of it. A broken one is repaired first, if a person asked for that.
+/// Opens the journal, if it holds what is remembered of it. A damaged one is repaired first, or given up, if a person said so. Also gives
+/// the record up to which a loss was accepted.
 async fn open(
     shell: &Shell,
     stream: &StreamId,
     witness: Witness,
-) -> Result<(Journal, ClusterState), valkeeper_journal::Error> {
-    let Witness { anchor, lost_through, repair } = witness;
-    if let Some(through) = lost_through {
-        tracing::warn!(through = through.0, "a person accepted that records of the journal are gone");
-        shell.backend.accept_loss(stream).await?;
-    }
-    let open = || Journal::open_anchored(Arc::clone(&shell.backend), stream.clone(), anchor);
-    match (open().await, repair) {
-        (Err(error), Some(reach)) if error.is_broken() => {
-            tracing::warn!(error = k8s::chain(&error), reach = reach.0, "the journal is repaired, as asked");
-            shell.backend.repair(stream, reach).await?;
-            open().await
+) -> Result<(Journal, ClusterState, Option<Seq>), valkeeper_journal::Error> {
+    let open = |anchor| Journal::open_anchored(Arc::clone(&shell.backend), stream.clone(), anchor);
+    if witness.may_repair {
+        // Of both copies: a start would only read the one that is well.
+        let checked = Journal::open_thoroughly(Arc::clone(&shell.backend), stream.clone(), witness.anchor);
+        if let Err(error) = checked.await
+            && error.is_damage()
+        {
+            tracing::warn!(
+                error = k8s::chain(&error),
+                "the journal is written anew from its second copy, as asked"
+            );
+            shell.backend.repair(stream, witness.reach()).await?;
         }
-        (opened, _) => opened,
     }
+    let damage = match open(witness.anchor).await {
+        Err(error) if error.is_damage() && witness.may_lose => error,
+        opened => return opened.map(|(journal, state)| (journal, state, None)),
+    };
+    tracing::warn!(error = k8s::chain(&damage), "a person accepted that records of the journal are gone");
+    shell.backend.accept_loss(stream).await?;
+    let opened = match open(None).await {
+        Err(error) if error.is_damage() => {
+            shell.backend.forget(stream).await?;
+            open(None).await
+        }
+        opened => opened,
+    };
+    opened.map(|(journal, state)| (journal, state, witness.anchor.map(|anchor| anchor.seq)))
 }
 
 fn assemble(
@@ -122,8 +148,11 @@ fn assemble(
 }
 
 /// The epoch to claim above: that by which agents refused the run before, unless no number of claims explains it.
-fn above(deposed_by: Option<WriterEpoch>) -> WriterEpoch {
-    deposed_by.filter(|theirs| theirs.0 <= EPOCH_MAX).unwrap_or_default()
+fn above(before: Before) -> WriterEpoch {
+    match before {
+        Before::DeposedBy(theirs) if theirs.0 <= EPOCH_MAX => theirs,
+        Before::DeposedBy(_) | Before::Nothing | Before::Full => WriterEpoch(0),
+    }
 }
 
 async fn claim_head(
@@ -213,8 +242,8 @@ mod tests {
 
     #[test]
     fn a_restored_journal_is_claimed_above_what_agents_know_unless_that_is_nonsense() {
-        assert_eq!(above(None), WriterEpoch(0));
-        assert_eq!(above(Some(WriterEpoch(200))), WriterEpoch(200));
-        assert_eq!(above(Some(WriterEpoch(u64::MAX))), WriterEpoch(0));
+        assert_eq!(above(Before::Nothing), WriterEpoch(0));
+        assert_eq!(above(Before::DeposedBy(WriterEpoch(200))), WriterEpoch(200));
+        assert_eq!(above(Before::DeposedBy(WriterEpoch(u64::MAX))), WriterEpoch(0));
     }
 }

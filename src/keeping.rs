@@ -10,8 +10,11 @@ use valkeeper_journal::{Backend, MayGo, Retention, StreamId, archive::Archive, c
 /// Clusters whose records are carried to the archive at the same time: each holds up to a megabyte meanwhile.
 const CARRIERS_MAX: usize = 4;
 
-/// Pause after an archive that refused: it is asked once a minute, and what waits for it is kept.
-const CARRY_AGAIN: Duration = Duration::from_secs(60);
+/// Pause after something failed, such as an archive that refused: it is tried once a minute, and what waits for it is kept.
+const AGAIN: Duration = Duration::from_secs(60);
+
+/// A journal is tended at least so often, also where nothing is written: records grow old, and others may need the room.
+const TENDED_WITHIN: Duration = Duration::from_secs(3_600);
 
 /// Records after which the journal is tended in the next quiet moment: enough that there is something to merge, few enough
 /// that a stream never consists of many small pieces.
@@ -51,6 +54,29 @@ impl Keeping {
         self.retention_after(Seq(0))
     }
 
+    /// What a writer may let go of whose journal is full: what can be carried to the archive at once is, however long that takes. Nothing
+    /// else can be done for that cluster anyway.
+    pub async fn carry_now(
+        &self,
+        backend: &Arc<dyn Backend>,
+        stream: &StreamId,
+        now: Timestamp,
+    ) -> Retention {
+        let Some(archive) = &self.archive else { return self.retention() };
+        let (archive, carriers) = (Arc::clone(archive), Arc::clone(&self.carriers));
+        let job = deliver(Arc::clone(backend), archive, carriers, stream.clone(), self.retention(), now);
+        match job.await {
+            Ok(through) => self.retention_after(through.unwrap_or_default()),
+            Err(error) => {
+                tracing::warn!(
+                    error = k8s::chain(&error),
+                    "the journal is full, and the archive takes nothing"
+                );
+                self.retention()
+            }
+        }
+    }
+
     fn retention_after(&self, through: Seq) -> Retention {
         let may_go = match &self.archive {
             None => MayGo::Any,
@@ -67,13 +93,17 @@ pub struct Tending {
     /// Records written since the journal was last tended.
     untended: usize,
     carrier: Option<JoinHandle<Carried>>,
+    /// Not before then, after something failed.
     not_before: Instant,
+    /// Then at the latest.
+    due_at: Instant,
 }
 
 impl Default for Tending {
     /// The first quiet moment after a start tends: nobody knows what the run before left.
     fn default() -> Tending {
-        Tending { untended: TENDED_EVERY, carrier: None, not_before: Instant::now() }
+        let now = Instant::now();
+        Tending { untended: 0, carrier: None, not_before: now, due_at: now }
     }
 }
 
@@ -93,12 +123,20 @@ impl Tending {
 
     /// True once, when the store is to be tidied and looked through for what is to go.
     pub fn is_due(&mut self) -> bool {
+        let now = Instant::now();
         let carried = self.carrier.as_ref().is_some_and(JoinHandle::is_finished);
-        if !carried && (self.untended < TENDED_EVERY || Instant::now() < self.not_before) {
+        let has_reason = self.untended >= TENDED_EVERY || now >= self.due_at;
+        if !carried && (!has_reason || now < self.not_before) {
             return false;
         }
         self.untended = 0;
+        self.due_at = now + TENDED_WITHIN;
         true
+    }
+
+    /// It did not work: it is due again after a pause.
+    pub fn failed(&mut self) {
+        (self.not_before, self.due_at) = (Instant::now() + AGAIN, Instant::now() + AGAIN);
     }
 
     /// What may go now. With an archive: what the carrier that has ended brought there; and the next one is sent when there is none.
@@ -130,8 +168,7 @@ impl Tending {
 
     fn refused(&mut self, why: &str) {
         tracing::warn!(error = why, "the archive does not take records; they stay in the journal");
-        self.untended = TENDED_EVERY;
-        self.not_before = Instant::now() + CARRY_AGAIN;
+        self.failed();
     }
 }
 

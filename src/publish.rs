@@ -124,13 +124,16 @@ const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
 /// The status that a cluster's state amounts to, and where its journal stands.
 fn told(cluster: &Cluster, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
     let mut status = status(&cluster.state, live, doubt);
-    status.journal = cluster.journal.head().map(position);
+    status.journal = cluster.journal.head().map(|head| position(cluster, head));
     status
 }
 
-fn position(head: &Head) -> JournalPosition {
+fn position(cluster: &Cluster, head: &Head) -> JournalPosition {
     let Head { seq, epoch, time: _, hash } = head;
-    JournalPosition { seq: signed(seq.0), epoch: signed(epoch.0), hash: hash.to_string() }
+    let stream = cluster.journal.stream().0.clone();
+    // What is lost with the process is nothing that the next one must find.
+    let hash = if cluster.shell.keeping.survives { hash.to_string() } else { String::new() };
+    JournalPosition { stream, seq: signed(seq.0), epoch: signed(epoch.0), hash }
 }
 
 /// The status that a state amounts to.

@@ -2,11 +2,14 @@
 //! is called from here.
 
 use crate::{
-    claim,
+    claim::{self, Before},
     cluster::{Cluster, ClusterId, Pace, Shell},
     execute,
     health::OutagePart,
-    k8s, observe, publish,
+    k8s,
+    keeping::Tending,
+    links::Links,
+    observe, publish,
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
@@ -24,6 +27,10 @@ const RESOLVE_PAUSE_FIRST: Duration = Duration::from_millis(200);
 /// Longest such pause: the stream stands still meanwhile, so it is short; one read per cluster in it is no load.
 const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(5);
 
+/// Longest time for work on a journal's store in a quiet moment: a silent server is to be noticed within the detection window all the
+/// same. What is not done by then is tried again.
+const QUIET_MAX: Duration = Duration::from_secs(1);
+
 /// How a cluster's task ends without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -31,16 +38,12 @@ pub enum Ended {
     Gone,
 }
 
-/// Runs the cluster until it is gone. `deposed_by` is the epoch by which agents refused the run before this one.
+/// Runs the cluster until it is gone.
 ///
 /// # Errors
 /// What keeps this task from going on; [`Error::class`] says how to go on without it.
-pub async fn run(
-    shell: &Arc<Shell>,
-    id: &ClusterId,
-    deposed_by: Option<WriterEpoch>,
-) -> Result<Ended, Error> {
-    let mut cluster = claim::claim(shell, id, deposed_by).await?;
+pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<Ended, Error> {
+    let mut cluster = claim::claim(shell, id, before).await?;
     let mut pace = Pace::Normal;
     loop {
         let woken_at = Instant::now();
@@ -82,23 +85,21 @@ async fn tend(cluster: &mut Cluster) -> Result<(), Error> {
     if !cluster.tending.is_due() {
         return Ok(());
     }
-    if let Err(error) = cluster.journal.maintain().await {
-        tracing::warn!(error = k8s::chain(&error), "the journal could not be tidied; it will be tried again");
-    }
     let (shell, now) = (Arc::clone(&cluster.shell), cluster.clock.now());
+    shell.leadership.check()?;
+    let tidied = quietly(&cluster.links, cluster.journal.maintain()).await;
+    if untroubled(&mut cluster.tending, tidied)?.is_none() {
+        return Ok(());
+    }
     let stream = cluster.journal.stream().clone();
     let Some(retention) = cluster.tending.retention(&shell, &stream, now).await else { return Ok(()) };
     cluster.journal.retain(retention);
+    let excess = quietly(&cluster.links, cluster.journal.excess(now)).await;
+    let Some(Some(folded)) = untroubled(&mut cluster.tending, excess)? else { return Ok(()) };
     shell.leadership.check()?;
-    let answer = cluster.journal.trim(now).await;
+    let answer = cluster.journal.cut(folded, now).await;
     let trimmed = match settle(cluster, answer).await {
-        Err(Error::Journal(error)) if error.is_certain() => {
-            tracing::warn!(
-                error = k8s::chain(&error),
-                "the journal could not be trimmed; it will be tried again"
-            );
-            return Ok(());
-        }
+        Err(Error::Journal(error)) => untroubled(&mut cluster.tending, Some(Err(error)))?.unwrap_or_default(),
         other => other?,
     };
     if let Some(cut) = trimmed.records.last() {
@@ -107,6 +108,42 @@ async fn tend(cluster: &mut Cluster) -> Result<(), Error> {
         publish::turn(cluster, news);
     }
     Ok(())
+}
+
+/// Work that is given up when a member is lost, or when it takes too long: nobody may wait for it. `None`: it was.
+async fn quietly<T>(links: &Links, work: impl Future<Output = T>) -> Option<T> {
+    tokio::select! {
+        biased;
+        () = links.lost.notified() => {
+            // The turn that follows must hear of it, too.
+            links.lost.notify_one();
+            None
+        }
+        done = tokio::time::timeout(QUIET_MAX, work) => done.ok(),
+    }
+}
+
+/// What came of work for a journal's store. What failed is tried again later, unless the journal cannot be used on.
+fn untroubled<T>(
+    tending: &mut Tending,
+    done: Option<Result<T, valkeeper_journal::Error>>,
+) -> Result<Option<T>, Error> {
+    match done {
+        Some(Ok(done)) => Ok(Some(done)),
+        Some(Err(error)) if !error.is_certain() => Err(error.into()),
+        Some(Err(error)) => {
+            tracing::warn!(
+                error = k8s::chain(&error),
+                "the journal could not be tidied; it will be tried again"
+            );
+            tending.failed();
+            Ok(None)
+        }
+        None => {
+            tending.failed();
+            Ok(None)
+        }
+    }
 }
 
 /// Makes the events durable. What was executed before is among them, and is no longer owed afterwards. While the journal gives no
@@ -215,6 +252,15 @@ impl Error {
             | Error::NoIdentity => Class::Transient,
             Error::NotLeader(_) => Class::Fenced,
             Error::Deposed { theirs: _ } => Class::Deposed,
+        }
+    }
+
+    /// What the next run must know of this end; `None`: no more than before.
+    pub fn before(&self) -> Option<Before> {
+        match self {
+            Error::Deposed { theirs } => Some(Before::DeposedBy(*theirs)),
+            Error::Journal(valkeeper_journal::Error::Full { .. }) => Some(Before::Full),
+            Error::Journal(_) | Error::Kubernetes(_) | Error::NotLeader(_) | Error::NoIdentity => None,
         }
     }
 

@@ -6,7 +6,7 @@ use crate::{
     api::{Defaults, v1alpha1::ValkeyCluster},
     archive,
     args::{JournalStore, KeepArgs, RunArgs},
-    claim,
+    claim::{self, Before},
     clock::Clock,
     cluster::{ClusterId, Shell},
     health::{self, Metrics},
@@ -28,12 +28,17 @@ use crate::{
 use futures::FutureExt;
 use kube::ResourceExt;
 use std::{
-    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, path::Path, sync::Arc,
+    collections::HashMap,
+    future::Future,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    path::{Path, PathBuf},
+    sync::Arc,
     time::Duration,
 };
 use tokio::task::{AbortHandle, JoinSet};
 use tracing::Instrument;
-use valkeeper_journal::{Backend, Memory, Segments, Sled, Tiered, archive::Archive};
+use valkeeper_journal::{Backend, BackendError, Memory, Segments, Sled, Tiered, archive::Archive, segments};
 
 /// Name of the Lease.
 const LEASE: &str = "valkeeper";
@@ -45,6 +50,9 @@ const VAULT_AGAIN_PAUSE: Duration = Duration::from_secs(1);
 /// life.
 const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
 
+/// Damaged mirrors that are kept: enough to see whether it is the same damage. Then a person has to look.
+const ASIDE_MAX: u32 = 3;
+
 /// Why the process cannot run.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -53,16 +61,33 @@ pub enum Error {
     Kubernetes(#[from] k8s::Error),
     /// The journal's directory.
     #[error("the journal's directory cannot be used")]
-    Sled(#[source] Box<dyn std::error::Error + Send + Sync>),
+    Sled(#[from] BackendError),
+    /// It could not be opened at all.
+    #[error("the journal's directory was not opened")]
+    NotOpened(#[from] tokio::task::JoinError),
     /// The archive's address or credentials.
     #[error("the archive cannot be used")]
     Archive(#[from] archive::Error),
+    /// More is to be kept of a journal than fits into its store.
+    #[error("--journal-keep is {keep_kib}Ki: at most {max_kib}Ki of a journal can be kept there")]
+    KeepsTooMuch {
+        /// What was asked for, in KiB.
+        keep_kib: usize,
+        /// The most, in KiB.
+        max_kib: usize,
+    },
     /// A watch panicked: without it the process is blind, and better begun anew.
     #[error("a watch came to an end")]
     WatchesEnded,
     /// Probes and metrics.
     #[error("cannot listen on {0}")]
     Listen(std::net::SocketAddr, #[source] std::io::Error),
+}
+
+impl Error {
+    fn is_damage(&self) -> bool {
+        if let Error::Sled(source) = self { source.is_damage() } else { false }
+    }
 }
 
 /// Runs until `stop` resolves. `pod_uid` is the pod's, if this runs in one that says so.
@@ -158,45 +183,55 @@ async fn backend(
         JournalStore::ConfigMap => config_maps(),
         JournalStore::Memory => Arc::new(Memory::new()),
         JournalStore::Sled(directory) => Arc::new(sled(directory).await?),
-        JournalStore::Tiered(directory) => {
-            Arc::new(Tiered::new(config_maps(), Arc::new(mirror(directory).await?)))
-        }
+        JournalStore::Tiered(directory) => match mirror(directory).await {
+            Some(mirror) => Arc::new(Tiered::new(config_maps(), Arc::new(mirror))),
+            None => config_maps(),
+        },
     })
 }
 
 async fn sled(directory: &Path) -> Result<Sled, Error> {
     let directory = directory.to_owned();
     let opened = tokio::task::spawn_blocking(move || Sled::open(&directory)).await;
-    opened.map_err(|e| Error::Sled(Box::new(e)))?.map_err(|e| Error::Sled(Box::new(e)))
+    Ok(opened??)
 }
 
-/// A mirror that is damaged is put aside: it can be made again.
-async fn mirror(directory: &Path) -> Result<Sled, Error> {
-    let why = match sled(directory).await {
-        Err(Error::Sled(why)) => why,
-        other => return other,
+/// The mirror; `None` if it cannot be used, which is no reason to do without a journal. One that is damaged is put aside: it can be made
+/// again.
+async fn mirror(directory: &Path) -> Option<Sled> {
+    let refused = match sled(directory).await {
+        Ok(mirror) => return Some(mirror),
+        Err(refused) => refused,
     };
-    tracing::warn!(
-        error = k8s::chain(why.as_ref()),
-        "the mirror of the journals cannot be used; it is made again"
-    );
-    for path in [directory.to_owned(), Sled::anchors_of(directory)] {
-        let mut aside = path.clone().into_os_string();
-        aside.push(".aside");
-        match tokio::fs::remove_dir_all(&aside).await {
-            Ok(()) | Err(_) => {}
-        }
-        match tokio::fs::rename(&path, &aside).await {
-            Ok(()) | Err(_) => {}
-        }
+    tracing::warn!(error = k8s::chain(&refused), "the mirror of the journals cannot be used");
+    if refused.is_damage() && set_aside(directory).is_ok() {
+        return sled(directory).await.ok();
     }
-    sled(directory).await
+    None
+}
+
+/// Gives the store and its anchors other names.
+fn set_aside(directory: &Path) -> std::io::Result<()> {
+    let named = |path: &Path, number: u32| {
+        let mut name = path.to_owned().into_os_string();
+        name.push(format!(".aside-{number}"));
+        PathBuf::from(name)
+    };
+    let free = (1..=ASIDE_MAX).find(|number| !named(directory, *number).exists());
+    let number = free.ok_or_else(|| std::io::Error::other("too many were put aside already"))?;
+    let anchors = Sled::anchors_of(directory);
+    std::fs::rename(directory, named(directory, number))?;
+    if anchors.exists() { std::fs::rename(&anchors, named(&anchors, number)) } else { Ok(()) }
 }
 
 fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {
     let KeepArgs { journal_keep, journal_keep_age, archive, archive_credentials, finalize } = keep;
     let archive = archive.map(|url| place(url, archive_credentials.as_deref())).transpose()?;
     let keep_bytes = journal_keep.unwrap_or_else(|| keep_default(journal, archive.is_some()));
+    let max = keep_max(journal);
+    if keep_bytes > max {
+        return Err(Error::KeepsTooMuch { keep_kib: keep_bytes / 1024, max_kib: max / 1024 });
+    }
     let mut keeping = Keeping::new(keep_bytes, journal_keep_age, archive);
     keeping.finalize = finalize;
     keeping.survives = *journal != JournalStore::Memory;
@@ -205,6 +240,15 @@ fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {
 
 fn place(url: String, credentials: Option<&Path>) -> Result<ArchivePlace, Error> {
     Ok(ArchivePlace { archive: Archive::new(archive::open(&url, credentials)?), place: url })
+}
+
+/// Most that may be kept of a journal: what one may have, less a quarter, so that what goes is carried to the archive before it is full.
+fn keep_max(store: &JournalStore) -> usize {
+    let bytes_max = match store {
+        JournalStore::ConfigMap | JournalStore::Tiered(_) => segments::STREAM_BYTES_MAX,
+        JournalStore::Sled(_) | JournalStore::Memory => valkeeper_journal::sled::STREAM_BYTES_MAX,
+    };
+    bytes_max / 4 * 3
 }
 
 /// How much of a journal is kept if nobody says: see [`RunArgs::journal_keep`].
@@ -313,10 +357,10 @@ fn span(id: &ClusterId) -> tracing::Span {
 
 /// One cluster's task: runs it again after each end, with a pause, until its resource is gone.
 async fn tend(shell: Arc<Shell>, id: ClusterId) {
-    let (mut failures, mut deposed_by) = (0_u32, None);
+    let (mut failures, mut before) = (0_u32, Before::Nothing);
     while shell.resource(&id).is_some() {
         let began = tokio::time::Instant::now();
-        let ended = AssertUnwindSafe(reconcile::run(&shell, &id, deposed_by)).catch_unwind().await;
+        let ended = AssertUnwindSafe(reconcile::run(&shell, &id, before)).catch_unwind().await;
         let class = match ended {
             Ok(Ok(Ended::Gone)) => {
                 tracing::info!("let go");
@@ -328,8 +372,8 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 if !matches!(error.class(), Class::Fenced | Class::Deposed) {
                     publish::trouble(&shell, &id, &error).await;
                 }
-                if let reconcile::Error::Deposed { theirs } = error {
-                    deposed_by = Some(theirs);
+                if let Some(known) = error.before() {
+                    before = known;
                 }
                 if error.concerns_journal() && error.class() == Class::Permanent {
                     let_go(&shell, &id).await;

@@ -6,35 +6,45 @@ use kube::ResourceExt;
 use valkeeper_core::ids::Seq;
 use valkeeper_journal::Anchor;
 
+/// Digits of a hash that name a place: nobody meets two, and people can copy them. What was said of one loss is said of no other.
+const PLACE_DIGITS_MIN: usize = 12;
+
 /// What the journal of a resource is compared with.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Witness {
     /// A record that it must hold.
     pub anchor: Option<Anchor>,
-    /// A person accepted that records up to this one are gone: there is no anchor then.
-    pub lost_through: Option<Seq>,
-    /// A person asked for a repair from the second copy, which must reach this record.
-    pub repair: Option<Seq>,
+    /// A person accepted that records up to the anchor are gone.
+    pub may_lose: bool,
+    /// A person asked for a repair from the second copy.
+    pub may_repair: bool,
 }
 
 impl Witness {
     /// What the resource says.
     pub fn of(resource: &ValkeyCluster) -> Witness {
-        let said = |annotation: &str| {
-            let text = resource.annotations().get(annotation)?;
-            text.trim().parse().ok().map(Seq)
+        let shown = resource.status.as_ref().and_then(|status| status.journal.as_ref());
+        let uid = resource.metadata.uid.as_deref();
+        // A status that came with a backup speaks of another resource's journal.
+        let Some(anchor) = shown.filter(|shown| Some(shown.stream.as_str()) == uid).and_then(anchor) else {
+            return Witness::default();
         };
-        let shown = resource.status.as_ref().and_then(|status| status.journal.as_ref()).and_then(anchor);
-        let accepted = said(ACCEPT_LOSS);
-        // Only for the loss that was looked at: the next one must be accepted anew.
-        let lost_through = accepted.filter(|seq| shown.is_some_and(|anchor| anchor.seq == *seq));
-        let anchor = if lost_through.is_some() { None } else { shown };
-        Witness { anchor, lost_through, repair: said(REPAIR) }
+        let hash = anchor.hash.to_string();
+        let names = |annotation: &str| {
+            let said = resource.annotations().get(annotation).map(|said| said.trim());
+            said.is_some_and(|said| said.len() >= PLACE_DIGITS_MIN && hash.starts_with(said))
+        };
+        Witness { anchor: Some(anchor), may_lose: names(ACCEPT_LOSS), may_repair: names(REPAIR) }
+    }
+
+    /// Up to where a second copy must reach: less is a loss, which must have been accepted.
+    pub fn reach(&self) -> Seq {
+        self.anchor.filter(|_| !self.may_lose).map_or(Seq(0), |anchor| anchor.seq)
     }
 }
 
 fn anchor(position: &JournalPosition) -> Option<Anchor> {
-    let JournalPosition { seq, epoch: _, hash } = position;
+    let JournalPosition { stream: _, seq, epoch: _, hash } = position;
     Some(Anchor { seq: Seq(u64::try_from(*seq).ok()?), hash: hash.parse().ok()? })
 }
 
@@ -47,7 +57,9 @@ mod tests {
     fn resource(hash: &str, said: &[(&str, &str)]) -> ValkeyCluster {
         let spec = serde_json::json!({ "topology": "Replication" });
         let mut resource = ValkeyCluster::new("orders", serde_json::from_value(spec).unwrap());
-        let journal = Some(JournalPosition { seq: 42, epoch: 3, hash: hash.to_owned() });
+        resource.metadata.uid = Some("uid-1".to_owned());
+        let journal =
+            Some(JournalPosition { stream: "uid-1".to_owned(), seq: 42, epoch: 3, hash: hash.to_owned() });
         resource.status = Some(ValkeyClusterStatus { journal, ..ValkeyClusterStatus::default() });
         let said = said.iter().map(|(name, text)| ((*name).to_owned(), (*text).to_owned()));
         resource.annotations_mut().extend(said);
@@ -55,21 +67,28 @@ mod tests {
     }
 
     #[test]
-    fn the_status_is_the_anchor_until_a_person_accepts_that_very_loss() {
+    fn a_loss_is_accepted_and_a_repair_is_asked_for_at_one_place_and_no_other() {
         let hash = Hash([7; 32]);
-        let anchored = Some(Anchor { seq: Seq(42), hash });
+        let anchor = Some(Anchor { seq: Seq(42), hash });
         let of = |said: &[(&str, &str)]| Witness::of(&resource(&hash.to_string(), said));
-        assert_eq!(of(&[]), Witness { anchor: anchored, lost_through: None, repair: None });
-        assert_eq!(of(&[(ACCEPT_LOSS, "41")]).anchor, anchored);
-        assert_eq!(of(&[(ACCEPT_LOSS, "yes")]).anchor, anchored);
-        let accepted = of(&[(ACCEPT_LOSS, "42")]);
-        assert_eq!((accepted.anchor, accepted.lost_through), (None, Some(Seq(42))));
-        assert_eq!(of(&[(REPAIR, " 42")]).repair, Some(Seq(42)));
+        let place = &hash.to_string()[..PLACE_DIGITS_MIN];
+        let nothing = Witness { anchor, may_lose: false, may_repair: false };
+        assert_eq!((of(&[]), nothing.reach()), (nothing, Seq(42)));
+        for other in ["42", "yes", "", "0707", "080808080808"] {
+            assert_eq!(of(&[(ACCEPT_LOSS, other), (REPAIR, other)]), nothing, "{other}");
+        }
+        let accepted = of(&[(ACCEPT_LOSS, place)]);
+        assert_eq!((accepted, accepted.reach()), (Witness { may_lose: true, ..nothing }, Seq(0)));
+        let asked = of(&[(REPAIR, &hash.to_string())]);
+        assert_eq!((asked, asked.reach()), (Witness { may_repair: true, ..nothing }, Seq(42)));
     }
 
     #[test]
-    fn a_status_of_a_version_without_hashes_is_no_anchor() {
+    fn a_status_without_a_hash_or_of_another_resource_is_no_anchor() {
         assert_eq!(Witness::of(&resource("", &[])), Witness::default());
         assert_eq!(Witness::of(&resource("beef", &[])), Witness::default());
+        let mut restored = resource(&Hash([7; 32]).to_string(), &[]);
+        restored.metadata.uid = Some("uid-2".to_owned());
+        assert_eq!(Witness::of(&restored), Witness::default());
     }
 }

@@ -186,6 +186,15 @@ impl Anchors {
         Ok(())
     }
 
+    /// There is no such stream any more. Its place is not given to another.
+    pub fn forget(&mut self, stream: &StreamId) -> io::Result<()> {
+        if let (Some(place), Some(file)) = (self.places.remove(stream), &self.file) {
+            file.write_all_at(&[0; PAIR_BYTES], place.pair * PAIR_BYTES as u64)?;
+            file.sync_data()?;
+        }
+        Ok(())
+    }
+
     fn make(&mut self) -> io::Result<File> {
         if !self.dir.exists() {
             fs::DirBuilder::new().mode(0o700).create(&self.dir)?;
@@ -214,6 +223,12 @@ fn newest(pair: &[u8]) -> Option<(u64, Slot)> {
     slots
         .filter_map(|(bytes, number)| Some((number, Slot::read(bytes)?)))
         .max_by_key(|(_, slot)| slot.anchor.seq)
+}
+
+/// A stream's name as part of a file's: anything but letters, digits and hyphens as `%xx`.
+pub(crate) fn escape(stream: &StreamId) -> String {
+    let plain = |b: u8| b.is_ascii_alphanumeric() || b == b'-';
+    stream.0.bytes().map(|b| if plain(b) { char::from(b).to_string() } else { format!("%{b:02x}") }).collect()
 }
 
 /// The path with `suffix` added to its last part.
@@ -254,6 +269,19 @@ mod tests {
 
     fn read(store: &Path) -> Vec<(StreamId, Anchor)> {
         Anchors::open(store).unwrap().1
+    }
+
+    #[test]
+    fn a_forgotten_stream_has_no_anchor_and_takes_nobody_elses() {
+        let scratch = Scratch::new("anchor-forgotten");
+        let store = scratch.path("store");
+        let (one, other) = (StreamId("one".to_owned()), StreamId("other".to_owned()));
+        let (mut anchors, _) = Anchors::open(&store).unwrap();
+        anchors.set(&[(one.clone(), anchor(5)), (other.clone(), anchor(6))]).unwrap();
+        anchors.forget(&one).unwrap();
+        assert_eq!(read(&store), [(other.clone(), anchor(6))]);
+        anchors.set(&[(one.clone(), anchor(1)), (other.clone(), anchor(7))]).unwrap();
+        assert_eq!(read(&store), [(one, anchor(1)), (other, anchor(7))]);
     }
 
     #[test]

@@ -29,6 +29,11 @@ pub trait Backend: Send + Sync {
     /// The head as it is now. An error if the store sees that what leads to it was changed. Never older than the last acknowledged append of anyone.
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError>;
 
+    /// Where the store says that the stream ends, with nothing checked: for whoever is about to replace it.
+    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
+        self.head(stream).await
+    }
+
     /// Adds `records` after `expected` (`None`: the stream is new), all or none, if the head is still that. When it
     /// returns `Ok`, they survive a power cut. With `cut`, everything up to its head goes in the same step, and the stream begins
     /// with it from then on: there is no moment at which one has happened without the other.
@@ -245,6 +250,21 @@ impl BackendError {
             | BackendError::StoreMissing { .. }
             | BackendError::Poisoned(_)
             | BackendError::Locked { .. }
+            | BackendError::Unavailable(_)
+            | BackendError::Moved
+            | BackendError::Io { .. } => false,
+        }
+    }
+
+    /// True if records are gone or changed, for certain.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            BackendError::Record { .. } | BackendError::Folded { .. } => !self.is_newer(),
+            BackendError::Corrupt(_) | BackendError::BehindAnchor { .. } => true,
+            BackendError::Newer(_)
+            | BackendError::StoreMissing { .. }
+            | BackendError::Locked { .. }
+            | BackendError::Poisoned(_)
             | BackendError::Unavailable(_)
             | BackendError::Moved
             | BackendError::Io { .. } => false,

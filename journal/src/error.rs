@@ -102,6 +102,30 @@ impl Error {
         matches!(self, Error::Fenced { by: _ })
     }
 
+    /// True if records are gone or changed, for certain: what a person can decide about. Not: poisoned, of another cluster, of a newer
+    /// program.
+    pub fn is_damage(&self) -> bool {
+        match self {
+            Error::Broken(_) => true,
+            Error::Backend(source) => source.is_damage(),
+            Error::ForeignStream { .. }
+            | Error::Folded(_)
+            | Error::Archive(_)
+            | Error::UnknownLevel { .. }
+            | Error::Record(_)
+            | Error::BatchTooLarge { .. }
+            | Error::NoBaseline
+            | Error::NotClaimed
+            | Error::Fenced { .. }
+            | Error::HeadMoved { .. }
+            | Error::Unresolved(_)
+            | Error::Settled(_)
+            | Error::Full { .. }
+            | Error::Poisoned(_)
+            | Error::Unavailable(_) => false,
+        }
+    }
+
     /// True if a newer program wrote what this one cannot read: nothing is damaged.
     pub fn is_newer(&self) -> bool {
         if let Error::Backend(source) = self { source.is_newer() } else { false }

@@ -9,7 +9,7 @@ use crate::{
     error::Error,
     folded::Folded,
     record::{BATCH_BYTES_MAX, Hash, Head, LEVEL_FIRST, LEVEL_MAX, Stored, StreamId, check_level},
-    retention::{Goal, Retention, fold_oldest, trimmed},
+    retention::{Goal, MayGo, Retention, fold_oldest, trimmed},
     verify::Chain,
 };
 use std::sync::Arc;
@@ -130,6 +130,15 @@ pub struct Anchor {
     pub hash: Hash,
 }
 
+/// Where a stream is read from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Effort {
+    /// Wherever that is fastest.
+    Quick,
+    /// Where it counts.
+    Thorough,
+}
+
 /// What is sent at once.
 #[derive(Clone, Debug, Default)]
 struct Batch {
@@ -173,9 +182,32 @@ impl Journal {
         stream: StreamId,
         anchor: Option<Anchor>,
     ) -> Result<(Journal, ClusterState), Error> {
+        Journal::open_from(backend, stream, anchor, Effort::Quick).await
+    }
+
+    /// As [`Journal::open_anchored`], with every copy that there is: slower, and it finds damage that a start would not meet.
+    ///
+    /// # Errors
+    /// As [`Journal::open_anchored`].
+    pub async fn open_thoroughly(
+        backend: Arc<dyn Backend>,
+        stream: StreamId,
+        anchor: Option<Anchor>,
+    ) -> Result<(Journal, ClusterState), Error> {
+        // What the copies remember of each other, and then the one that counts.
+        Journal::open_from(Arc::clone(&backend), stream.clone(), anchor, Effort::Quick).await?;
+        Journal::open_from(backend, stream, anchor, Effort::Thorough).await
+    }
+
+    async fn open_from(
+        backend: Arc<dyn Backend>,
+        stream: StreamId,
+        anchor: Option<Anchor>,
+        effort: Effort,
+    ) -> Result<(Journal, ClusterState), Error> {
         let mut attempt = 1;
         let (head, state) = loop {
-            match read(backend.as_ref(), &stream, anchor).await {
+            match read(backend.as_ref(), &stream, anchor, effort).await {
                 Err(Error::Backend(BackendError::Moved)) if attempt < READ_ATTEMPTS_MAX => attempt += 1,
                 other => break other?,
             }
@@ -264,22 +296,38 @@ impl Journal {
         self.send_or_cut(batch).await
     }
 
-    /// Takes the oldest records out of the store, if there are more than are to be kept: recorded as `Trimmed`, in the same step. For
-    /// quiet moments.
+    /// What the oldest records fold to, if there are more than are to be kept; `None` if there are not. Only reads: it may be given up.
+    ///
+    /// # Errors
+    /// The store cannot be read, or what is read is not what was written.
+    pub async fn excess(&self, now: Timestamp) -> Result<Option<Folded>, Error> {
+        let Some(retention) = &self.retention else { return Ok(None) };
+        let goal = Goal::quiet(retention, self.backend.share(), now);
+        fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await
+    }
+
+    /// Takes the records out of the store that were folded: recorded as `Trimmed`, in the same step.
     ///
     /// # Errors
     /// As [`Journal::append`].
-    pub async fn trim(&mut self, now: Timestamp) -> Result<Appended, Error> {
+    pub async fn cut(&mut self, folded: Folded, now: Timestamp) -> Result<Appended, Error> {
         self.check_idle().await?;
         let Some(epoch) = self.epoch else { return Err(Error::NotClaimed) };
-        let Some(retention) = &self.retention else { return Ok(Appended::default()) };
-        let goal = Goal::quiet(retention, self.backend.share(), now);
-        let Some(folded) = fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await?
-        else {
-            return Ok(Appended::default());
-        };
-        let records = self.seal(vec![trimmed(&folded, &retention.may_go)], epoch, now)?;
+        let may_go = self.retention.as_ref().map_or(&MayGo::Any, |retention| &retention.may_go);
+        let records = self.seal(vec![trimmed(&folded, may_go)], epoch, now)?;
         self.send(Batch { records, cut: Some(folded) }).await
+    }
+
+    /// [`Journal::excess`], then [`Journal::cut`].
+    ///
+    /// # Errors
+    /// Theirs.
+    pub async fn trim(&mut self, now: Timestamp) -> Result<Appended, Error> {
+        self.check_idle().await?;
+        match self.excess(now).await? {
+            Some(folded) => self.cut(folded, now).await,
+            None => Ok(Appended::default()),
+        }
     }
 
     /// Allows what only programs of `level` can read. Nothing is written if it is allowed already.
@@ -318,11 +366,14 @@ impl Journal {
     ///
     /// # Errors
     /// The backend's.
-    pub async fn maintain(&self) -> Result<(), Error> {
+    pub async fn maintain(&mut self) -> Result<(), Error> {
         // What a merge takes away may be what a cut that is in doubt ends at.
         if !self.in_doubt.records.is_empty() {
             return Ok(());
         }
+        // What somebody put in the place of this writer's stream is not to be tidied, merged or mirrored.
+        let actual = self.backend.head(&self.stream).await?;
+        self.judge(actual)?;
         Ok(self.backend.maintain(&self.stream).await?)
     }
 
@@ -478,8 +529,12 @@ async fn read(
     backend: &dyn Backend,
     stream: &StreamId,
     anchor: Option<Anchor>,
+    effort: Effort,
 ) -> Result<(Option<Head>, ClusterState), Error> {
-    let mut reader = backend.recall(stream).await?;
+    let mut reader = match effort {
+        Effort::Quick => backend.recall(stream).await?,
+        Effort::Thorough => backend.read(stream).await?,
+    };
     let mut chain = Chain::new(reader.folded());
     let mut state = reader.folded().map(|folded| folded.state().clone()).unwrap_or_default();
     // What was cut is remembered by its last record only; an older anchor is covered by the chain after it.

@@ -7,7 +7,7 @@ use crate::{
     error::Error,
     folded::Folded,
     record::{Head, Stored, StreamId},
-    verify::Chain,
+    verify::{Chain, Problem},
 };
 use valkeeper_core::{
     event::Event,
@@ -108,11 +108,20 @@ impl Oldest {
             before.is_some_and(|before| records.last().is_some_and(|last| last.record.time < before));
         let is_too_much = self.must_shrink && self.bytes > left_bytes;
         if self.next.is_none() || !(is_old || is_too_much) {
-            self.next = None;
+            self.next = Some(Page { records, bytes });
             return Ok(None);
         }
         self.bytes = self.bytes.saturating_sub(bytes);
         Ok(Some(records))
+    }
+
+    /// What stays must follow what goes: a page that was exchanged for another must not become the beginning that is believed.
+    fn check_rest(&self, rest: Option<&Vec<Stored>>, chain: &Chain) -> Result<(), Problem> {
+        let stays = rest.or(self.next.as_ref().map(|page| &page.records));
+        match stays.and_then(|records| records.first()) {
+            Some(first) => chain.clone().next(first),
+            None => Ok(()),
+        }
     }
 }
 
@@ -129,8 +138,10 @@ pub(crate) async fn fold_oldest(
     let mut chain = Chain::new(folded);
     let mut state = folded.map(|folded| folded.state().clone()).unwrap_or_default();
     let mut through: Option<Head> = None;
+    let mut held = None;
     while let Some(records) = oldest.page().await? {
         if !records.last().is_some_and(|last| may_go.allows(last)) {
+            held = Some(records);
             break;
         }
         for stored in &records {
@@ -139,6 +150,7 @@ pub(crate) async fn fold_oldest(
         }
         through = chain.head().copied();
     }
+    oldest.check_rest(held.as_ref(), &chain)?;
     Ok(through.map(|head| Folded::new(stream, head, &state)).transpose()?)
 }
 

@@ -6,7 +6,7 @@ use crate::{
     backend::{AppendError, Backend, BackendError, Page, Reader, describe},
     folded::Folded,
     record::{BATCH_BYTES_MAX, Head, Stored, StreamId},
-    verify::Chain,
+    verify::{Chain, Problem},
 };
 use async_trait::async_trait;
 use std::sync::Arc;
@@ -66,8 +66,16 @@ impl Tiered {
         self.mirror.read(stream).await.ok()
     }
 
-    /// Makes the mirror again from the first store.
-    async fn mirror_anew(&self, stream: &StreamId) -> Result<(), BackendError> {
+    /// Makes the mirror again from the first store, once that is seen to be whole and to hold what the mirror has seen: it may be the
+    /// better copy.
+    async fn mirror_anew(&self, stream: &StreamId, mirrored: Option<Head>) -> Result<(), BackendError> {
+        let whole = intact(self.first.as_ref(), stream, mirrored).await?;
+        if let Some(mirrored) = mirrored
+            && whole.is_none_or(|head| head.seq < mirrored.seq)
+        {
+            let (stream, found) = (stream.clone(), describe(whole.as_ref()));
+            return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
+        }
         self.mirror.forget(stream).await?;
         copy(self.first.as_ref(), self.mirror.as_ref(), stream).await
     }
@@ -128,7 +136,7 @@ impl Backend for Tiered {
     }
 
     async fn repair(&self, stream: &StreamId, reach: Seq) -> Result<(), BackendError> {
-        let intact = intact(self.mirror.as_ref(), stream).await?;
+        let intact = intact(self.mirror.as_ref(), stream, None).await?;
         let short = |found: &str| BackendError::BehindAnchor {
             stream: stream.clone(),
             found: format!("{} in the second copy{found}", describe(intact.as_ref())),
@@ -137,11 +145,14 @@ impl Backend for Tiered {
         if intact.is_none_or(|head| head.seq < reach) {
             return Err(short(""));
         }
-        // What can still be read must not be more than what it is replaced by.
-        if let Ok(Some(head)) = self.first.head(stream).await
-            && intact.is_none_or(|intact| intact.seq < head.seq)
-        {
-            return Err(short(&format!("; the first copy goes on to {head}")));
+        // What is replaced must not have more, as far as it says so itself; only damage says nothing.
+        match self.first.claimed_end(stream).await {
+            Ok(Some(head)) if intact.is_none_or(|intact| intact.seq < head.seq) => {
+                return Err(short(&format!("; the first copy goes on to {head}")));
+            }
+            Ok(_) => {}
+            Err(e) if e.is_damage() => {}
+            Err(e) => return Err(e),
         }
         self.first.forget(stream).await?;
         copy(self.mirror.as_ref(), self.first.as_ref(), stream).await
@@ -153,8 +164,8 @@ impl Backend for Tiered {
 
     async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.first.maintain(stream).await?;
-        let head = self.first.head(stream).await?;
-        if self.mirrored(stream).await == head { Ok(()) } else { self.mirror_anew(stream).await }
+        let (head, mirrored) = (self.first.head(stream).await?, self.mirrored(stream).await);
+        if mirrored == head { Ok(()) } else { self.mirror_anew(stream, mirrored).await }
     }
 }
 
@@ -167,12 +178,17 @@ async fn write(mirror: Arc<dyn Backend>, mut waiting: mpsc::Receiver<Written>) {
     }
 }
 
-/// The head of a stream that is intact.
-async fn intact(backend: &dyn Backend, stream: &StreamId) -> Result<Option<Head>, BackendError> {
-    let corrupt = |problem: crate::verify::Problem| {
-        BackendError::Corrupt(format!("the second copy of stream {stream}: {problem}"))
-    };
+/// The head of a stream that is intact, and holds what a witness has seen of it.
+async fn intact(
+    backend: &dyn Backend,
+    stream: &StreamId,
+    mirrored: Option<Head>,
+) -> Result<Option<Head>, BackendError> {
+    let corrupt = |problem: Problem| BackendError::Corrupt(format!("a copy of stream {stream}: {problem}"));
     let mut reader = backend.read(stream).await?;
+    if let Some(mirrored) = mirrored {
+        reader = Box::new(Witnessed { reader, mirrored });
+    }
     let mut chain = Chain::new(reader.folded());
     while let Some(page) = reader.page().await? {
         page.records.iter().try_for_each(|stored| chain.next(stored)).map_err(corrupt)?;

@@ -179,7 +179,7 @@ fn leftovers(objects: &MemoryObjects) -> Vec<String> {
 async fn recover(objects: &Arc<MemoryObjects>, history: &mut History, place: &str) {
     live(objects.clone(), history).await.unwrap_or_else(|e| panic!("{place}: {e:?}"));
     let backend = Arc::new(Segments::new(objects.clone()));
-    let (journal, _) = Journal::open(backend, stream()).await.unwrap();
+    let (mut journal, _) = Journal::open(backend, stream()).await.unwrap();
     journal.maintain().await.unwrap();
     assert_eq!(leftovers(objects), Vec::<String>::new(), "{place}");
     look(objects, history, place).await;

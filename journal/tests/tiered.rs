@@ -4,11 +4,11 @@
 
 mod common;
 
-use common::{at, baseline, big, fact, stream, whole};
+use common::{Scratch, at, baseline, big, fact, stream, whole};
 use std::{sync::Arc, time::Duration};
 use valkeeper_core::{ids::Seq, state::ClusterState};
 use valkeeper_journal::{
-    Backend, BackendError, Error, Journal, MayGo, Memory, Retention, Segments, Tiered, Whole,
+    Backend, BackendError, Error, Journal, MayGo, Memory, Retention, Segments, Sled, Tiered, Whole,
     memory::Fault,
     segments::{Body, MemoryObjects},
     verify,
@@ -146,7 +146,7 @@ async fn a_first_store_that_holds_another_history_is_refused() {
     let refused = Journal::open(Arc::new(mixed), stream()).await.err().unwrap();
     let said = match &refused {
         Error::Backend(error) => error.to_string(),
-        other => panic!("{other:?}"),
+        _ => panic!("{refused:?}"),
     };
     assert!(refused.is_broken() && said.contains("the second copy"), "{said}");
 }
@@ -199,4 +199,59 @@ async fn damaged_config_maps_are_written_anew_from_the_mirror_and_kept_aside() {
         assert_eq!(journal.head().unwrap().seq, last, "{damaged}");
         assert_eq!(whole(&Segments::new(objects.clone())).await, before, "{damaged}");
     }
+}
+
+#[tokio::test]
+async fn the_mirror_on_a_disk_is_made_for_a_stream_that_was_cut_and_repairs_it() {
+    let scratch = Scratch::new("tiered");
+    let objects = Arc::new(MemoryObjects::new());
+    let first = Arc::new(Segments::new(objects.clone()));
+    let (mut journal, _) = Journal::open(first.clone(), stream()).await.unwrap();
+    journal.retain(Retention { keep_bytes: 6_000, keep_ms: None, may_go: MayGo::Any });
+    journal.claim(Some(baseline(&stream())), "w", "v", at(1)).await.unwrap();
+    for round in 0..80_u16 {
+        journal.append(vec![big(3_000), fact(round)], at(2)).await.unwrap();
+        journal.trim(at(2)).await.unwrap();
+    }
+    let before = whole(&*first).await;
+    assert!(before.folded.is_some());
+    // A mirror is given to a journal that has been there for long.
+    let sled = Arc::new(Sled::open(&scratch.path("mirror")).unwrap());
+    let tiered: Arc<dyn Backend> = Arc::new(Tiered::new(first.clone(), sled.clone()));
+    tiered.maintain(&stream()).await.unwrap();
+    assert_eq!(whole(&*sled).await, before);
+    let last = journal.head().unwrap().seq;
+    objects.edit(|all| all.clear());
+    let refused = Journal::open(tiered.clone(), stream()).await.err().unwrap();
+    assert!(refused.is_damage(), "{refused:?}");
+    tiered.repair(&stream(), last).await.unwrap();
+    assert_eq!(whole(&Segments::new(objects.clone())).await, before);
+    // A loss that is accepted: the mirror does not speak of it any more, and neither does its anchor.
+    objects.edit(|all| all.clear());
+    tiered.accept_loss(&stream()).await.unwrap();
+    let (journal, _) = Journal::open(tiered.clone(), stream()).await.unwrap();
+    assert_eq!(journal.head(), None);
+    drop((tiered, sled, journal));
+    // The task that writes the mirror lets go of it a moment later.
+    for _ in 0..100 {
+        tokio::task::yield_now().await;
+    }
+    let sled = Sled::open(&scratch.path("mirror")).unwrap();
+    assert_eq!(whole(&sled).await, Whole::default());
+}
+
+#[tokio::test]
+async fn a_first_store_that_was_rolled_back_does_not_take_its_mirror_with_it() {
+    let (pair, mut journal) = with_history().await;
+    let earlier = whole(&*pair.first).await;
+    journal.append(vec![fact(400)], at(7)).await.unwrap();
+    let intact = pair.mirrored().await;
+    pair.first.forget(&stream()).await.unwrap();
+    let Whole { folded, records } = earlier;
+    pair.first.append(&stream(), None, &records, folded.as_ref()).await.unwrap();
+    assert!(matches!(pair.tiered.maintain(&stream()).await, Err(BackendError::BehindAnchor { .. })));
+    assert!(matches!(journal.maintain().await, Err(Error::HeadMoved { .. })));
+    assert_eq!(whole(&*pair.mirror).await, intact);
+    pair.tiered.repair(&stream(), intact.records.last().unwrap().record.seq).await.unwrap();
+    assert_eq!(whole(&*pair.first).await, intact);
 }

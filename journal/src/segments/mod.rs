@@ -114,6 +114,10 @@ impl Backend for Segments {
         Ok(self.store.look(stream).await?.map(|seen| seen.doc.head))
     }
 
+    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
+        Ok(self.store.fetch(stream).await?.map(|seen| seen.doc.head))
+    }
+
     async fn append(
         &self,
         stream: &StreamId,

@@ -257,6 +257,25 @@ impl Live {
         Ok(answers)
     }
 
+    /// Takes a stream out: its anchor first, or what is left of it would be missed. Its last entries are given to `keep` before.
+    pub fn forget(
+        &self,
+        stream: &StreamId,
+        keep: impl FnOnce(&mut dyn Iterator<Item = Vec<u8>>) -> Result<(), BackendError>,
+    ) -> Result<(), BackendError> {
+        let mut anchors = self.anchors();
+        if !self.store.names().contains(stream) {
+            return Ok(());
+        }
+        let tree = self.store.tree(stream)?;
+        let entries = tree.entries(Seq(1), Seq(u64::MAX));
+        keep(&mut entries.map_while(Result::ok).map(|entry| entry.frames))?;
+        let cleared = anchors.forget(stream).map_err(|e| format!("anchor: {e}"));
+        let cleared = cleared.and_then(|()| tree.clear()).and_then(|()| self.store.sync());
+        self.known().remove(stream);
+        cleared.map_err(|why| BackendError::Poisoned(self.poison(why)))
+    }
+
     /// Puts one append. `Err`: sled failed, and nobody knows what it wrote.
     fn stage(
         &self,
@@ -286,7 +305,9 @@ impl Live {
         let is_cut = cut.is_some();
         if let Some(folded) = cut {
             let keep = folded.head().seq.next();
-            if expected.is_none_or(|head| keep > head.seq.next()) {
+            // A stream that has nothing yet may begin with any: it is written anew.
+            let is_beyond = expected.map_or(keep != first, |head| keep > head.seq.next());
+            if is_beyond {
                 return Ok(Err(AppendError::Io("what is to be cut is not in the stream".to_owned())));
             }
             let holding = next.tree.holding(keep).map_err(|e| e.to_string())?;

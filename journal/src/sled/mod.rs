@@ -17,7 +17,7 @@ mod store;
 mod tests;
 
 use crate::{
-    anchor::has_room,
+    anchor::{failed, has_room, sibling},
     backend::{AppendError, Backend, BackendError, Reader},
     codec,
     folded::Folded,
@@ -28,6 +28,7 @@ pub use group::{GROUP_APPENDS_MAX, GROUP_BYTES_MAX, WAITING_APPENDS_MAX, WAITING
 use live::{Live, Write};
 use std::{
     fs::File,
+    io::Write as _,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -185,6 +186,23 @@ impl Backend for Sled {
         let frames = records.iter().flat_map(codec::encode).collect();
         let (stream, expected, cut) = (stream.clone(), expected.copied(), cut.cloned());
         group::append(&self.shared, Write { stream, expected, first, head, frames, cut }).await
+    }
+
+    async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let stream = stream.clone();
+        let forget = move |shared: &Shared| {
+            shared.revive()?;
+            let aside = sibling(&shared.dir, &format!(".aside-{}", crate::anchor::escape(&stream)));
+            let keep = |entries: &mut dyn Iterator<Item = Vec<u8>>| {
+                let mut file = File::create(&aside).map_err(failed("make", &aside))?;
+                for frames in entries {
+                    file.write_all(&frames).map_err(failed("write", &aside))?;
+                }
+                file.sync_all().map_err(failed("sync", &aside))
+            };
+            shared.ask(|live, _| live.forget(&stream, keep))
+        };
+        run(&self.shared, forget).await
     }
 
     async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {

@@ -256,6 +256,11 @@ impl Tree {
         self.0.apply_batch(batch).map_err(|e| format!("insert: {e}"))
     }
 
+    /// Takes everything out. Not durable before [`Store::sync`].
+    pub fn clear(&self) -> Result<(), String> {
+        self.0.clear().map_err(|e| format!("clear: {e}"))
+    }
+
     /// Removes up to `chunks_max` chunks of entries before `first`. True if there may be more.
     pub fn sweep(&self, first: Seq, chunks_max: usize) -> Result<bool, String> {
         let old = self.0.range(key(Seq(1), 0)..key(first, 0)).keys().take(chunks_max);

@@ -22,12 +22,11 @@ pub const ANNOTATION_CONFIRM_BLANK: &str = "valkeeper.io/confirm-blank";
 /// The operator's finalizer: deletion waits until it is recorded.
 pub const FINALIZER: &str = "valkeeper.io/journal";
 
-/// Annotation by which a person accepts that acknowledged records are gone: the sequence up to which, as the condition
-/// JournalIntact names it.
+/// Annotation by which a person accepts that acknowledged records of the journal are gone: the first 12 digits or more of
+/// `status.journal.hash`.
 pub const ACCEPT_LOSS: &str = "valkeeper.io/accept-journal-loss";
 
-/// Annotation by which a person asks that the journal is written anew from its second copy: the sequence that it must reach at least, as
-/// the condition JournalIntact names it.
+/// Annotation by which a person asks that a damaged journal is written anew from its second copy: as above.
 pub const REPAIR: &str = "valkeeper.io/repair-journal";
 
 /// Most shards of one cluster: each is a StatefulSet with its own failover, and one task turns for all of them.
@@ -379,6 +378,9 @@ pub struct CertificateStatus {
 /// A position in the journal.
 #[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct JournalPosition {
+    /// Name of the journal: the resource's UID.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub stream: String,
     /// Sequence of the last record.
     pub seq: i64,
     /// Writer epoch.

@@ -5,6 +5,7 @@ mod bad_input;
 mod fencing;
 mod handover;
 mod isolation;
+mod keeping;
 mod kills;
 mod leadership;
 mod life;
@@ -84,6 +85,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("lease-edited", WithAReadyCluster, true, leadership::lease_edited),
     scenario!("clocks-an-hour-apart", WithAReadyCluster, true, leadership::clocks_an_hour_apart),
     scenario!("journal-by-a-user", WithAReadyCluster, true, tampered::by_a_user),
+    scenario!("journal-kept", WithAReadyCluster, true, keeping::kept),
     scenario!("secrets-nowhere", WithNothing, true, secrets::nowhere),
     scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),
     scenario!("scale-2-4-1", WithAReadyCluster, false, spec_change::scale),

@@ -17,6 +17,7 @@ use kube::{
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
+use valkeeper::api::v1alpha1::ACCEPT_LOSS;
 
 /// Until a primary has a replica in sync again.
 const SETTLED_MAX: Duration = Duration::from_secs(120);
@@ -216,8 +217,9 @@ impl Desk<'_> {
     async fn accept(&self) -> anyhow::Result<i64> {
         let subject = &self.world.subject;
         let status = subject.get().await?.status.unwrap_or_default();
-        let lost = status.journal.context("no place in the journal")?.seq;
-        subject.annotate("valkeeper.io/accept-journal-loss", &lost.to_string()).await?;
+        let place = status.journal.context("no place in the journal")?;
+        let lost = place.seq;
+        subject.annotate(ACCEPT_LOSS, &place.hash).await?;
         self.healed().await?;
         let records = Journal::of_uid(&self.world.client, self.uid).await?.records()?;
         let says = |record: &Value| record.pointer("/event/EpochStarted/lost_through") == Some(&json!(lost));

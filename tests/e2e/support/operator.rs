@@ -113,10 +113,15 @@ impl Operator {
         Ok(operator)
     }
 
-    /// The same with another level of its log, as a user sets it.
-    pub async fn log_level(&self, level: &str) -> anyhow::Result<()> {
-        set_up(&self.client, self.place, &["--set-string", &format!("logLevel={level}")]).await?;
+    /// The same with other values of the chart, as a user sets them: arguments of helm.
+    pub async fn set(&self, values: &[&str]) -> anyhow::Result<()> {
+        set_up(&self.client, self.place, values).await?;
         self.scale(1).await.map(|_| ())
+    }
+
+    /// The same with another level of its log.
+    pub async fn log_level(&self, level: &str) -> anyhow::Result<()> {
+        self.set(&["--set-string", &format!("logLevel={level}")]).await
     }
 
     /// Removes the release; definitions and journals stay.
