@@ -169,7 +169,7 @@ async fn storm(seed: u64, world: &dyn World) {
                 writers.remove(0);
             }
             5 => {
-                if let Some(journal) = writers.last() {
+                if let Some(journal) = writers.last_mut() {
                     let _ = journal.maintain().await;
                 }
             }

@@ -144,10 +144,8 @@ async fn a_first_store_that_holds_another_history_is_refused() {
     }
     let mixed = Tiered::new(other.first.clone(), pair.mirror.clone());
     let refused = Journal::open(Arc::new(mixed), stream()).await.err().unwrap();
-    let said = match &refused {
-        Error::Backend(error) => error.to_string(),
-        _ => panic!("{refused:?}"),
-    };
+    let Error::Backend(error) = &refused else { panic!("{refused:?}") };
+    let said = error.to_string();
     assert!(refused.is_broken() && said.contains("the second copy"), "{said}");
 }
 
