@@ -30,18 +30,26 @@ fn the_documents_table_of_events_is_the_codes() {
 fn every_test_that_the_document_names_exists() {
     let document = read("../docs/JOURNAL.md");
     let files = [
+        "tests/archive.rs",
         "tests/contract.rs",
+        "tests/cuts.rs",
         "tests/faults.rs",
         "tests/records.rs",
+        "tests/releases.rs",
         "tests/segments.rs",
+        "tests/segments_crash.rs",
+        "tests/segments_cuts.rs",
+        "tests/segments_damage.rs",
         "tests/sled.rs",
         "tests/storms.rs",
+        "tests/tiered.rs",
         "tests/battery/damage.rs",
         "tests/battery/directory.rs",
         "tests/battery/disk.rs",
         "tests/battery/kills.rs",
         "tests/battery/large.rs",
         "tests/battery/power.rs",
+        "../src/k8s/objects/tests.rs",
         "src/sled/group.rs",
         "src/sled/tests.rs",
     ];
