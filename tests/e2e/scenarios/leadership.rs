@@ -182,10 +182,10 @@ async fn an_hour_apart(world: &World) -> anyhow::Result<String> {
     let holder = world.operator.holder().await?;
     world.operator.scale(1).await?;
     stays(world, &holder).await.context("with the right clock standing by")?;
-    load.flows(SETTLED_MAX).await.context("under the clock that is ahead")?;
+    let under_it = failover(world, load).await.context("under the clock that is ahead")?;
     drop(ahead);
     let taken = led(world).await?;
-    let outage = failover(world, load).await?;
+    let outage = failover(world, Load::start(subject).await?).await?;
     let journal = Journal::of(subject).await?;
     journal.holds()?;
     let records = journal.records()?;
@@ -197,7 +197,8 @@ async fn an_hour_apart(world: &World) -> anyhow::Result<String> {
         bail!("the records span {span_s} s and were written by {writers:?}: no clock was an hour ahead");
     }
     Ok(format!(
-        "no change of leader in {} s of standing by on either side; the right clock led again after {:.1} s, then a failover: {outage}; \
+        "no change of leader in {} s of standing by on either side; a failover under the clock that is ahead: {under_it}; the right clock \
+         led again after {:.1} s, then another: {outage}; \
          {} records over {span_s} s of {} claims, no time falls",
         STANDING_BY.as_secs(),
         taken.as_secs_f64(),

@@ -102,7 +102,7 @@ impl Desk<'_> {
             if shown > behind { Ok(()) } else { bail!("it shows {shown}") }
         })
         .await?;
-        let (ahead, right) = (self.head_seq().await?, journal::head(client, self.uid).await?);
+        let ahead = self.head_seq().await?;
         if ahead <= behind {
             bail!("nothing was recorded between {behind} and {ahead}");
         }
@@ -110,9 +110,9 @@ impl Desk<'_> {
         // What the running writer meets, and what whoever opens it anew does.
         let met = self.says("rolled-back", &behind.to_string()).await?;
         let said = self.refuses(&met, &behind.to_string()).await?;
-        journal::edit_head(client, self.uid, &right).await?;
-        self.healed().await?;
-        Ok(format!("rollback from {ahead} to {behind}: {met:?}, {said:?}, healed by the newer copy"))
+        // The newer copy is lost: a person accepts that, and what was there is kept aside.
+        let lost = self.accept().await?;
+        Ok(format!("rollback from {ahead} to {behind}: {met:?}, {said:?}, accepted up to {lost}"))
     }
 
     /// The head alone: its segments show that it was there.
