@@ -74,6 +74,13 @@ bench: cluster-up ## Journal next to bare fdatasync; write outage of ten kills, 
 bench-journal: ## Journal: durable appends, group commit, starts by length, next to a bare file and redb (some minutes)
 	@cargo bench -q --locked -p valkeeper-journal -- --all
 
+# Number of clusters.
+CLUSTERS ?= 1000
+
+.PHONY: bench-etcd
+bench-etcd: cluster-up ## Journals of a thousand clusters in ConfigMaps: time of an append, what etcd takes (CLUSTERS=1000)
+	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench config_maps -- $(CLUSTERS)
+
 .PHONY: bench-sled
 bench-sled: cluster-up ## The same kills with the journal in sled instead of ConfigMaps
 	@VALKEEPER_JOURNAL=sled tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench failover -- --no-sentinel

@@ -416,9 +416,11 @@ impl Journal {
             return Err(Error::Full { bytes: full.0, max: full.1 });
         };
         let goal = Goal::full(retention, full.1);
-        let Some(folded) = fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await?
-        else {
-            return Err(Error::Full { bytes: full.0, max: full.1 });
+        let folded = match fold_oldest(self.backend.as_ref(), &self.stream, goal, &retention.may_go).await {
+            Ok(Some(folded)) => folded,
+            // Nothing may go, or what it folds to is larger than what would go.
+            Ok(None) | Err(Error::Folded(_)) => return Err(Error::Full { bytes: full.0, max: full.1 }),
+            Err(e) => return Err(e),
         };
         let Record { seq, epoch, time, event: _ } = &last.record;
         let record = Record {

@@ -18,6 +18,8 @@ const HEAD_SUFFIX: &str = "-head";
 /// What stands between a stream's id and the sequences of a sealed object.
 const SEALED_INFIXES: [&str; 2] = ["-segment-", FOLDED_INFIX];
 const FOLDED_INFIX: &str = "-folded-";
+/// What stands in the name of an object that was put aside: part of no journal any more.
+const ASIDE_INFIX: &str = "-aside-";
 /// Where a ConfigMap has its text.
 const TEXT_KEY: &str = "records.jsonl";
 /// Where a ConfigMap has its packed text.
@@ -54,7 +56,7 @@ fn journal_object(item: &serde_json::Value) -> Option<(String, Body)> {
 }
 
 fn stream_id(name: &str) -> Option<&str> {
-    let rest = name.strip_prefix(OBJECT_PREFIX)?;
+    let rest = name.strip_prefix(OBJECT_PREFIX).filter(|rest| !rest.contains(ASIDE_INFIX))?;
     let sealed = || SEALED_INFIXES.iter().find_map(|infix| rest.split_once(infix)).map(|(id, _)| id);
     rest.strip_suffix(HEAD_SUFFIX).or_else(sealed)
 }
@@ -172,6 +174,15 @@ mod tests {
 
     fn parse_json(document: &serde_json::Value) -> Vec<Stream> {
         parse("-".as_ref(), &document.to_string()).unwrap()
+    }
+
+    #[test]
+    fn what_was_put_aside_is_part_of_no_journal() {
+        assert_eq!(stream_id("journal-uid-1-head"), Some("uid-1"));
+        assert_eq!(stream_id("journal-uid-1-segment-0000000001-0000000009"), Some("uid-1"));
+        for name in ["head", "segment-0000000001-0000000009", "folded-0000000009-ab"] {
+            assert_eq!(stream_id(&format!("journal-uid-1-aside-77-of-{name}")), None, "{name}");
+        }
     }
 
     #[test]
