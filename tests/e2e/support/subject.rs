@@ -261,7 +261,9 @@ impl Subject {
         }
     }
 
-    /// Waits until there is a primary with a replica whose link is up: from then on a primary can be lost.
+    /// Waits until there is a primary with a replica that gets its writes: from then on a primary can be lost. A replica says that it is
+    /// connected as soon as it has loaded a data set that came without a file; its primary feeds it from its next sign of life on,
+    /// which comes once a second, and calls it online only then.
     pub async fn protected(&self, patience: Duration) -> anyhow::Result<Member> {
         let found = until("a primary with a replica in sync", patience, || async {
             let primary = self.primary().await?;
@@ -275,6 +277,10 @@ impl Subject {
             }
             if route != [address.clone()] {
                 bail!("the write Service leads to {route:?}");
+            }
+            let told = self.call(&primary, &["INFO", "replication"]).await?;
+            if !told.text().is_some_and(|told| told.contains("state=online")) {
+                bail!("{} feeds no replica yet", primary.name);
             }
             Ok(primary)
         });
