@@ -96,7 +96,10 @@ async fn open(
                 error = k8s::chain(&error),
                 "the journal is written anew from its second copy, as asked"
             );
-            shell.backend.repair(stream, witness.reach()).await?;
+            match shell.backend.repair(stream, witness.needed()).await {
+                Err(error) if !witness.may_lose => return Err(error.into()),
+                Ok(()) | Err(_) => {}
+            }
         }
     }
     let damage = match open(witness.anchor).await {

@@ -126,7 +126,7 @@ impl Tending {
         let now = Instant::now();
         let carried = self.carrier.as_ref().is_some_and(JoinHandle::is_finished);
         let has_reason = self.untended >= TENDED_EVERY || now >= self.due_at;
-        if !carried && (!has_reason || now < self.not_before) {
+        if now < self.not_before || !(carried || has_reason) {
             return false;
         }
         self.untended = 0;

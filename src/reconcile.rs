@@ -88,9 +88,7 @@ async fn tend(cluster: &mut Cluster) -> Result<(), Error> {
     let (shell, now) = (Arc::clone(&cluster.shell), cluster.clock.now());
     shell.leadership.check()?;
     let tidied = quietly(&cluster.links, cluster.journal.maintain()).await;
-    if untroubled(&mut cluster.tending, tidied)?.is_none() {
-        return Ok(());
-    }
+    untroubled(&mut cluster.tending, tidied)?;
     let stream = cluster.journal.stream().clone();
     let Some(retention) = cluster.tending.retention(&shell, &stream, now).await else { return Ok(()) };
     cluster.journal.retain(retention);

@@ -372,9 +372,11 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 if !matches!(error.class(), Class::Fenced | Class::Deposed) {
                     publish::trouble(&shell, &id, &error).await;
                 }
-                if let Some(known) = error.before() {
-                    before = known;
-                }
+                before = match (error.before(), before) {
+                    (Some(known), _) => known,
+                    (None, Before::Full) => Before::Nothing,
+                    (None, Before::Nothing | Before::DeposedBy(_)) => before,
+                };
                 if error.concerns_journal() && error.class() == Class::Permanent {
                     let_go(&shell, &id).await;
                 }

@@ -37,9 +37,9 @@ impl Witness {
         Witness { anchor: Some(anchor), may_lose: names(ACCEPT_LOSS), may_repair: names(REPAIR) }
     }
 
-    /// Up to where a second copy must reach: less is a loss, which must have been accepted.
-    pub fn reach(&self) -> Seq {
-        self.anchor.filter(|_| !self.may_lose).map_or(Seq(0), |anchor| anchor.seq)
+    /// What a second copy must hold: without it, it is a loss, which must have been accepted.
+    pub fn needed(&self) -> Option<Anchor> {
+        self.anchor.filter(|_| !self.may_lose)
     }
 }
 
@@ -73,14 +73,14 @@ mod tests {
         let of = |said: &[(&str, &str)]| Witness::of(&resource(&hash.to_string(), said));
         let place = &hash.to_string()[..PLACE_DIGITS_MIN];
         let nothing = Witness { anchor, may_lose: false, may_repair: false };
-        assert_eq!((of(&[]), nothing.reach()), (nothing, Seq(42)));
+        assert_eq!((of(&[]), nothing.needed()), (nothing, anchor));
         for other in ["42", "yes", "", "0707", "080808080808"] {
             assert_eq!(of(&[(ACCEPT_LOSS, other), (REPAIR, other)]), nothing, "{other}");
         }
         let accepted = of(&[(ACCEPT_LOSS, place)]);
-        assert_eq!((accepted, accepted.reach()), (Witness { may_lose: true, ..nothing }, Seq(0)));
+        assert_eq!((accepted, accepted.needed()), (Witness { may_lose: true, ..nothing }, None));
         let asked = of(&[(REPAIR, &hash.to_string())]);
-        assert_eq!((asked, asked.reach()), (Witness { may_repair: true, ..nothing }, Seq(42)));
+        assert_eq!((asked, asked.needed()), (Witness { may_repair: true, ..nothing }, anchor));
     }
 
     #[test]

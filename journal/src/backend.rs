@@ -2,6 +2,7 @@
 
 use crate::{
     folded::{Folded, FoldedError},
+    journal::Anchor,
     record::{Head, RecordError, Stored, StreamId},
 };
 use async_trait::async_trait;
@@ -51,9 +52,9 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// Writes a broken stream anew from a second copy, which must reach at least `reach`. What was there is kept aside. Only ever at a
-    /// person's word.
-    async fn repair(&self, stream: &StreamId, _reach: Seq) -> Result<(), BackendError> {
+    /// Writes a broken stream anew from a second copy, which must hold the record that is remembered of it. What was there is kept
+    /// aside. Only ever at a person's word.
+    async fn repair(&self, stream: &StreamId, _needed: Option<Anchor>) -> Result<(), BackendError> {
         Err(BackendError::Corrupt(format!(
             "stream {stream} cannot be repaired: there is no second copy of it"
         )))
@@ -62,6 +63,11 @@ pub trait Backend: Send + Sync {
     /// Takes a stream out of the store. What can be kept aside of it is.
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
         Err(BackendError::Unavailable(format!("this store does not forget streams such as {stream}")))
+    }
+
+    /// [`Backend::forget`] of what is only a copy: nothing is kept aside.
+    async fn discard(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.forget(stream).await
     }
 
     /// A person accepts that records are gone: what the store remembers of them elsewhere is no reason to refuse any more.

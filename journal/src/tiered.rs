@@ -5,6 +5,7 @@
 use crate::{
     backend::{AppendError, Backend, BackendError, Page, Reader, describe},
     folded::Folded,
+    journal::Anchor,
     record::{BATCH_BYTES_MAX, Head, Stored, StreamId},
     verify::{Chain, Problem},
 };
@@ -17,27 +18,27 @@ use valkeeper_core::ids::Seq;
 /// first store.
 const WAITING_MAX: usize = 1024;
 
-/// An append that the first store has taken.
-struct Written {
-    stream: StreamId,
-    expected: Option<Head>,
-    records: Vec<Stored>,
-    cut: Option<Folded>,
+/// What the mirror is to do. One after the other, so that it never does two things to a stream at once.
+enum Job {
+    /// Takes an append that the first store has taken.
+    Append { stream: StreamId, expected: Option<Head>, records: Vec<Stored>, cut: Option<Folded> },
+    /// Is made again from the first store.
+    Rebuild(StreamId),
 }
 
 /// The two stores.
 pub struct Tiered {
     first: Arc<dyn Backend>,
     mirror: Arc<dyn Backend>,
-    written: mpsc::Sender<Written>,
+    jobs: mpsc::Sender<Job>,
 }
 
 impl Tiered {
     /// `first` with `mirror` behind it. Needs a runtime, on which the mirror is written.
     pub fn new(first: Arc<dyn Backend>, mirror: Arc<dyn Backend>) -> Tiered {
-        let (written, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(write(Arc::clone(&mirror), waiting));
-        Tiered { first, mirror, written }
+        let (jobs, waiting) = mpsc::channel(WAITING_MAX);
+        tokio::spawn(work(Arc::clone(&first), Arc::clone(&mirror), waiting));
+        Tiered { first, mirror, jobs }
     }
 
     /// Where the mirror ends. It is no reason to stop: one that cannot be read is as good as none.
@@ -64,20 +65,6 @@ impl Tiered {
             return None;
         }
         self.mirror.read(stream).await.ok()
-    }
-
-    /// Makes the mirror again from the first store, once that is seen to be whole and to hold what the mirror has seen: it may be the
-    /// better copy.
-    async fn mirror_anew(&self, stream: &StreamId, mirrored: Option<Head>) -> Result<(), BackendError> {
-        let whole = intact(self.first.as_ref(), stream, mirrored).await?;
-        if let Some(mirrored) = mirrored
-            && whole.is_none_or(|head| head.seq < mirrored.seq)
-        {
-            let (stream, found) = (stream.clone(), describe(whole.as_ref()));
-            return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
-        }
-        self.mirror.forget(stream).await?;
-        copy(self.first.as_ref(), self.mirror.as_ref(), stream).await
     }
 }
 
@@ -120,7 +107,7 @@ impl Backend for Tiered {
     ) -> Result<(), AppendError> {
         self.first.append(stream, expected, records, cut).await?;
         let (stream, expected, records) = (stream.clone(), expected.copied(), records.to_vec());
-        match self.written.try_send(Written { stream, expected, records, cut: cut.cloned() }) {
+        match self.jobs.try_send(Job::Append { stream, expected, records, cut: cut.cloned() }) {
             // What does not fit is missing in the mirror until the next quiet moment.
             Ok(()) | Err(_) => Ok(()),
         }
@@ -135,14 +122,14 @@ impl Backend for Tiered {
         self.first.forget(stream).await
     }
 
-    async fn repair(&self, stream: &StreamId, reach: Seq) -> Result<(), BackendError> {
-        let intact = intact(self.mirror.as_ref(), stream, None).await?;
+    async fn repair(&self, stream: &StreamId, needed: Option<Anchor>) -> Result<(), BackendError> {
+        let (intact, holds) = intact(self.mirror.as_ref(), stream, needed).await?;
         let short = |found: &str| BackendError::BehindAnchor {
             stream: stream.clone(),
             found: format!("{} in the second copy{found}", describe(intact.as_ref())),
-            anchor: reach,
+            anchor: needed.map_or(Seq(0), |needed| needed.seq),
         };
-        if intact.is_none_or(|head| head.seq < reach) {
+        if intact.is_none() || !holds {
             return Err(short(""));
         }
         // What is replaced must not have more, as far as it says so itself; only damage says nothing.
@@ -159,41 +146,80 @@ impl Backend for Tiered {
     }
 
     async fn accept_loss(&self, stream: &StreamId) -> Result<(), BackendError> {
-        self.mirror.forget(stream).await
+        let forgotten = self.mirror.forget(stream).await;
+        // One that cannot be read says nothing more.
+        if self.mirrored(stream).await.is_none() { Ok(()) } else { forgotten }
     }
 
+    /// The mirror is made again beside: neither its disk nor its length is a reason to wait.
     async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.first.maintain(stream).await?;
         let (head, mirrored) = (self.first.head(stream).await?, self.mirrored(stream).await);
-        if mirrored == head { Ok(()) } else { self.mirror_anew(stream, mirrored).await }
+        if let Some(mirrored) = mirrored
+            && head.is_none_or(|head| head.seq < mirrored.seq)
+        {
+            let (stream, found) = (stream.clone(), describe(head.as_ref()));
+            return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
+        }
+        if mirrored != head {
+            match self.jobs.try_send(Job::Rebuild(stream.clone())) {
+                Ok(()) | Err(_) => {}
+            }
+        }
+        Ok(())
     }
 }
 
-/// Writes the mirror. What does not follow its end is left out: the mirror is made again in the next quiet moment.
-async fn write(mirror: Arc<dyn Backend>, mut waiting: mpsc::Receiver<Written>) {
-    while let Some(Written { stream, expected, records, cut }) = waiting.recv().await {
-        match mirror.append(&stream, expected.as_ref(), &records, cut.as_ref()).await {
+/// Writes the mirror. What does not follow its end, or cannot be written, is left out: the next quiet moment has it made again.
+async fn work(first: Arc<dyn Backend>, mirror: Arc<dyn Backend>, mut waiting: mpsc::Receiver<Job>) {
+    while let Some(job) = waiting.recv().await {
+        let done = match job {
+            Job::Append { stream, expected, records, cut } => {
+                let appended = mirror.append(&stream, expected.as_ref(), &records, cut.as_ref()).await;
+                appended.map_err(|e| BackendError::Unavailable(e.to_string()))
+            }
+            Job::Rebuild(stream) => rebuild(first.as_ref(), mirror.as_ref(), &stream).await,
+        };
+        match done {
             Ok(()) | Err(_) => {}
         }
     }
 }
 
-/// The head of a stream that is intact, and holds what a witness has seen of it.
+/// Makes the mirror again from the first store, once that is seen to be whole and to hold what the mirror has seen: it may be the
+/// better copy.
+async fn rebuild(first: &dyn Backend, mirror: &dyn Backend, stream: &StreamId) -> Result<(), BackendError> {
+    let mirrored = mirror.head(stream).await?;
+    let seen = mirrored.map(|head| Anchor { seq: head.seq, hash: head.hash });
+    let (head, holds) = intact(first, stream, seen).await?;
+    if head == mirrored || !holds {
+        return Ok(());
+    }
+    mirror.discard(stream).await?;
+    copy(first, mirror, stream).await
+}
+
+/// The head of a stream that is intact, and whether it holds a record.
 async fn intact(
     backend: &dyn Backend,
     stream: &StreamId,
-    mirrored: Option<Head>,
-) -> Result<Option<Head>, BackendError> {
+    needed: Option<Anchor>,
+) -> Result<(Option<Head>, bool), BackendError> {
     let corrupt = |problem: Problem| BackendError::Corrupt(format!("a copy of stream {stream}: {problem}"));
+    let is_needed =
+        |head: &Head| needed.is_some_and(|needed| (needed.seq, needed.hash) == (head.seq, head.hash));
     let mut reader = backend.read(stream).await?;
-    if let Some(mirrored) = mirrored {
-        reader = Box::new(Witnessed { reader, mirrored });
-    }
+    let mut holds = needed.is_none() || reader.folded().is_some_and(|folded| is_needed(folded.head()));
+    // Older than the cut: that it was there, the cut says.
+    holds |= reader.folded().is_some_and(|f| needed.is_some_and(|needed| needed.seq < f.head().seq));
     let mut chain = Chain::new(reader.folded());
     while let Some(page) = reader.page().await? {
-        page.records.iter().try_for_each(|stored| chain.next(stored)).map_err(corrupt)?;
+        for stored in &page.records {
+            chain.next(stored).map_err(corrupt)?;
+            holds |= is_needed(&stored.head());
+        }
     }
-    chain.end().map_err(corrupt)
+    Ok((chain.end().map_err(corrupt)?, holds))
 }
 
 /// Writes a stream into a store that has none of that name.

@@ -8,11 +8,27 @@ use common::{Scratch, at, baseline, big, fact, stream, whole};
 use std::{sync::Arc, time::Duration};
 use valkeeper_core::{ids::Seq, state::ClusterState};
 use valkeeper_journal::{
-    Backend, BackendError, Error, Journal, MayGo, Memory, Retention, Segments, Sled, Tiered, Whole,
+    Anchor, Backend, BackendError, Error, Hash, Head, Journal, MayGo, Memory, Retention, Segments, Sled,
+    Tiered, Whole,
     memory::Fault,
     segments::{Body, MemoryObjects},
     verify,
 };
+
+/// A record as somebody remembers it.
+fn place(head: &Head) -> Option<Anchor> {
+    Some(Anchor { seq: head.seq, hash: head.hash })
+}
+
+/// Waits until the mirror has done what it is to do.
+async fn until_it_holds(mirror: &dyn Backend, all: &Whole) {
+    let made = async {
+        while whole(mirror).await != *all {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), made).await.unwrap();
+}
 
 struct Pair {
     first: Arc<Memory>,
@@ -110,7 +126,8 @@ async fn a_mirror_that_fails_or_lags_delays_nothing_and_is_made_again_in_a_quiet
 async fn a_first_store_that_lost_its_end_or_everything_is_refused_until_a_person_decides() {
     let (pair, journal) = with_history().await;
     let intact = pair.mirrored().await;
-    let last = journal.head().unwrap().seq;
+    let head = *journal.head().unwrap();
+    let last = head.seq;
     pair.first.forget(&stream()).await.unwrap();
     let refused = pair.open().await.err().unwrap();
     assert!(
@@ -118,10 +135,14 @@ async fn a_first_store_that_lost_its_end_or_everything_is_refused_until_a_person
         "{refused:?}"
     );
     // Further than the mirror reaches: nothing is written.
-    let short = pair.tiered.repair(&stream(), last.next()).await.unwrap_err();
+    let other = Some(Anchor { hash: Hash([1; 32]), ..place(&head).unwrap() });
+    let elsewhere = pair.tiered.repair(&stream(), other).await.unwrap_err();
+    assert!(matches!(&elsewhere, BackendError::BehindAnchor { .. }), "{elsewhere:?}");
+    let beyond = Some(Anchor { seq: last.next(), hash: Hash([1; 32]) });
+    let short = pair.tiered.repair(&stream(), beyond).await.unwrap_err();
     assert!(matches!(&short, BackendError::BehindAnchor { .. }), "{short:?}");
     assert_eq!(whole(&*pair.first).await, Whole::default());
-    pair.tiered.repair(&stream(), last).await.unwrap();
+    pair.tiered.repair(&stream(), place(&head)).await.unwrap();
     assert_eq!(whole(&*pair.first).await, intact);
     let (mut journal, _) = pair.open().await.unwrap();
     journal.claim(None, "after the repair", "v", at(9)).await.unwrap();
@@ -152,10 +173,10 @@ async fn a_first_store_that_holds_another_history_is_refused() {
 #[tokio::test]
 async fn a_repair_never_takes_records_away() {
     let (pair, mut journal) = with_history().await;
-    let copied = pair.mirrored().await.records.last().unwrap().record.seq;
+    let copied = pair.mirrored().await.records.last().unwrap().head();
     pair.mirror.inject(Fault::Poisoned);
     journal.append(vec![fact(300)], at(6)).await.unwrap();
-    let refused = pair.tiered.repair(&stream(), copied).await.unwrap_err();
+    let refused = pair.tiered.repair(&stream(), place(&copied)).await.unwrap_err();
     assert!(refused.to_string().contains("the first copy goes on"), "{refused}");
     assert_eq!(whole(&*pair.first).await.records.last().map(|s| s.head()), journal.head().copied());
 }
@@ -175,8 +196,9 @@ async fn damaged_config_maps_are_written_anew_from_the_mirror_and_kept_aside() {
     journal.maintain().await.unwrap();
     let before = whole(&*first).await;
     assert!(before.folded.is_some());
-    assert_eq!(whole(&*mirror).await, before);
-    let last = journal.head().unwrap().seq;
+    until_it_holds(&*mirror, &before).await;
+    let head = *journal.head().unwrap();
+    let last = head.seq;
     let names = |suffix: &str| {
         let mut found = Vec::new();
         objects.edit(|all| found = all.keys().filter(|name| name.contains(suffix)).cloned().collect());
@@ -190,7 +212,7 @@ async fn damaged_config_maps_are_written_anew_from_the_mirror_and_kept_aside() {
             let object = all.get_mut(&damaged).unwrap();
             object.body = Body::Text("edited".to_owned());
         });
-        fresh.repair(&stream(), last).await.unwrap();
+        fresh.repair(&stream(), place(&head)).await.unwrap();
         let kept = names("-aside-");
         assert!(kept.iter().any(|name| damaged.ends_with(name.split_once("-of-").unwrap().1)), "{kept:?}");
         let (journal, _) = Journal::open(fresh, stream()).await.unwrap();
@@ -217,12 +239,12 @@ async fn the_mirror_on_a_disk_is_made_for_a_stream_that_was_cut_and_repairs_it()
     let sled = Arc::new(Sled::open(&scratch.path("mirror")).unwrap());
     let tiered: Arc<dyn Backend> = Arc::new(Tiered::new(first.clone(), sled.clone()));
     tiered.maintain(&stream()).await.unwrap();
-    assert_eq!(whole(&*sled).await, before);
-    let last = journal.head().unwrap().seq;
+    until_it_holds(&*sled, &before).await;
+    let head = *journal.head().unwrap();
     objects.edit(|all| all.clear());
     let refused = Journal::open(tiered.clone(), stream()).await.err().unwrap();
     assert!(refused.is_damage(), "{refused:?}");
-    tiered.repair(&stream(), last).await.unwrap();
+    tiered.repair(&stream(), place(&head)).await.unwrap();
     assert_eq!(whole(&Segments::new(objects.clone())).await, before);
     // A loss that is accepted: the mirror does not speak of it any more, and neither does its anchor.
     objects.edit(|all| all.clear());
@@ -230,6 +252,10 @@ async fn the_mirror_on_a_disk_is_made_for_a_stream_that_was_cut_and_repairs_it()
     let (journal, _) = Journal::open(tiered.clone(), stream()).await.unwrap();
     assert_eq!(journal.head(), None);
     drop((tiered, sled, journal));
+    // What the mirror had is kept, and nothing that follows empties it.
+    let kept: Vec<_> = std::fs::read_dir(scratch.path("")).unwrap().map(|e| e.unwrap().path()).collect();
+    let aside = kept.iter().find(|path| path.to_string_lossy().contains(".aside-")).unwrap();
+    assert!(std::fs::metadata(aside).unwrap().len() > 1_000, "{kept:?}");
     // The task that writes the mirror lets go of it a moment later.
     for _ in 0..100 {
         tokio::task::yield_now().await;
@@ -250,6 +276,6 @@ async fn a_first_store_that_was_rolled_back_does_not_take_its_mirror_with_it() {
     assert!(matches!(pair.tiered.maintain(&stream()).await, Err(BackendError::BehindAnchor { .. })));
     assert!(matches!(journal.maintain().await, Err(Error::HeadMoved { .. })));
     assert_eq!(whole(&*pair.mirror).await, intact);
-    pair.tiered.repair(&stream(), intact.records.last().unwrap().record.seq).await.unwrap();
+    pair.tiered.repair(&stream(), place(&intact.records.last().unwrap().head())).await.unwrap();
     assert_eq!(whole(&*pair.first).await, intact);
 }

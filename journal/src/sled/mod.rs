@@ -27,8 +27,9 @@ use async_trait::async_trait;
 pub use group::{GROUP_APPENDS_MAX, GROUP_BYTES_MAX, WAITING_APPENDS_MAX, WAITING_BYTES_MAX};
 use live::{Live, Write};
 use std::{
-    fs::File,
+    fs::{File, OpenOptions},
     io::Write as _,
+    os::unix::fs::OpenOptionsExt,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -188,13 +189,28 @@ impl Backend for Sled {
         group::append(&self.shared, Write { stream, expected, first, head, frames, cut }).await
     }
 
+    async fn discard(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let stream = stream.clone();
+        let discard = move |shared: &Shared| {
+            shared.revive()?;
+            shared.ask(|live, _| live.forget(&stream, |_| Ok(())))
+        };
+        run(&self.shared, discard).await
+    }
+
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
         let stream = stream.clone();
         let forget = move |shared: &Shared| {
             shared.revive()?;
-            let aside = sibling(&shared.dir, &format!(".aside-{}", crate::anchor::escape(&stream)));
+            let last = shared.ask(|live, _| live.stream(&stream))?.and_then(|found| found.head);
+            let Some(last) = last else { return Ok(()) };
+            // Its own name for each end, so that no copy takes the place of another.
+            let name = format!(".aside-{}-{}", crate::anchor::escape(&stream), last.seq);
+            let aside = sibling(&shared.dir, &name);
             let keep = |entries: &mut dyn Iterator<Item = Vec<u8>>| {
-                let mut file = File::create(&aside).map_err(failed("make", &aside))?;
+                let options =
+                    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
+                let mut file = options.map_err(failed("make", &aside))?;
                 for frames in entries {
                     file.write_all(&frames).map_err(failed("write", &aside))?;
                 }
