@@ -86,6 +86,7 @@ async fn open(
     witness: Witness,
 ) -> Result<(Journal, ClusterState, Option<Seq>), valkeeper_journal::Error> {
     let open = |anchor| Journal::open_anchored(Arc::clone(&shell.backend), stream.clone(), anchor);
+    let traced = if witness.may_lose { traced(shell, stream).await } else { None };
     if witness.may_repair {
         // Of both copies: a start would only read the one that is well.
         let checked = Journal::open_thoroughly(Arc::clone(&shell.backend), stream.clone(), witness.anchor);
@@ -115,7 +116,13 @@ async fn open(
         }
         opened => opened,
     };
-    opened.map(|(journal, state)| (journal, state, witness.anchor.map(|anchor| anchor.seq)))
+    let lost_through = traced.max(witness.anchor.map(|anchor| anchor.seq));
+    opened.map(|(journal, state)| (journal, state, lost_through))
+}
+
+/// The last record that there was any trace of, before what is left of it is given up. A store that cannot say is no reason to stop.
+async fn traced(shell: &Shell, stream: &StreamId) -> Option<Seq> {
+    shell.backend.claimed_end(stream).await.ok().flatten()
 }
 
 fn assemble(

@@ -13,6 +13,10 @@ const CARRIERS_MAX: usize = 4;
 /// Pause after something failed, such as an archive that refused: it is tried once a minute, and what waits for it is kept.
 const AGAIN: Duration = Duration::from_secs(60);
 
+/// Pause after tending was given up for a member that was lost, or because it took too long: a failover is over by then, and on a slow
+/// API server it is one attempt of a second in six.
+const GIVEN_UP_PAUSE: Duration = Duration::from_secs(5);
+
 /// A journal is tended at least so often, also where nothing is written: records grow old, and others may need the room.
 const TENDED_WITHIN: Duration = Duration::from_secs(3_600);
 
@@ -136,7 +140,17 @@ impl Tending {
 
     /// It did not work: it is due again after a pause.
     pub fn failed(&mut self) {
-        (self.not_before, self.due_at) = (Instant::now() + AGAIN, Instant::now() + AGAIN);
+        self.pause(AGAIN);
+    }
+
+    /// Something more urgent came, or it took too long: it is due again soon.
+    pub fn given_up(&mut self) {
+        self.pause(GIVEN_UP_PAUSE);
+    }
+
+    fn pause(&mut self, pause: Duration) {
+        self.not_before = Instant::now() + pause;
+        self.due_at = self.not_before;
     }
 
     /// What may go now. With an archive: what the carrier that has ended brought there; and the next one is sent when there is none.

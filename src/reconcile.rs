@@ -138,7 +138,7 @@ fn untroubled<T>(
             Ok(None)
         }
         None => {
-            tending.failed();
+            tending.given_up();
             Ok(None)
         }
     }

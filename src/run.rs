@@ -372,12 +372,14 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 if !matches!(error.class(), Class::Fenced | Class::Deposed) {
                     publish::trouble(&shell, &id, &error).await;
                 }
+                // What can still be carried to the archive is, before the resource goes.
+                let is_final = error.before() != Some(Before::Full) || before == Before::Full;
                 before = match (error.before(), before) {
                     (Some(known), _) => known,
                     (None, Before::Full) => Before::Nothing,
                     (None, Before::Nothing | Before::DeposedBy(_)) => before,
                 };
-                if error.concerns_journal() && error.class() == Class::Permanent {
+                if is_final && error.concerns_journal() && error.class() == Class::Permanent {
                     let_go(&shell, &id).await;
                 }
                 error.class()

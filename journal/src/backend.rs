@@ -30,9 +30,10 @@ pub trait Backend: Send + Sync {
     /// The head as it is now. An error if the store sees that what leads to it was changed. Never older than the last acknowledged append of anyone.
     async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError>;
 
-    /// Where the store says that the stream ends, with nothing checked: for whoever is about to replace it.
-    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
-        self.head(stream).await
+    /// The last record that the store has any trace of, with nothing checked: for whoever is about to replace the stream, or to accept
+    /// that it is gone.
+    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Seq>, BackendError> {
+        Ok(self.head(stream).await?.map(|head| head.seq))
     }
 
     /// Adds `records` after `expected` (`None`: the stream is new), all or none, if the head is still that. When it
@@ -52,8 +53,9 @@ pub trait Backend: Send + Sync {
         None
     }
 
-    /// Writes a broken stream anew from a second copy, which must hold the record that is remembered of it. What was there is kept
-    /// aside. Only ever at a person's word.
+    /// Writes a broken stream anew from a second copy, which must hold the record that is remembered of it, and end no earlier than what it
+    /// takes the place of. Nothing is `needed` once a loss was accepted: the copy must then reach further than what can still be
+    /// read. What was there is kept aside. Only ever at a person's word.
     async fn repair(&self, stream: &StreamId, _needed: Option<Anchor>) -> Result<(), BackendError> {
         Err(BackendError::Corrupt(format!(
             "stream {stream} cannot be repaired: there is no second copy of it"

@@ -46,6 +46,26 @@ impl Tiered {
         self.mirror.head(stream).await.ok().flatten()
     }
 
+    /// A queue that is full is asked again in the next quiet moment.
+    fn order_rebuild(&self, stream: &StreamId) {
+        match self.jobs.try_send(Job::Rebuild(stream.clone())) {
+            Ok(()) | Err(_) => {}
+        }
+    }
+
+    /// Where the first copy ends, for a repair that must not take records away: by all that it says itself, or, where a loss was accepted,
+    /// by what of it can be read.
+    async fn worth(&self, stream: &StreamId, needed: Option<Anchor>) -> Result<Option<Seq>, BackendError> {
+        if needed.is_some() {
+            return self.first.claimed_end(stream).await;
+        }
+        match intact(self.first.as_ref(), stream, None).await {
+            Ok((head, _)) => Ok(head.map(|head| head.seq)),
+            Err(e) if e.is_damage() => Ok(None),
+            Err(e) => Err(e),
+        }
+    }
+
     /// The mirror's pages, if it holds what follows `folded` up to `head`, and nothing else.
     async fn mirror_if_same(
         &self,
@@ -86,10 +106,12 @@ impl Backend for Tiered {
             let (stream, found) = (stream.clone(), describe(head.as_ref()));
             return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
         };
-        if head == mirrored
-            && let Some(local) = self.mirror_if_same(stream, reader.folded(), &head).await
-        {
-            return Ok(local);
+        if head == mirrored {
+            if let Some(local) = self.mirror_if_same(stream, reader.folded(), &head).await {
+                return Ok(local);
+            }
+            // Damaged before its end: no later look at the ends would tell.
+            self.order_rebuild(stream);
         }
         Ok(Box::new(Witnessed { reader, mirrored }))
     }
@@ -132,17 +154,17 @@ impl Backend for Tiered {
         if intact.is_none() || !holds {
             return Err(short(""));
         }
-        // What is replaced must not have more, as far as it says so itself; only damage says nothing.
-        match self.first.claimed_end(stream).await {
-            Ok(Some(head)) if intact.is_none_or(|intact| intact.seq < head.seq) => {
-                return Err(short(&format!("; the first copy goes on to {head}")));
-            }
-            Ok(_) => {}
-            Err(e) if e.is_damage() => {}
-            Err(e) => return Err(e),
+        let replaced = self.worth(stream, needed).await?;
+        if let Some(more) = replaced.filter(|end| intact.is_none_or(|intact| intact.seq < *end)) {
+            return Err(short(&format!("; the first copy goes on to {more}")));
         }
         self.first.forget(stream).await?;
         copy(self.mirror.as_ref(), self.first.as_ref(), stream).await
+    }
+
+    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Seq>, BackendError> {
+        let mirrored = self.mirrored(stream).await.map(|head| head.seq);
+        Ok(self.first.claimed_end(stream).await?.max(mirrored))
     }
 
     async fn accept_loss(&self, stream: &StreamId) -> Result<(), BackendError> {
@@ -162,9 +184,7 @@ impl Backend for Tiered {
             return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
         }
         if mirrored != head {
-            match self.jobs.try_send(Job::Rebuild(stream.clone())) {
-                Ok(()) | Err(_) => {}
-            }
+            self.order_rebuild(stream);
         }
         Ok(())
     }
@@ -187,15 +207,23 @@ async fn work(first: Arc<dyn Backend>, mirror: Arc<dyn Backend>, mut waiting: mp
 }
 
 /// Makes the mirror again from the first store, once that is seen to be whole and to hold what the mirror has seen: it may be the
-/// better copy.
+/// better copy. A damaged mirror is kept aside.
 async fn rebuild(first: &dyn Backend, mirror: &dyn Backend, stream: &StreamId) -> Result<(), BackendError> {
-    let mirrored = mirror.head(stream).await?;
-    let seen = mirrored.map(|head| Anchor { seq: head.seq, hash: head.hash });
-    let (head, holds) = intact(first, stream, seen).await?;
-    if head == mirrored || !holds {
-        return Ok(());
+    match intact(mirror, stream, None).await {
+        Ok((mirrored, _)) => {
+            let seen = mirrored.map(|head| Anchor { seq: head.seq, hash: head.hash });
+            let (head, holds) = intact(first, stream, seen).await?;
+            if head == mirrored || !holds {
+                return Ok(());
+            }
+            mirror.discard(stream).await?;
+        }
+        Err(e) if e.is_damage() => {
+            intact(first, stream, None).await?;
+            mirror.forget(stream).await?;
+        }
+        Err(e) => return Err(e),
     }
-    mirror.discard(stream).await?;
     copy(first, mirror, stream).await
 }
 

@@ -279,3 +279,84 @@ async fn a_first_store_that_was_rolled_back_does_not_take_its_mirror_with_it() {
     pair.tiered.repair(&stream(), place(&intact.records.last().unwrap().head())).await.unwrap();
     assert_eq!(whole(&*pair.first).await, intact);
 }
+
+/// A stream in objects, written before there was a mirror: segments, a cut, and a tail.
+async fn in_objects(objects: &Arc<MemoryObjects>) -> (Arc<Segments>, Head) {
+    let first = Arc::new(Segments::new(objects.clone()));
+    let (mut journal, _) = Journal::open(first.clone(), stream()).await.unwrap();
+    journal.retain(Retention { keep_bytes: 20_000, keep_ms: None, may_go: MayGo::Any });
+    journal.claim(Some(baseline(&stream())), "w", "v", at(1)).await.unwrap();
+    for round in 0..80_u16 {
+        journal.append(vec![big(3_000), fact(round)], at(2)).await.unwrap();
+    }
+    (first, *journal.head().unwrap())
+}
+
+fn named(objects: &MemoryObjects, suffix: &str) -> Vec<String> {
+    let mut found = Vec::new();
+    objects.edit(|all| found = all.keys().filter(|name| name.contains(suffix)).cloned().collect());
+    found
+}
+
+fn damage(objects: &MemoryObjects, name: &str) {
+    objects.edit(|all| all.get_mut(name).unwrap().body = Body::Text("edited".to_owned()));
+}
+
+#[tokio::test]
+async fn a_mirror_that_is_damaged_before_its_end_is_made_again_and_kept_aside() {
+    let (mine, theirs) = (Arc::new(MemoryObjects::new()), Arc::new(MemoryObjects::new()));
+    let (first, head) = in_objects(&mine).await;
+    let mirror = Arc::new(Segments::new(theirs.clone()));
+    let tiered: Arc<dyn Backend> = Arc::new(Tiered::new(first.clone(), mirror.clone()));
+    tiered.maintain(&stream()).await.unwrap();
+    let all = whole(&*first).await;
+    until_it_holds(&*mirror, &all).await;
+    let hole = named(&theirs, "-segment-")[1].clone();
+    damage(&theirs, &hole);
+    let (journal, _) = Journal::open(tiered.clone(), stream()).await.unwrap();
+    assert_eq!(journal.head(), Some(&head));
+    let again = Segments::new(theirs.clone());
+    let healed = async {
+        while named(&theirs, "-aside-").is_empty() || again.head(&stream()).await.unwrap() != Some(head) {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(Duration::from_secs(10), healed).await.unwrap();
+    assert_eq!(whole(&Segments::new(theirs.clone())).await, all);
+    let kept = named(&theirs, "-aside-");
+    assert!(kept.iter().any(|name| hole.ends_with(name.split_once("-of-").unwrap().1)), "{kept:?}");
+}
+
+#[tokio::test]
+async fn a_repair_counts_the_segments_beyond_a_head_that_cannot_be_read() {
+    let (objects, older) = (Arc::new(MemoryObjects::new()), Arc::new(Memory::new()));
+    let (first, head) = in_objects(&objects).await;
+    let all = whole(&*first).await;
+    let half: Vec<_> = all.records[..all.records.len() / 2].to_vec();
+    older.append(&stream(), None, &half, all.folded.as_ref()).await.unwrap();
+    let remembered = half.last().unwrap().head();
+    damage(&objects, &named(&objects, "-head")[0]);
+    let fresh: Arc<dyn Backend> =
+        Arc::new(Tiered::new(Arc::new(Segments::new(objects.clone())), older.clone()));
+    let claimed = fresh.claimed_end(&stream()).await.unwrap().unwrap();
+    assert!(claimed > remembered.seq && claimed <= head.seq, "{claimed}");
+    let refused = fresh.repair(&stream(), place(&remembered)).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("goes on to {claimed}")), "{refused}");
+    assert_eq!(named(&objects, "-aside-"), Vec::<String>::new());
+    // Once the loss is accepted, the copy that can be read is worth more than the one that cannot.
+    fresh.repair(&stream(), None).await.unwrap();
+    let (journal, _) = Journal::open(fresh, stream()).await.unwrap();
+    assert_eq!(journal.head(), Some(&remembered));
+}
+
+#[tokio::test]
+async fn an_accepted_loss_never_takes_the_copy_that_is_shorter() {
+    let (objects, older) = (Arc::new(MemoryObjects::new()), Arc::new(Memory::new()));
+    let (first, head) = in_objects(&objects).await;
+    let all = whole(&*first).await;
+    older.append(&stream(), None, &all.records[..3], all.folded.as_ref()).await.unwrap();
+    let tiered = Tiered::new(first, older);
+    let refused = tiered.repair(&stream(), None).await.unwrap_err();
+    assert!(refused.to_string().contains(&format!("goes on to {}", head.seq)), "{refused}");
+    assert_eq!(named(&objects, "-aside-"), Vec::<String>::new());
+}

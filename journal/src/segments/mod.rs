@@ -28,6 +28,7 @@ use async_trait::async_trait;
 use reader::Pages;
 use std::sync::Arc;
 use store::Store;
+use valkeeper_core::ids::Seq;
 use writer::Batch;
 
 /// Size of the open tail from which it is sealed, in bytes. Every append writes the whole head object, and etcd keeps
@@ -114,8 +115,17 @@ impl Backend for Segments {
         Ok(self.store.look(stream).await?.map(|seen| seen.doc.head))
     }
 
-    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
-        Ok(self.store.fetch(stream).await?.map(|seen| seen.doc.head))
+    /// Also by the names of segments: what was sealed had been acknowledged, and they outlive a damaged head.
+    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Seq>, BackendError> {
+        let head = match self.store.fetch(stream).await {
+            Ok(found) => found.map(|seen| seen.doc.head.seq),
+            Err(e) if e.is_damage() => None,
+            Err(e) => return Err(e),
+        };
+        let listed =
+            self.store.objects.list(&names::prefix(stream)).await.map_err(store::unreachable_store)?;
+        let named = listed.iter().filter_map(|name| names::part(stream, name)).map(|part| part.last());
+        Ok(named.chain(head).max())
     }
 
     async fn append(
