@@ -9,8 +9,8 @@ use valkeeper_journal::{
 
 const FOLDED: usize = 200_000;
 
-/// Bytes that are kept where a stream is cut.
-const KEEP_BYTES: usize = 8 * 1024 * 1024;
+/// Bytes that are kept where a stream is cut: what the operator keeps in sled if nobody says.
+const KEEP_BYTES: usize = 48 * 1024 * 1024;
 
 /// Records of an append: as many as a batch may have.
 const BATCH: usize = 400;
