@@ -3,6 +3,7 @@
 
 use crate::{
     codec,
+    lineage::Lineage,
     record::{Hash, Head, LEVEL_MAX, StreamId},
 };
 use serde::{Deserialize, Serialize};
@@ -56,6 +57,9 @@ struct Text<S> {
     stream: StreamId,
     head: Head,
     version: String,
+    /// Left out where nothing was lost: so such a text is the same with every version.
+    #[serde(default, skip_serializing_if = "Lineage::is_first")]
+    lineage: Lineage,
     state: S,
 }
 
@@ -64,23 +68,36 @@ struct Text<S> {
 pub struct Folded {
     stream: StreamId,
     head: Head,
-    state: Box<ClusterState>,
+    known: Box<Known>,
     text: String,
 }
 
+/// What is known at its head.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Known {
+    lineage: Lineage,
+    state: ClusterState,
+}
+
 impl Folded {
-    /// What the records up to `head` fold to.
+    /// What the records up to `head`, which is of that lineage, fold to.
     ///
     /// # Errors
     /// The state is too large.
-    pub fn new(stream: &StreamId, head: Head, state: &ClusterState) -> Result<Folded, FoldedError> {
+    pub fn new(
+        stream: &StreamId,
+        head: Head,
+        lineage: Lineage,
+        state: &ClusterState,
+    ) -> Result<Folded, FoldedError> {
         let version = env!("CARGO_PKG_VERSION").to_owned();
-        let parts = Text { format: FORMAT, stream: stream.clone(), head, version, state };
+        let parts = Text { format: FORMAT, stream: stream.clone(), head, version, lineage, state };
         let text = serde_json::to_string(&parts).map_err(|e| FoldedError::Malformed(e.to_string()))?;
         if text.len() > FOLDED_BYTES_MAX {
             return Err(FoldedError::TooLarge { bytes: text.len() });
         }
-        Ok(Folded { stream: stream.clone(), head, state: Box::new(state.clone()), text })
+        let known = Box::new(Known { lineage, state: state.clone() });
+        Ok(Folded { stream: stream.clone(), head, known, text })
     }
 
     /// Reads a text. Whether it is the one that was written, its [`Folded::digest`] tells.
@@ -96,12 +113,12 @@ impl Folded {
             Some(found) => return Err(FoldedError::UnknownFormat { found }),
             None => return Err(FoldedError::Malformed("it has no format".to_owned())),
         }
-        let Text { format: _, stream, head, version: _, state } =
+        let Text { format: _, stream, head, version: _, lineage, state } =
             serde_json::from_value::<Text<ClusterState>>(parsed).map_err(malformed)?;
         if state.level > LEVEL_MAX {
             return Err(FoldedError::UnknownLevel { found: state.level });
         }
-        Ok(Folded { stream, head, state: Box::new(state), text: text.to_owned() })
+        Ok(Folded { stream, head, known: Box::new(Known { lineage, state }), text: text.to_owned() })
     }
 
     /// True if the line is one, and not a record: both are objects in an export, and only this one has a format.
@@ -119,9 +136,14 @@ impl Folded {
         &self.head
     }
 
+    /// The lineage of that record: the record that began it may be gone.
+    pub fn lineage(&self) -> Lineage {
+        self.known.lineage
+    }
+
     /// What the records up to there fold to.
     pub fn state(&self) -> &ClusterState {
-        &self.state
+        &self.known.state
     }
 
     /// Its text: one line of JSON.
@@ -150,7 +172,7 @@ mod tests {
             state.apply(&Record { seq: Seq(seq), epoch: WriterEpoch(1), time: Timestamp(7), event });
         }
         let head = Head { seq: state.head, epoch: state.epoch, time: state.head_time, hash: Hash([7; 32]) };
-        Folded::new(&StreamId("uid-1".to_owned()), head, &state).unwrap()
+        Folded::new(&StreamId("uid-1".to_owned()), head, Lineage::FIRST, &state).unwrap()
     }
 
     #[test]
@@ -163,12 +185,25 @@ mod tests {
     }
 
     #[test]
+    fn its_lineage_is_in_its_text_where_something_was_lost_and_nowhere_else() {
+        let folded = folded();
+        assert_eq!(folded.lineage(), Lineage::FIRST);
+        assert!(!folded.text().contains("lineage"), "{}", folded.text());
+        let lineage = Lineage::named(Hash([8; 32]));
+        let after_loss = Folded::new(folded.stream(), *folded.head(), lineage, folded.state()).unwrap();
+        assert_eq!(Folded::parse(after_loss.text()).unwrap(), after_loss);
+        assert_eq!(Folded::parse(after_loss.text()).unwrap().lineage(), lineage);
+        assert_ne!(after_loss.digest(), folded.digest());
+    }
+
+    #[test]
     fn what_a_newer_program_wrote_is_refused_by_its_number() {
         let text = folded().text().replace("{\"format\":1", "{\"format\":2");
         assert_eq!(Folded::parse(&text), Err(FoldedError::UnknownFormat { found: 2 }));
         let mut state = folded().state().clone();
         state.level = LEVEL_MAX + 1;
-        let later = Folded::new(&StreamId("uid-1".to_owned()), *folded().head(), &state).unwrap();
+        let stream = StreamId("uid-1".to_owned());
+        let later = Folded::new(&stream, *folded().head(), Lineage::FIRST, &state).unwrap();
         let refused = Folded::parse(later.text());
         assert_eq!(refused, Err(FoldedError::UnknownLevel { found: LEVEL_MAX + 1 }));
         for wrong in ["", "{}", "[]", "{\"format\":1}"] {

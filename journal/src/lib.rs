@@ -1,7 +1,7 @@
 //! Valkeeper's journal: an append-only, hash-chained, fenced stream of records per cluster. No kube here.
 //!
 //! - what is stored: [`record`], [`codec`] (binary frame), [`lines`] (text form), [`folded`] (what a cut stream begins with),
-//!   [`verify`](mod@verify)
+//!   [`lineage`] (of a stream that lost records), [`verify`](mod@verify)
 //! - who writes: [`journal`]: claim, append, resolve; the only maker of [`Recorded`]
 //! - how long it is kept: [`retention`]
 //! - where: [`backend`] (the contract), [`memory`], [`sled`](mod@sled), [`segments`] (over [`segments::Objects`])
@@ -16,6 +16,7 @@ pub mod error;
 pub mod folded;
 pub mod gzip;
 pub mod journal;
+pub mod lineage;
 pub mod lines;
 pub mod memory;
 pub mod record;
@@ -33,6 +34,7 @@ pub use codec::{decode, decode_stream, encode};
 pub use error::Error;
 pub use folded::{Folded, FoldedError};
 pub use journal::{Anchor, Appended, Claim, Journal, Recorded};
+pub use lineage::Lineage;
 pub use lines::{LineError, export_line, import_line, import_lines};
 pub use memory::Memory;
 pub use record::{Hash, Head, KINDS, LEVEL_MAX, RecordError, Stored, StreamId};

@@ -111,6 +111,14 @@ impl Memory {
         Memory::default()
     }
 
+    /// Another store with what is in this one now: yesterday's copy, once this one goes on.
+    pub fn copied(&self) -> Memory {
+        let Inner { streams, faults: _, late: _, appends: _, stream_bytes_max } = &*self.lock();
+        let streams = streams.clone();
+        let inner = Inner { streams, stream_bytes_max: *stream_bytes_max, ..Inner::default() };
+        Memory { inner: Mutex::new(inner) }
+    }
+
     /// Limits each stream to this many bytes; there is no limit before.
     pub fn set_limit(&self, stream_bytes_max: usize) {
         self.lock().stream_bytes_max = Some(stream_bytes_max);

@@ -2,7 +2,7 @@
 //! never the last one.
 
 use crate::{
-    archive::Archive,
+    archive::{Archive, Branch},
     backend::{Backend, BackendError, Page, Reader},
     error::Error,
     folded::Folded,
@@ -151,7 +151,7 @@ pub(crate) async fn fold_oldest(
         through = chain.head().copied();
     }
     oldest.check_rest(held.as_ref(), &chain)?;
-    Ok(through.map(|head| Folded::new(stream, head, &state)).transpose()?)
+    Ok(through.map(|head| Folded::new(stream, head, chain.lineage(), &state)).transpose()?)
 }
 
 /// Carries to the archive what is to go next; returns how far it is there, read back and compared. Needs no writer: it may take as
@@ -168,6 +168,7 @@ pub async fn carry(
 ) -> Result<Option<Seq>, Error> {
     let mut oldest = Oldest::of(backend, stream, Goal::quiet(retention, backend.share(), now)).await?;
     let mut chain = Chain::new(oldest.reader.folded());
+    let mut branch = Branch { stream: stream.clone(), lineage: chain.lineage() };
     let (mut parcel, mut through) = (Vec::new(), None);
     let mut bytes = 0;
     while let Some(records) = oldest.page().await? {
@@ -177,12 +178,14 @@ pub async fn carry(
         }
         parcel.extend(records);
         if bytes >= PARCEL_BYTES {
-            through = Some(archive.store(stream, &parcel).await?.last);
+            through = Some(archive.store(&branch, &parcel).await?.last);
+            branch.lineage = chain.lineage();
             (parcel, bytes) = (Vec::new(), 0);
         }
     }
-    if !parcel.is_empty() {
-        through = Some(archive.store(stream, &parcel).await?.last);
+    // Of the first record alone the lineage is not known: the second may be the claim after a loss.
+    if parcel.last().is_some_and(|last| last.record.seq > Seq(1)) {
+        through = Some(archive.store(&branch, &parcel).await?.last);
     }
     Ok(through)
 }

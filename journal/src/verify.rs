@@ -2,6 +2,7 @@
 
 use crate::{
     folded::Folded,
+    lineage::Lineage,
     lines::import_lines,
     record::{Hash, Head, Stored},
 };
@@ -146,6 +147,7 @@ impl Report {
 #[derive(Clone, Debug)]
 pub struct Chain {
     before: Option<Head>,
+    lineage: Lineage,
     /// What the stream begins with, until a record names it: last record it stands for, that one's hash, its own digest.
     unnamed: Option<(Seq, Hash, Hash)>,
 }
@@ -154,7 +156,8 @@ impl Chain {
     /// The check of a stream that begins with `folded`, or with record 1.
     pub fn new(folded: Option<&Folded>) -> Chain {
         let name = |folded: &Folded| (folded.head().seq, folded.head().hash, folded.digest());
-        Chain { before: folded.map(|folded| *folded.head()), unnamed: folded.map(name) }
+        let lineage = folded.map(Folded::lineage).unwrap_or_default();
+        Chain { before: folded.map(|folded| *folded.head()), lineage, unnamed: folded.map(name) }
     }
 
     /// The next record.
@@ -168,6 +171,11 @@ impl Chain {
     /// The last record's place.
     pub fn head(&self) -> Option<&Head> {
         self.before.as_ref()
+    }
+
+    /// The last record's lineage.
+    pub fn lineage(&self) -> Lineage {
+        self.lineage
     }
 
     /// There are no more records. Returns the head, `None` if the stream is empty.
@@ -190,6 +198,7 @@ impl Chain {
             self.unnamed = None;
         }
         self.before = Some(stored.head());
+        self.lineage = self.lineage.after(stored);
         found
     }
 }

@@ -19,8 +19,8 @@ use valkeeper_core::{
 use valkeeper_journal::{
     Hash, Stored, StreamId,
     archive::{
-        Archive, ArchiveError, Archived, Blobs, BlobsError, BlobsFault, Covered, DirectoryBlobs, MemoryBlobs,
-        SEGMENT_BYTES_MAX,
+        Archive, ArchiveError, Archived, Blobs, BlobsError, BlobsFault, Branch, Covered, DirectoryBlobs,
+        MemoryBlobs, SEGMENT_BYTES_MAX,
     },
     export_line,
     gzip::pack,
@@ -68,8 +68,12 @@ fn memory() -> (Arc<MemoryBlobs>, Archive) {
     (Arc::clone(&blobs), Archive::with_limit(blobs, SMALL_BYTES))
 }
 
+fn branch() -> Branch {
+    Branch::first(stream())
+}
+
 async fn read_back(archive: &Archive) -> Result<Vec<Stored>, ArchiveError> {
-    let mut pages = archive.read(&stream()).await?;
+    let mut pages = archive.read(&branch()).await?;
     let mut all = Vec::new();
     while let Some(page) = pages.next().await? {
         assert!(!page.is_empty());
@@ -112,19 +116,19 @@ async fn what_is_archived_is_read_back_from_memory_and_from_a_directory() {
     let directory = Archive::with_limit(Arc::new(DirectoryBlobs::new(scratch.path("store"))), SMALL_BYTES);
     let chain = chain(400);
     for archive in [memory().1, directory] {
-        assert_eq!(archive.covered(&stream()).await.unwrap(), None);
-        assert_eq!(archive.streams().await.unwrap(), []);
+        assert_eq!(archive.covered(&branch()).await.unwrap(), None);
+        assert_eq!(archive.branches().await.unwrap(), []);
         assert_eq!(read_back(&archive).await.unwrap(), []);
-        let archived = archive.store(&stream(), &chain[..300]).await.unwrap();
+        let archived = archive.store(&branch(), &chain[..300]).await.unwrap();
         assert!(archived.segments > 2, "{archived:?}");
         assert_eq!(archived, report(&chain[..300], archived.segments));
-        assert_eq!(archive.covered(&stream()).await.unwrap(), Some(covers(&chain[..300])));
+        assert_eq!(archive.covered(&branch()).await.unwrap(), Some(covers(&chain[..300])));
         // The same again writes nothing; with more behind it, only the rest.
-        assert_eq!(archive.store(&stream(), &chain[..300]).await.unwrap(), report(&chain[..300], 0));
-        assert_eq!(archive.store(&stream(), &chain[250..310]).await.unwrap(), report(&chain[250..310], 1));
-        assert_eq!(archive.store(&stream(), &chain[310..]).await.unwrap().last, Seq(400));
+        assert_eq!(archive.store(&branch(), &chain[..300]).await.unwrap(), report(&chain[..300], 0));
+        assert_eq!(archive.store(&branch(), &chain[250..310]).await.unwrap(), report(&chain[250..310], 1));
+        assert_eq!(archive.store(&branch(), &chain[310..]).await.unwrap().last, Seq(400));
         assert_eq!(read_back(&archive).await.unwrap(), chain);
-        assert_eq!(archive.streams().await.unwrap(), [stream()]);
+        assert_eq!(archive.branches().await.unwrap(), [branch()]);
     }
 }
 
@@ -134,7 +138,7 @@ async fn a_segment_is_gzip_of_lines_and_not_larger_than_its_limit() {
     let archive = Archive::new(blobs.clone());
     let mut chain = chain(300);
     (0..50).for_each(|_| chain.push(seal_after(chain.last(), 2, big(60_000))));
-    assert_eq!(archive.store(&stream(), &chain).await.unwrap(), report(&chain, 4));
+    assert_eq!(archive.store(&branch(), &chain).await.unwrap(), report(&chain, 4));
     assert_eq!(read_back(&archive).await.unwrap(), chain);
     let mut text = Vec::new();
     for bytes in blobs.edit(|all| all.values().cloned().collect::<Vec<_>>()) {
@@ -148,9 +152,9 @@ async fn a_segment_is_gzip_of_lines_and_not_larger_than_its_limit() {
 #[tokio::test]
 async fn reading_holds_one_segment_at_a_time() {
     let (blobs, archive) = memory();
-    archive.store(&stream(), &chain(300)).await.unwrap();
+    archive.store(&branch(), &chain(300)).await.unwrap();
     let before = blobs.calls();
-    let mut pages = archive.read(&stream()).await.unwrap();
+    let mut pages = archive.read(&branch()).await.unwrap();
     for page in 1..=names(&blobs).len() {
         assert!(pages.next().await.unwrap().is_some());
         assert_eq!(blobs.calls() - before, 1 + page, "a listing, and a read for each page");
@@ -172,9 +176,9 @@ async fn an_upload_goes_on_after_a_failure_at_any_call() {
         let (mut failures, mut harmless) = (0, 0);
         for calls in 0..CALLS_MAX {
             let (blobs, archive) = memory();
-            archive.store(&stream(), &chain[..30]).await.unwrap();
+            archive.store(&branch(), &chain[..30]).await.unwrap();
             blobs.inject_after(calls, fault);
-            let first = archive.store(&stream(), &chain).await;
+            let first = archive.store(&branch(), &chain).await;
             let met = blobs.clear_faults() == 0;
             match first {
                 Ok(archived) => assert_eq!(archived.last, Seq(130)),
@@ -187,10 +191,10 @@ async fn an_upload_goes_on_after_a_failure_at_any_call() {
             }
             harmless += usize::from(met && first.is_ok());
             // What is there is whole at any moment, and the same call completes it.
-            let covered = archive.covered(&stream()).await.unwrap().unwrap();
+            let covered = archive.covered(&branch()).await.unwrap().unwrap();
             assert_eq!(covered.last_hash, chain[covered.last.0 as usize - 1].hash);
             assert_eq!(read_back(&archive).await.unwrap(), chain[..covered.last.0 as usize]);
-            assert_eq!(archive.store(&stream(), &chain).await.unwrap().last, Seq(130));
+            assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(130));
             assert_eq!(read_back(&archive).await.unwrap(), chain);
             if !met {
                 assert!(calls > 4, "{fault:?}: the upload had {calls} calls only");
@@ -208,21 +212,21 @@ async fn nothing_is_called_archived_that_is_not_there_and_the_same() {
     let chain = chain(20);
     let (blobs, archive) = memory();
     blobs.inject(BlobsFault::Lost);
-    let lost = archive.store(&stream(), &chain).await.unwrap_err();
+    let lost = archive.store(&branch(), &chain).await.unwrap_err();
     assert!(
         matches!(&lost, ArchiveError::Lost { segment } if segment.contains("-00000000000000000020-")),
         "{lost}"
     );
-    assert_eq!(archive.covered(&stream()).await.unwrap(), None);
+    assert_eq!(archive.covered(&branch()).await.unwrap(), None);
     // A store that keeps other bytes than it was given is found out at once, and every time.
     blobs.inject(BlobsFault::CorruptedWrite(300));
     for _ in 0..3 {
-        let damaged = archive.store(&stream(), &chain).await.unwrap_err();
+        let damaged = archive.store(&branch(), &chain).await.unwrap_err();
         assert!(matches!(damaged, ArchiveError::Damaged { seq: Seq(1), .. }), "{damaged}");
     }
-    assert!(archive.covered(&stream()).await.is_err());
+    assert!(archive.covered(&branch()).await.is_err());
     blobs.edit(|all| all.clear());
-    assert_eq!(archive.store(&stream(), &chain).await.unwrap(), report(&chain, 1));
+    assert_eq!(archive.store(&branch(), &chain).await.unwrap(), report(&chain, 1));
 }
 
 #[tokio::test]
@@ -233,17 +237,17 @@ async fn two_writers_that_cut_differently_make_one_archive() {
     let other = Archive::with_limit(other_blobs.clone(), 9_000);
     // Each as if it were alone; then the second's segments arrive in the same bucket.
     for (from, to) in [(0, 130), (130, 131), (131, 400)] {
-        archive.store(&stream(), &chain[from..to]).await.unwrap();
+        archive.store(&branch(), &chain[from..to]).await.unwrap();
     }
     for (from, to) in [(0, 1), (1, 3), (3, 290), (290, 399)] {
-        other.store(&stream(), &chain[from..to]).await.unwrap();
+        other.store(&branch(), &chain[from..to]).await.unwrap();
     }
     let theirs = other_blobs.edit(std::mem::take);
     assert!(theirs.keys().all(|name| !names(&blobs).contains(name)));
     blobs.edit(|all| all.extend(theirs));
-    assert_eq!(archive.covered(&stream()).await.unwrap(), Some(covers(&chain)));
+    assert_eq!(archive.covered(&branch()).await.unwrap(), Some(covers(&chain)));
     assert_eq!(read_back(&archive).await.unwrap(), chain);
-    assert_eq!(archive.store(&stream(), &chain).await.unwrap(), report(&chain, 0));
+    assert_eq!(archive.store(&branch(), &chain).await.unwrap(), report(&chain, 0));
 }
 
 #[tokio::test]
@@ -255,11 +259,11 @@ async fn two_histories_of_one_stream_are_told_apart_and_named() {
     }
     let blobs = Arc::new(MemoryBlobs::new());
     let archive = Archive::new(blobs.clone());
-    archive.store(&stream(), &chain).await.unwrap();
-    let refused = archive.store(&stream(), &fork[35..]).await;
+    archive.store(&branch(), &chain).await.unwrap();
+    let refused = archive.store(&branch(), &fork[35..]).await;
     let segment = names(&blobs)[0].clone();
     assert_eq!(refused, Err(ArchiveError::Differs { segment: segment.clone(), seq: Seq(41) }));
-    let no_chain = archive.store(&stream(), &fork[50..]).await.unwrap_err();
+    let no_chain = archive.store(&branch(), &fork[50..]).await.unwrap_err();
     assert!(matches!(no_chain, ArchiveError::NoChain(_)), "{no_chain}");
     assert_eq!(names(&blobs).len(), 1, "nothing was written");
     // Both in one bucket.
@@ -277,14 +281,14 @@ async fn two_histories_of_one_stream_are_told_apart_and_named() {
     blobs.edit(|all| all.clear());
     forge(&blobs, 1, 50, lines(&chain).as_bytes());
     forge(&blobs, 36, 50, lines(&fork[35..50]).as_bytes());
-    let conflict = archive.covered(&stream()).await.unwrap_err();
+    let conflict = archive.covered(&branch()).await.unwrap_err();
     assert!(matches!(conflict, ArchiveError::Conflict { seq: Seq(50), .. }), "{conflict}");
 }
 
 #[tokio::test]
 async fn a_changed_byte_anywhere_in_any_segment_is_found_and_the_segment_named() {
     let (blobs, archive) = memory();
-    archive.store(&stream(), &chain(100)).await.unwrap();
+    archive.store(&branch(), &chain(100)).await.unwrap();
     assert!(names(&blobs).len() > 2);
     for name in names(&blobs) {
         let length = blobs.edit(|all| all[&name].len());
@@ -308,7 +312,7 @@ async fn a_changed_byte_anywhere_in_any_segment_is_found_and_the_segment_named()
 async fn a_swapped_a_truncated_and_a_missing_segment_are_found_and_named() {
     let chain = chain(400);
     let (blobs, archive) = memory();
-    archive.store(&stream(), &chain).await.unwrap();
+    archive.store(&branch(), &chain).await.unwrap();
     let whole = blobs.edit(|all| all.clone());
     let names = names(&blobs);
     let damaged_at = |e: ArchiveError| {
@@ -346,8 +350,8 @@ async fn a_swapped_a_truncated_and_a_missing_segment_are_found_and_named() {
         let missing = ArchiveError::Missing { after, segment: names[at + 1].clone() };
         assert_eq!(read_back(&archive).await, Err(missing));
         // Only what is after it is covered, and the journal's owner can still mend it.
-        assert!(archive.covered(&stream()).await.unwrap().unwrap().first > after.next());
-        assert_eq!(archive.store(&stream(), &chain).await.unwrap().last, Seq(400));
+        assert!(archive.covered(&branch()).await.unwrap().unwrap().first > after.next());
+        assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(400));
         assert_eq!(read_back(&archive).await.unwrap(), chain);
     }
 }
@@ -392,7 +396,7 @@ async fn bytes_that_hash_to_their_name_are_still_not_believed() {
             panic!("case {case}: {found}")
         };
         assert_eq!((segment, *seq), (&name, Seq(named)), "case {case}");
-        assert!(archive.covered(&stream()).await.is_err(), "case {case}");
+        assert!(archive.covered(&branch()).await.is_err(), "case {case}");
     }
 }
 
@@ -401,12 +405,12 @@ async fn an_archive_that_began_late_is_completed_backwards_and_never_has_a_hole(
     let chain = chain(130);
     for calls in 0..CALLS_MAX {
         let (blobs, archive) = memory();
-        archive.store(&stream(), &chain[80..110]).await.unwrap();
+        archive.store(&branch(), &chain[80..110]).await.unwrap();
         assert_eq!(read_back(&archive).await.unwrap(), chain[80..110]);
         blobs.inject_after(calls, BlobsFault::Unavailable);
-        let is_done = archive.store(&stream(), &chain).await.is_ok();
+        let is_done = archive.store(&branch(), &chain).await.is_ok();
         assert_eq!(blobs.clear_faults(), usize::from(is_done));
-        let covered = archive.covered(&stream()).await.unwrap().unwrap();
+        let covered = archive.covered(&branch()).await.unwrap().unwrap();
         assert!(covered.first <= Seq(81) && covered.last >= Seq(110), "{covered:?}");
         let there = &chain[covered.first.0 as usize - 1..covered.last.0 as usize];
         assert_eq!(read_back(&archive).await.unwrap(), there);
@@ -423,8 +427,8 @@ async fn an_archive_can_begin_with_any_record() {
     let chain = chain(30);
     for from in 0..12 {
         let (_, archive) = memory();
-        archive.store(&stream(), &chain[from..20]).await.unwrap();
-        archive.store(&stream(), &chain[20..]).await.unwrap();
+        archive.store(&branch(), &chain[from..20]).await.unwrap();
+        archive.store(&branch(), &chain[20..]).await.unwrap();
         assert_eq!(read_back(&archive).await.unwrap(), chain[from..]);
     }
 }
@@ -433,19 +437,19 @@ async fn an_archive_can_begin_with_any_record() {
 async fn records_after_others_that_nobody_has_are_archived_and_the_hole_is_named() {
     let chain = chain(60);
     let (_, archive) = memory();
-    archive.store(&stream(), &chain[20..30]).await.unwrap();
-    archive.store(&stream(), &chain[41..]).await.unwrap();
-    let covered = archive.covered(&stream()).await.unwrap().unwrap();
+    archive.store(&branch(), &chain[20..30]).await.unwrap();
+    archive.store(&branch(), &chain[41..]).await.unwrap();
+    let covered = archive.covered(&branch()).await.unwrap().unwrap();
     assert_eq!((covered.first, covered.last), (Seq(42), Seq(60)));
     let holed = read_back(&archive).await.unwrap_err();
     assert!(matches!(&holed, ArchiveError::Missing { after: Seq(30), .. }), "{holed}");
     // Whoever still has them fills the hole, whatever else is in the same parcel; and another history does not.
     let mut other = chain.clone();
     other[35] = other[34].clone();
-    assert!(archive.store(&stream(), &other[30..41]).await.is_err());
-    archive.store(&stream(), &chain[25..45]).await.unwrap();
-    archive.store(&stream(), &chain[..5]).await.unwrap();
-    archive.store(&stream(), &chain[..20]).await.unwrap();
+    assert!(archive.store(&branch(), &other[30..41]).await.is_err());
+    archive.store(&branch(), &chain[25..45]).await.unwrap();
+    archive.store(&branch(), &chain[..5]).await.unwrap();
+    archive.store(&branch(), &chain[..20]).await.unwrap();
     assert_eq!(read_back(&archive).await.unwrap(), chain);
 }
 
@@ -453,14 +457,14 @@ async fn records_after_others_that_nobody_has_are_archived_and_the_hole_is_named
 async fn what_does_not_belong_together_is_refused_before_anything_is_written() {
     let chain = chain(60);
     let (blobs, archive) = memory();
-    archive.store(&stream(), &chain[20..40]).await.unwrap();
-    assert_eq!(archive.store(&stream(), &[]).await, Err(ArchiveError::Nothing));
+    archive.store(&branch(), &chain[20..40]).await.unwrap();
+    assert_eq!(archive.store(&branch(), &[]).await, Err(ArchiveError::Nothing));
     let holed: Vec<Stored> = [&chain[38..45], &chain[46..]].concat();
-    let refused = archive.store(&stream(), &holed).await.unwrap_err();
+    let refused = archive.store(&branch(), &holed).await.unwrap_err();
     assert!(matches!(refused, ArchiveError::NoChain(_)), "{refused}");
     assert!(refused.to_string().contains("record 47 follows record 45"), "{refused}");
     for name in ["", "a/b", "..", ".", "a b", "ä", ".hidden"] {
-        let refused = archive.store(&StreamId(name.to_owned()), &chain).await;
+        let refused = archive.store(&Branch::first(StreamId(name.to_owned())), &chain).await;
         assert_eq!(refused, Err(ArchiveError::StreamName(name.to_owned())));
     }
     assert_eq!(names(&blobs).len(), 1);
@@ -470,8 +474,8 @@ async fn what_does_not_belong_together_is_refused_before_anything_is_written() {
 async fn what_else_is_in_the_bucket_is_not_of_the_archive() {
     let chain = chain(30);
     let (blobs, archive) = memory();
-    archive.store(&stream(), &chain).await.unwrap();
-    let other = StreamId("another".to_owned());
+    archive.store(&branch(), &chain).await.unwrap();
+    let other = Branch::first(StreamId("another".to_owned()));
     archive.store(&other, &chain[..10]).await.unwrap();
     blobs.edit(|all| {
         all.insert("README.txt".to_owned(), b"hello".to_vec());
@@ -479,7 +483,7 @@ async fn what_else_is_in_the_bucket_is_not_of_the_archive() {
         all.insert(format!("{}-copy/00-11.jsonl.gz", stream()), b"hello".to_vec());
     });
     assert_eq!(read_back(&archive).await.unwrap(), chain);
-    assert_eq!(archive.streams().await.unwrap(), [stream(), other]);
+    assert_eq!(archive.branches().await.unwrap(), [branch(), other]);
 }
 
 /// A store whose names are taken between the look and the write, every time.
@@ -508,15 +512,15 @@ impl Blobs for Busy {
 async fn a_name_that_is_taken_is_as_good_as_written_if_its_bytes_are_the_same() {
     let chain = chain(300);
     let archive = Archive::with_limit(Arc::new(Busy(MemoryBlobs::new(), Mutex::default())), SMALL_BYTES);
-    assert_eq!(archive.store(&stream(), &chain).await.unwrap().last, Seq(300));
+    assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(300));
     assert_eq!(read_back(&archive).await.unwrap(), chain);
     // Taken, and nobody wrote it: a store that refuses a write beside another one that then fails.
     let (blobs, _) = memory();
     let empty = Busy(MemoryBlobs::new(), Mutex::default());
-    archive.store(&stream(), &chain).await.unwrap();
+    archive.store(&branch(), &chain).await.unwrap();
     blobs.inject(BlobsFault::Lost);
     empty.0.inject(BlobsFault::Lost);
-    let refused = Archive::new(Arc::new(empty)).store(&stream(), &chain).await;
+    let refused = Archive::new(Arc::new(empty)).store(&branch(), &chain).await;
     assert!(matches!(refused, Err(ArchiveError::Unavailable(_))), "{refused:?}");
 }
 

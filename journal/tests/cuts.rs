@@ -15,7 +15,7 @@ use valkeeper_core::{
 use valkeeper_journal::{
     Anchor, Backend, BackendError, Error, Folded, Hash, Journal, MayGo, Memory, Problem, Retention, Segments,
     Sled, Whole,
-    archive::{Archive, BlobsFault, MemoryBlobs},
+    archive::{Archive, BlobsFault, Branch, MemoryBlobs},
     carry, export_line,
     memory::Fault,
     segments::MemoryObjects,
@@ -209,7 +209,7 @@ async fn nothing_goes_before_it_is_in_the_archive_and_was_read_back() {
     let cut = left.folded.unwrap().head().seq;
     assert!(cut <= through);
     // The archive and what is left are one chain.
-    let mut pages = archive.read(&stream()).await.unwrap();
+    let mut pages = archive.read(&Branch::first(stream())).await.unwrap();
     let mut all = Vec::new();
     while let Some(page) = pages.next().await.unwrap() {
         all.extend(page);
@@ -295,7 +295,7 @@ async fn a_beginning_that_no_record_names_is_no_beginning() {
     let folded = folded.unwrap();
     let mut state = folded.state().clone();
     state.released = !state.released;
-    let edited = Folded::new(&stream(), *folded.head(), &state).unwrap();
+    let edited = Folded::new(&stream(), *folded.head(), folded.lineage(), &state).unwrap();
     let problems = verify(Some(&edited), &records).problems;
     assert_eq!(problems, [Problem::Unnamed { through: folded.head().seq, digest: edited.digest() }]);
     // Neither does a stream begin in the middle of nothing.

@@ -13,8 +13,8 @@ use valkeeper_core::{
     state::ClusterState,
 };
 use valkeeper_journal::{
-    AppendError, Backend, BackendError, Error, Folded, Head, Journal, Object, Retention, Segments, Stored,
-    StreamId, Whole, export_line, import_lines,
+    AppendError, Backend, BackendError, Error, Folded, Head, Journal, Lineage, Object, Retention, Segments,
+    Stored, StreamId, Whole, export_line, import_lines,
     retention::MayGo,
     segments::{
         Body, MERGE_SEGMENTS, MemoryObjects, STREAM_BYTES_MAX, STREAM_SHARE_BYTES, TEXT_BYTES_MAX,
@@ -72,7 +72,7 @@ async fn folded(backend: &dyn Backend, through: u64) -> Folded {
     let mut state = ClusterState::default();
     let kept: Vec<&Stored> = records.iter().filter(|stored| stored.record.seq.0 <= through).collect();
     kept.iter().for_each(|stored| state.apply(&stored.record));
-    Folded::new(&stream(), kept.last().unwrap().head(), &state).unwrap()
+    Folded::new(&stream(), kept.last().unwrap().head(), Lineage::FIRST, &state).unwrap()
 }
 
 /// The record of a cut, as the next one after `head`.

@@ -15,7 +15,7 @@ use valkeeper_core::{
     ids::{Digest, Seq},
     state::ClusterState,
 };
-use valkeeper_journal::{Folded, Head, StreamId};
+use valkeeper_journal::{Folded, Head, Lineage, StreamId};
 
 /// What was folded again and compared.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -87,16 +87,18 @@ pub fn deep(stream: &Stream) -> Deep {
     let id = stream.folded.as_ref().map_or_else(|| StreamId(stream.uid.clone()), |f| f.stream().clone());
     let mut open = claims(stream);
     let mut cuts = Vec::new();
-    let mut judge = |head: &Head, state: &ClusterState| {
+    let mut judge = |head: &Head, lineage: Lineage, state: &ClusterState| {
         for claim in open.extract_if(.., |claim| claim.through == head.seq) {
-            let compared = claim.compare(&id, head, state);
+            let compared = claim.compare(&id, head, lineage, state);
             cuts.push(Cut { through: claim.through, recorded: claim.recorded, compared });
         }
     };
     let mut state = folded.map(|f| f.state().clone()).unwrap_or_default();
+    let mut lineage = folded.map(Folded::lineage).unwrap_or_default();
     for stored in &records {
         state.apply(&stored.record);
-        judge(&stored.head(), &state);
+        lineage = lineage.after(stored);
+        judge(&stored.head(), lineage, &state);
     }
     cuts.extend(open.into_iter().map(|Claim { through, recorded, .. }| {
         let why = format!("record {through} is not here; an archive (--archive DIR) may have it");
@@ -156,14 +158,14 @@ fn version(folded: &Folded) -> Option<String> {
 
 impl Claim<'_> {
     /// Compares with what the records up to `head` fold to.
-    fn compare(&self, stream: &StreamId, head: &Head, state: &ClusterState) -> Compared {
+    fn compare(&self, stream: &StreamId, head: &Head, lineage: Lineage, state: &ClusterState) -> Compared {
         if self.hash.0 != head.hash.to_string() {
             return Compared::Differs(format!(
                 "record {} is {}, and was {}",
                 head.seq, head.hash, self.hash.0
             ));
         }
-        let again = match Folded::new(stream, *head, state) {
+        let again = match Folded::new(stream, *head, lineage, state) {
             Ok(folded) => folded,
             Err(error) => return Compared::NotCompared(error.to_string()),
         };
@@ -172,6 +174,9 @@ impl Claim<'_> {
         }
         let written_by = self.version.clone().unwrap_or_else(|| "unknown".to_owned());
         match self.text {
+            Some(text) if text.lineage() != lineage => {
+                Compared::Differs(format!("it says {}, and the records are of {lineage}", text.lineage()))
+            }
             Some(text) if text.state() == state && text.head() == head => {
                 Compared::SameState { version: version(text).unwrap_or(written_by) }
             }

@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::story;
     use valkeeper_core::{event::Event, ids::MemberId};
-    use valkeeper_journal::{Folded, StreamId};
+    use valkeeper_journal::{Folded, Lineage, StreamId};
 
     /// A policy that knows the story by heart: what is recorded at each sequence it is asked about.
     fn by_heart(records: &[Record]) -> impl Fn(&ClusterState, &Evidence, Timestamp) -> Verdict {
@@ -319,7 +319,7 @@ mod tests {
             let (gone, left) = records.split_at(through);
             let head = story::sealed(gone).last().unwrap().head();
             let state = ClusterState::fold(gone);
-            let folded = Folded::new(&StreamId("5f0c1d2e-uid".into()), head, &state).unwrap();
+            let folded = Folded::new(&StreamId("5f0c1d2e-uid".into()), head, Lineage::FIRST, &state).unwrap();
             let history = History::new(Some(&folded), left.to_vec());
             let found = diverge_by(&history, "by heart", by_heart(&records));
             assert_eq!((found.cut_turn, found.turns_judged), (cut_turn, judged), "cut after {through}");

@@ -12,13 +12,16 @@ use std::{
     path::Path,
 };
 use valkeeper_core::event::Event;
-use valkeeper_journal::{Folded, Stored, StreamId, Whole, import_line, import_lines};
+use valkeeper_journal::{Folded, Lineage, Stored, StreamId, Whole, import_line, import_lines};
 
 mod archive;
 mod config_maps;
 mod directory;
 
 pub use archive::join;
+
+/// Digits that name a lineage: as many as name a place in a journal elsewhere.
+const LINEAGE_DIGITS_MIN: usize = 12;
 
 /// The journal of one cluster.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,10 @@ pub struct Stream {
     pub stored: Vec<Stored>,
     /// What could not be read, or does not fit together.
     pub troubles: Vec<String>,
+    /// The lineage, if this is one of an archive by itself.
+    pub lineage: Option<Lineage>,
+    /// What an archive has of the stream besides its own lineage.
+    pub other_lineages: Vec<String>,
     /// The anchors that the stream was compared with when it was read, if there were any.
     pub anchored: Option<String>,
 }
@@ -49,6 +56,8 @@ impl Stream {
             folded,
             stored,
             troubles,
+            lineage: None,
+            other_lineages: Vec::new(),
             anchored: None,
         };
         if let Some(folded) = &stream.folded {
@@ -83,19 +92,28 @@ impl Stream {
         self.folded.as_ref().map(|folded| Gone::new(folded, records()))
     }
 
-    /// `namespace/name (uid ...)`.
+    /// `namespace/name (uid ...)`, and the lineage of an archive that is not the first.
     pub fn title(&self) -> String {
         let uid = &self.uid;
-        match &self.cluster {
+        let title = match &self.cluster {
             Some((namespace, name)) => format!("{namespace}/{name} (uid {uid})"),
             None => format!("unnamed cluster (uid {uid})"),
+        };
+        match self.lineage.filter(|lineage| !lineage.is_first()) {
+            Some(lineage) => format!("{title}, {lineage}"),
+            None => title,
         }
     }
 
     fn is(&self, wanted: &str) -> bool {
         let named =
             |(namespace, name): &(String, String)| wanted == format!("{namespace}/{name}") || wanted == name;
-        self.uid == wanted || self.cluster.as_ref().is_some_and(named)
+        let is_named = self.uid == wanted || self.cluster.as_ref().is_some_and(named);
+        match self.lineage.and_then(Lineage::name) {
+            // Without more, an archive's first lineage is meant.
+            Some(name) => wanted.len() >= LINEAGE_DIGITS_MIN && name.to_string().starts_with(wanted),
+            None => is_named,
+        }
     }
 }
 
@@ -208,14 +226,14 @@ mod testing {
         ids::Digest,
         state::ClusterState,
     };
-    use valkeeper_journal::{Backend, BackendError, Folded, Stored, StreamId, Whole, read_all};
+    use valkeeper_journal::{Backend, BackendError, Folded, Lineage, Stored, StreamId, Whole, read_all};
 
     /// Cuts a stream at the first place where its store can cut it. Returns what is left then.
     pub async fn cut_after_first_page(store: &dyn Backend, id: &StreamId) -> Result<Whole, BackendError> {
         let page = store.read(id).await?.page().await?.unwrap();
         let through = page.records.last().unwrap().head();
         let gone = page.records.iter().map(|s| &s.record);
-        let folded = Folded::new(id, through, &ClusterState::fold(gone)).unwrap();
+        let folded = Folded::new(id, through, Lineage::FIRST, &ClusterState::fold(gone)).unwrap();
         let event = Event::Trimmed {
             through: through.seq,
             hash: Digest(through.hash.to_string()),
@@ -270,6 +288,8 @@ mod tests {
             folded: None,
             stored: Vec::new(),
             troubles: Vec::new(),
+            lineage: None,
+            other_lineages: Vec::new(),
             anchored: None,
         };
         let all = || vec![stream("u1", "orders"), stream("u2", "orders"), stream("u3", "carts")];

@@ -48,6 +48,9 @@ pub struct Verified {
     pub trimmed: Option<Gone>,
     /// Number of records from an archive: the first ones.
     pub archived: usize,
+    /// What the archive has besides: lineages that the stream left, or other ones.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub other_lineages: Vec<String>,
     /// First sequence.
     pub first: Option<Seq>,
     /// Last sequence.
@@ -82,6 +85,7 @@ pub fn verify(stream: &Stream, anchor: Option<Anchor>) -> Verified {
         records,
         trimmed: stream.gone(),
         archived: stream.archived.len(),
+        other_lineages: stream.other_lineages.clone(),
         first,
         last,
         head_hash: head.map(|h| h.hash),
@@ -128,6 +132,7 @@ impl Report for Verified {
             records,
             trimmed,
             archived,
+            other_lineages,
             first,
             last,
             head_hash,
@@ -145,6 +150,9 @@ impl Report for Verified {
         }
         if *archived > 0 {
             let _ = writeln!(text, "archived    {archived} records come from the archive");
+        }
+        for other in other_lineages {
+            let _ = writeln!(text, "besides     {other}");
         }
         if let Some(hash) = head_hash {
             let _ = writeln!(text, "head        {hash}");

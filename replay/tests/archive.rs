@@ -9,11 +9,12 @@ use std::{
 };
 use valkeeper_core::{
     event::{Event, Record},
-    ids::Digest,
+    ids::{Digest, Seq, WriterEpoch},
+    state::ClusterState,
 };
 use valkeeper_journal::{
-    Folded, Stored, StreamId,
-    archive::{Archive, DirectoryBlobs},
+    Folded, Lineage, Stored, StreamId,
+    archive::{Archive, Branch, DirectoryBlobs},
 };
 
 mod run;
@@ -34,8 +35,9 @@ fn archive(name: &str, pieces: &[&[Stored]]) -> PathBuf {
     let path = empty(name);
     let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
     let archive = Archive::new(Arc::new(DirectoryBlobs::new(&path)));
+    let first = Branch::first(StreamId("5f0c1d2e-uid".into()));
     for piece in pieces {
-        let stored = runtime.block_on(archive.store(&StreamId("5f0c1d2e-uid".into()), piece)).unwrap();
+        let stored = runtime.block_on(archive.store(&first, piece)).unwrap();
         assert_eq!(stored.segments, 1);
     }
     path
@@ -253,7 +255,7 @@ fn every_later_cut_is_compared_with_the_fold_of_what_is_there() {
         state
     };
     let id = StreamId("5f0c1d2e-uid".into());
-    let second = Folded::new(&id, all[19].head(), &state_of(&all[13..20])).unwrap();
+    let second = Folded::new(&id, all[19].head(), Lineage::FIRST, &state_of(&all[13..20])).unwrap();
     let (hash, digest) = (second.head().hash.to_string(), second.digest().to_string());
     let none = "0".repeat(64);
     for (hash, digest, said) in [
@@ -277,4 +279,103 @@ fn every_later_cut_is_compared_with_the_fold_of_what_is_there() {
         assert!(out.contains("cut after 13 (record 23): not compared"), "{out}");
         all.pop();
     }
+}
+
+/// A stream that lost its records after the first `left` and went on, as a person accepted; what it begins with after a cut.
+fn after_loss(left: usize, lost_through: Option<Seq>) -> (Folded, Vec<Stored>) {
+    let mut records = story::failover();
+    records.truncate(left);
+    if left == 1 {
+        // It begins anew, above the writers that agents know.
+        records[0].epoch = WriterEpoch(2);
+    }
+    let mut add = |event| {
+        let last = records[records.len() - 1].clone();
+        records.push(Record { seq: last.seq.next(), epoch: WriterEpoch(2), event, ..last });
+        records.clone()
+    };
+    add(Event::EpochStarted { writer: "op-2".into(), version: "0.1.0".into(), lost_through });
+    add(story::gone(1));
+    let gone = add(story::gone(2));
+    let sealed = story::sealed(&gone);
+    let lineage = sealed.iter().fold(Lineage::FIRST, Lineage::after);
+    let head = sealed[sealed.len() - 1].head();
+    let id = StreamId("5f0c1d2e-uid".into());
+    let folded = Folded::new(&id, head, lineage, &ClusterState::fold(&gone)).unwrap();
+    add(Event::Trimmed {
+        through: head.seq,
+        hash: Digest(head.hash.to_string()),
+        folded: Digest(folded.digest().to_string()),
+        archive: None,
+    });
+    let all = add(Event::LevelRaised { level: 1, version: "0.1.0".into() });
+    (folded, story::sealed(&all))
+}
+
+/// Puts records into an archive, each into the lineage that it is of.
+fn add_to(archive: &Path, records: &[Stored]) {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    let archive = Archive::new(Arc::new(DirectoryBlobs::new(archive)));
+    let first = Branch::first(StreamId("5f0c1d2e-uid".into()));
+    runtime.block_on(archive.store(&first, records)).unwrap();
+}
+
+#[test]
+fn a_stream_that_lost_records_is_joined_with_its_own_lineage_and_the_others_are_named() {
+    for left in [1, 16] {
+        let (made, before) = story_in(&format!("lineages_{left}"));
+        let (folded, all) = after_loss(left, Some(Seq(24)));
+        let cut = left + 3;
+        add_to(&made, &all[..cut]);
+        let journal = story::exported(Some(&folded), &all[cut..]);
+        let (code, out, err) = joined(&journal, &made, "export");
+        assert_eq!((code, err.as_str()), (0, ""), "{left}");
+        assert_eq!(out, story::exported(None, &all), "{left}");
+        let (code, out, _) = joined(&journal, &made, "verify --deep");
+        assert_eq!(code, 0, "{out}");
+        assert!(out.contains("besides     the first lineage: records 1 to 24\n"), "{out}");
+        let number = cut + 1;
+        assert!(out.contains(&format!("  cut after {cut} (record {number}): the same text\n")), "{out}");
+        // Nothing was cut yet: it is compared with its own lineage only.
+        let (code, out, _) = joined(&story::exported(None, &all), &made, "verify");
+        assert_eq!(code, 0, "{out}");
+        // What was lost is there as before, for who has a copy of the store as it was.
+        let (code, out, _) = joined(&before, &made, "verify --deep");
+        assert_eq!(code, 0, "{out}");
+        let name = folded.lineage().name().unwrap().to_string();
+        let first = if left == 1 { 1 } else { 17 };
+        assert!(out.contains(&format!("besides     lineage {name}: records {first} to {cut}\n")), "{out}");
+        // By itself each lineage is a journal, and one is to be chosen.
+        let (code, _, err) = alone(&made, "verify");
+        assert_eq!(code, 2);
+        assert!(err.contains(&format!("(uid 5f0c1d2e-uid), lineage {name}, {cut} records")), "{err}");
+        let (code, out, err) = alone(&made, &format!("--cluster {} export", &name[..12]));
+        assert_eq!((code, err.as_str()), (0, ""));
+        assert_eq!(out, story::exported(None, &all[..cut]));
+        let (code, out, _) = alone(&made, "--cluster orders verify --deep");
+        assert_eq!(code, 0, "{out}");
+        assert!(out.contains("records     24 (1 to 24)\n"), "{out}");
+    }
+}
+
+#[test]
+fn a_store_that_was_rolled_back_without_a_word_is_not_what_the_archive_has() {
+    let (made, _) = story_in("rolled_back");
+    let (folded, all) = after_loss(16, None);
+    let (code, out, _) = joined(&story::exported(Some(&folded), &all[19..]), &made, "verify");
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("record 20 is another one in the archive than in the store"), "{out}");
+}
+
+#[test]
+fn a_fold_that_says_another_lineage_than_its_records_is_found() {
+    let (made, _) = story_in("wrong_lineage");
+    let (folded, all) = after_loss(16, Some(Seq(24)));
+    add_to(&made, &all[..19]);
+    let other = Lineage::named(all[3].hash);
+    let wrong = Folded::new(folded.stream(), *folded.head(), other, folded.state()).unwrap();
+    let (code, out, _) = joined(&story::exported(Some(&wrong), &all[19..]), &made, "verify --deep");
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("no Trimmed record names it as"), "{out}");
+    assert!(out.contains("the archive does not hold records 1 to 19: it has none of them"), "{out}");
 }

@@ -25,7 +25,7 @@ use valkeeper_core::{
 };
 use valkeeper_journal::{
     Hash, Stored, StreamId,
-    archive::{Archive, ArchiveError},
+    archive::{Archive, ArchiveError, Branch},
 };
 
 const ACCESS_KEY: &str = "AKIAIOSFODNN7EXAMPLE";
@@ -247,8 +247,12 @@ fn chain(records: u64) -> Vec<Stored> {
     chain
 }
 
+fn branch() -> Branch {
+    Branch::first(stream())
+}
+
 async fn read_back(archive: &Archive) -> Vec<Stored> {
-    let mut pages = archive.read(&stream()).await.unwrap();
+    let mut pages = archive.read(&branch()).await.unwrap();
     let mut all = Vec::new();
     while let Some(page) = pages.next().await.unwrap() {
         all.extend(page);
@@ -265,10 +269,10 @@ async fn a_journal_is_archived_in_a_bucket_below_its_prefix_and_read_back() {
         bench.store.lock().unwrap().objects.insert("prod/other.txt".to_owned(), Bytes::new());
         let archive = Archive::with_limit(bench.blobs.clone(), 2_000);
         let chain = chain(60);
-        assert_eq!(archive.store(&stream(), &chain[..50]).await.unwrap().last, Seq(50));
-        assert_eq!(archive.store(&stream(), &chain).await.unwrap().last, Seq(60));
+        assert_eq!(archive.store(&branch(), &chain[..50]).await.unwrap().last, Seq(50));
+        assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(60));
         assert_eq!(read_back(&archive).await, chain);
-        assert_eq!(archive.streams().await.unwrap(), [stream()]);
+        assert_eq!(archive.branches().await.unwrap(), [branch()]);
         let ours = bench.keys().into_iter().filter(|key| key.starts_with(&format!("{prefix}uid-1/0000")));
         assert!(ours.count() > 2 * PAGE, "{:?}", bench.keys());
         for headers in &bench.store.lock().unwrap().puts {
@@ -340,10 +344,10 @@ async fn an_archive_is_completed_whatever_a_write_met() {
     for fault in [Fault::SlowDown, Fault::DoneAndSlowDown, Fault::Hang, Fault::DoneAndHang, Fault::Busy] {
         let bench = Bench::new("s3://journals").await;
         let archive = Archive::with_limit(bench.blobs.clone(), 6_000);
-        archive.store(&stream(), &chain[..30]).await.unwrap();
+        archive.store(&branch(), &chain[..30]).await.unwrap();
         bench.store.lock().unwrap().faults.clear();
         // Only the write meets it: a listing and a read of what is there come before.
-        let before = archive.covered(&stream()).await.unwrap().unwrap();
+        let before = archive.covered(&branch()).await.unwrap().unwrap();
         assert_eq!(before.last, Seq(30));
         let (segment, bytes) = ("uid-1/probe", vec![7; 100]);
         bench.inject(&[fault]);
@@ -352,13 +356,13 @@ async fn an_archive_is_completed_whatever_a_write_met() {
         assert_eq!(is_known, !matches!(fault, Fault::Hang | Fault::DoneAndHang), "{probed:?}");
         for _ in 0..3 {
             bench.inject(&[fault]);
-            match archive.store(&stream(), &chain).await {
+            match archive.store(&branch(), &chain).await {
                 Ok(archived) => assert_eq!(archived.last, Seq(60)),
                 Err(e) => assert!(matches!(e, ArchiveError::Unavailable(_)), "{e}"),
             }
         }
         bench.store.lock().unwrap().faults.clear();
-        assert_eq!(archive.store(&stream(), &chain).await.unwrap().last, Seq(60));
+        assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(60));
         assert_eq!(read_back(&archive).await, chain);
     }
 }
@@ -389,11 +393,11 @@ async fn a_directory_is_an_archive_and_must_be_there() {
     let open_at = |path: &Path| open(&format!("file://{}", path.display()), None).unwrap();
     let archive = Archive::new(open_at(&folder.0));
     let chain = chain(40);
-    assert_eq!(archive.store(&stream(), &chain).await.unwrap().last, Seq(40));
+    assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(40));
     // By somebody else, later.
     assert_eq!(read_back(&Archive::new(open_at(&folder.0))).await, chain);
     let missing = Archive::new(open_at(&folder.0.join("not-mounted")));
-    let refused = missing.store(&stream(), &chain).await.unwrap_err();
+    let refused = missing.store(&branch(), &chain).await.unwrap_err();
     assert!(matches!(&refused, ArchiveError::Unavailable(why) if why.contains("not-mounted")), "{refused}");
 }
 

@@ -4,22 +4,27 @@
 //! bytes hash to, so it needs no index, two writers cannot harm each other, and an upload that was interrupted goes on
 //! where it ended. Segments may overlap: a record that is there twice must be the same.
 //!
+//! Records after a loss that a person accepted have the numbers of others that are archived already. They are of another lineage, and
+//! archived beside those. Only the record of an accepted loss begins one: whatever else differs is refused.
+//!
 //! A bucket may lose or change what it was given. So nothing is called archived before it was read back and found equal.
 
 pub mod blobs;
+pub mod branch;
 pub mod directory_blobs;
 pub mod memory_blobs;
 mod pages;
 mod segment;
 
 pub use blobs::{Blobs, BlobsError};
+pub use branch::Branch;
 pub use directory_blobs::DirectoryBlobs;
 pub use memory_blobs::{BlobsFault, MemoryBlobs};
 pub use pages::Pages;
 pub use segment::{SEGMENT_BYTES_MAX, STORED_BYTES_MAX};
 
 use crate::{
-    record::{Hash, RecordError, Stored, StreamId},
+    record::{Hash, Head, RecordError, Stored},
     verify::Problem,
 };
 use segment::{Segment, cut, follow};
@@ -147,51 +152,76 @@ impl Archive {
         Archive { blobs, segment_bytes_max: segment_bytes_max.min(SEGMENT_BYTES_MAX) }
     }
 
-    /// Streams that have segments.
+    /// Lineages of streams that have segments, those of one stream together and its first one before the others.
     ///
     /// # Errors
     /// The store is not reachable.
-    pub async fn streams(&self) -> Result<Vec<StreamId>, ArchiveError> {
+    pub async fn branches(&self) -> Result<Vec<Branch>, ArchiveError> {
         let names = self.blobs.list("").await.map_err(unreachable_store)?;
-        let streams: BTreeSet<StreamId> =
-            names.iter().filter_map(|name| Segment::parse(name)).map(|(stream, _)| stream).collect();
-        Ok(streams.into_iter().collect())
+        let branches: BTreeSet<Branch> =
+            names.iter().filter_map(|name| Segment::parse(name)).map(|(branch, _)| branch).collect();
+        Ok(branches.into_iter().collect())
     }
 
-    /// How far the archive reaches, by the names in it; `None` if it has nothing of the stream. Only the end is read: that
+    /// How far the archive reaches, by the names in it; `None` if it has nothing of the branch. Only the end is read: that
     /// the rest is as it was stored, [`Archive::read`] finds out.
     ///
     /// # Errors
     /// The store is not reachable, or the last segment is damaged.
-    pub async fn covered(&self, stream: &StreamId) -> Result<Option<Covered>, ArchiveError> {
-        let segments = self.segments(stream).await?;
+    pub async fn covered(&self, branch: &Branch) -> Result<Option<Covered>, ArchiveError> {
+        let segments = self.segments(branch).await?;
         let Some((first, last)) = extent(&segments) else { return Ok(None) };
-        let Some(stored) = self.find(stream, &segments, last).await? else { return Ok(None) };
+        let Some(stored) = self.find(branch, &segments, last).await? else { return Ok(None) };
         Ok(Some(Covered { first, last, last_hash: stored.hash }))
     }
 
-    /// Archives records that follow each other. Those that are there already are compared, and so are the neighbours. What is returned
-    /// was read back and is equal; after an error nothing is promised, and the same call again goes on with what is still missing.
+    /// Archives records that follow each other; `branch` is that of the record before them. Those that are there already are compared, and so
+    /// are the neighbours. What is returned was read back and is equal; after an error nothing is promised, and the same call again goes
+    /// on with what is still missing.
     ///
     /// Records between the archive's end and the first one given may be in neither (they went while there was no archive): that is no
     /// reason to refuse these. [`Archive::read`] names the hole.
     ///
     /// # Errors
     /// See [`ArchiveError`].
-    pub async fn store(&self, stream: &StreamId, records: &[Stored]) -> Result<Archived, ArchiveError> {
-        let segments = self.segments(stream).await?;
+    pub async fn store(&self, branch: &Branch, records: &[Stored]) -> Result<Archived, ArchiveError> {
         let (Some(first), Some(last)) = (records.first(), records.last()) else {
             return Err(ArchiveError::Nothing);
         };
-        let mut head = match first.record.seq.0.checked_sub(1) {
-            Some(before) => self.find(stream, &segments, Seq(before)).await?.map(|stored| stored.head()),
-            None => None,
+        let runs = branch.runs(records);
+        let mut before = match runs.first() {
+            Some((begun, _)) if begun != branch => self.head_before(branch, first).await?,
+            Some(_) | None => None,
         };
-        let after = self.find(stream, &segments, last.record.seq.next()).await?;
+        let mut segments = 0;
+        for (branch, run) in runs {
+            segments += self.store_run(&branch, before, run).await?;
+            before = run.last().map(Stored::head);
+        }
+        Ok(Archived { first: first.record.seq, last: last.record.seq, last_hash: last.hash, segments })
+    }
+
+    /// Archives records of one branch; gives the number of segments written. What is before them need not be in this branch.
+    async fn store_run(
+        &self,
+        branch: &Branch,
+        before: Option<Head>,
+        records: &[Stored],
+    ) -> Result<usize, ArchiveError> {
+        let segments = self.segments(branch).await?;
+        let (Some(first), Some(last)) = (records.first(), records.last()) else {
+            return Err(ArchiveError::Nothing);
+        };
+        let mut head = match (before, first.record.seq.0.checked_sub(1)) {
+            (Some(before), _) => Some(before),
+            (None, Some(seq)) => self.find(branch, &segments, Seq(seq)).await?.map(|stored| stored.head()),
+            (None, None) => None,
+        };
+        let after = self.find(branch, &segments, last.record.seq.next()).await?;
         for stored in records.iter().chain(&after) {
             head = Some(follow(head, stored).map_err(ArchiveError::NoChain)?);
         }
-        self.compare(stream, &segments, records).await?;
+        self.compare(branch, &segments, records).await?;
         let mut written = 0;
         for run in missing(&segments, records) {
             let mut pieces = cut(run, self.segment_bytes_max);
@@ -200,32 +230,39 @@ impl Archive {
                 pieces.reverse();
             }
             for piece in pieces {
-                self.put(stream, piece).await?;
+                self.put(branch, piece).await?;
                 written += 1;
             }
         }
-        let (first, last_hash, last) = (first.record.seq, last.hash, last.record.seq);
-        Ok(Archived { first, last, last_hash, segments: written })
+        Ok(written)
     }
 
-    /// The stream's records, oldest first. Where they end is all that the archive knows: records after a segment that is
+    /// The record before this one, if it is in the branch.
+    async fn head_before(&self, branch: &Branch, stored: &Stored) -> Result<Option<Head>, ArchiveError> {
+        let Some(before) = stored.record.seq.0.checked_sub(1) else { return Ok(None) };
+        let segments = self.segments(branch).await?;
+        Ok(self.find(branch, &segments, Seq(before)).await?.map(|stored| stored.head()))
+    }
+
+    /// The branch's records, oldest first. Where they end is all that the archive knows: records after a segment that is
     /// gone without a trace are not missed.
     ///
     /// # Errors
     /// The store is not reachable.
-    pub async fn read(&self, stream: &StreamId) -> Result<Pages, ArchiveError> {
-        let segments = self.segments(stream).await?;
-        Ok(Pages::new(Arc::clone(&self.blobs), stream.clone(), segments))
+    pub async fn read(&self, branch: &Branch) -> Result<Pages, ArchiveError> {
+        let segments = self.segments(branch).await?;
+        Ok(Pages::new(Arc::clone(&self.blobs), branch.clone(), segments))
     }
 
-    /// The stream's segments, in the order of their records.
-    async fn segments(&self, stream: &StreamId) -> Result<Vec<Segment>, ArchiveError> {
+    /// The branch's segments, in the order of their records.
+    async fn segments(&self, branch: &Branch) -> Result<Vec<Segment>, ArchiveError> {
+        let Branch { stream, lineage: _ } = branch;
         if !blobs::is_word(&stream.0) {
             return Err(ArchiveError::StreamName(stream.0.clone()));
         }
-        let names = self.blobs.list(&format!("{stream}/")).await.map_err(unreachable_store)?;
-        let of_stream = names.iter().filter_map(|name| Segment::parse(name)).filter(|(s, _)| s == stream);
-        let mut segments: Vec<Segment> = of_stream.map(|(_, segment)| segment).collect();
+        let names = self.blobs.list(&format!("{branch}/")).await.map_err(unreachable_store)?;
+        let of_branch = names.iter().filter_map(|name| Segment::parse(name)).filter(|(b, _)| b == branch);
+        let mut segments: Vec<Segment> = of_branch.map(|(_, segment)| segment).collect();
         segments.sort();
         Ok(segments)
     }
@@ -233,17 +270,17 @@ impl Archive {
     /// A record, if a segment has it. Every segment that does must agree.
     async fn find(
         &self,
-        stream: &StreamId,
+        branch: &Branch,
         segments: &[Segment],
         seq: Seq,
     ) -> Result<Option<Stored>, ArchiveError> {
         let mut found: Option<(Stored, &Segment)> = None;
         for segment in segments.iter().filter(|segment| segment.meets(seq, seq)) {
-            let records = self.load(stream, segment).await?;
+            let records = self.load(branch, segment).await?;
             let Some(stored) = records.into_iter().find(|stored| stored.record.seq == seq) else { continue };
             match &found {
                 Some((other, one)) if other.hash != stored.hash => {
-                    let (one, other) = (one.name(stream), segment.name(stream));
+                    let (one, other) = (one.name(branch), segment.name(branch));
                     return Err(ArchiveError::Conflict { seq, one, other });
                 }
                 Some(_) => {}
@@ -256,17 +293,17 @@ impl Archive {
     /// Compares records with every segment that has one of them.
     async fn compare(
         &self,
-        stream: &StreamId,
+        branch: &Branch,
         segments: &[Segment],
         records: &[Stored],
     ) -> Result<(), ArchiveError> {
         let Some((first, last)) = ends(records) else { return Ok(()) };
         for segment in segments.iter().filter(|segment| segment.meets(first, last)) {
-            let archived = self.load(stream, segment).await?;
+            let archived = self.load(branch, segment).await?;
             let there = archived.iter().skip_while(|stored| stored.record.seq < first);
             let given = records.iter().skip_while(|stored| stored.record.seq < segment.first);
             if let Some((other, _)) = there.zip(given).find(|(there, given)| there != given) {
-                let (segment, seq) = (segment.name(stream), other.record.seq);
+                let (segment, seq) = (segment.name(branch), other.record.seq);
                 return Err(ArchiveError::Differs { segment, seq });
             }
         }
@@ -274,9 +311,9 @@ impl Archive {
     }
 
     /// Writes one segment and reads it back.
-    async fn put(&self, stream: &StreamId, piece: &[Stored]) -> Result<(), ArchiveError> {
+    async fn put(&self, branch: &Branch, piece: &[Stored]) -> Result<(), ArchiveError> {
         let Some((segment, bytes)) = Segment::of(piece) else { return Ok(()) };
-        let name = segment.name(stream);
+        let name = segment.name(branch);
         let put = self.blobs.put_new(&name, &bytes).await;
         match &put {
             Ok(()) | Err(BlobsError::AlreadyExists | BlobsError::Ambiguous(_)) => {}
@@ -285,7 +322,7 @@ impl Archive {
             }
         }
         // Whatever was answered: it is archived if it is there and the same, and not before.
-        match (segment.load(self.blobs.as_ref(), stream).await?, put) {
+        match (segment.load(self.blobs.as_ref(), branch).await?, put) {
             (Some(records), _) if records == piece => Ok(()),
             (Some(_), _) => Err(ArchiveError::Differs { segment: name, seq: segment.first }),
             (None, Ok(())) => Err(ArchiveError::Lost { segment: name }),
@@ -293,9 +330,9 @@ impl Archive {
         }
     }
 
-    async fn load(&self, stream: &StreamId, segment: &Segment) -> Result<Vec<Stored>, ArchiveError> {
-        let loaded = segment.load(self.blobs.as_ref(), stream).await?;
-        loaded.ok_or_else(|| ArchiveError::gone(segment.name(stream), segment.first))
+    async fn load(&self, branch: &Branch, segment: &Segment) -> Result<Vec<Stored>, ArchiveError> {
+        let loaded = segment.load(self.blobs.as_ref(), branch).await?;
+        loaded.ok_or_else(|| ArchiveError::gone(segment.name(branch), segment.first))
     }
 }
 

@@ -3,16 +3,17 @@
 use super::{
     ArchiveError,
     blobs::Blobs,
+    branch::Branch,
     segment::{Segment, follow},
 };
-use crate::record::{Hash, Head, Stored, StreamId};
+use crate::record::{Hash, Head, Stored};
 use std::{collections::VecDeque, sync::Arc};
 use valkeeper_core::ids::Seq;
 
-/// The records of a stream, oldest first. Holds one segment at a time.
+/// The records of a branch, oldest first. Holds one segment at a time.
 pub struct Pages {
     blobs: Arc<dyn Blobs>,
-    stream: StreamId,
+    branch: Branch,
     /// What is left, in order.
     open: VecDeque<Segment>,
     /// The last record given.
@@ -24,8 +25,8 @@ pub struct Pages {
 
 impl Pages {
     /// Segments must be in order.
-    pub(super) fn new(blobs: Arc<dyn Blobs>, stream: StreamId, segments: Vec<Segment>) -> Pages {
-        Pages { blobs, stream, open: segments.into(), head: None, given: VecDeque::new() }
+    pub(super) fn new(blobs: Arc<dyn Blobs>, branch: Branch, segments: Vec<Segment>) -> Pages {
+        Pages { blobs, branch, open: segments.into(), head: None, given: VecDeque::new() }
     }
 
     /// The next records, some at least; `None` after the last. Every segment is read, also one that brings nothing new.
@@ -47,20 +48,20 @@ impl Pages {
     }
 
     async fn page(&mut self, segment: Segment) -> Result<Vec<Stored>, ArchiveError> {
-        let name = segment.name(&self.stream);
+        let name = segment.name(&self.branch);
         if let Some(head) = self.head
             && segment.first > head.seq.next()
         {
             return Err(ArchiveError::Missing { after: head.seq, segment: name });
         }
         self.given.retain(|(seq, _, _)| *seq >= segment.first);
-        let loaded = segment.load(self.blobs.as_ref(), &self.stream).await?;
+        let loaded = segment.load(self.blobs.as_ref(), &self.branch).await?;
         let mut records = loaded.ok_or_else(|| ArchiveError::gone(name.clone(), segment.first))?;
         let is_known = |stored: &Stored| self.head.is_some_and(|head| stored.record.seq <= head.seq);
         let new = records.split_off(records.iter().take_while(|stored| is_known(stored)).count());
         for (stored, (seq, hash, other)) in records.iter().zip(&self.given) {
             if stored.hash != *hash {
-                let one = other.name(&self.stream);
+                let one = other.name(&self.branch);
                 return Err(ArchiveError::Conflict { seq: *seq, one, other: name });
             }
         }

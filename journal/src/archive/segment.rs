@@ -3,13 +3,14 @@
 
 use super::{
     ArchiveError,
-    blobs::{Blobs, BlobsError, is_word},
+    blobs::{Blobs, BlobsError},
+    branch::Branch,
 };
 use crate::{
     codec,
     gzip::{pack, unpack},
     lines::{export_line, import_line},
-    record::{Hash, Head, RecordError, Stored, StreamId},
+    record::{Hash, Head, RecordError, Stored},
     verify::{Problem, verify_next},
 };
 use valkeeper_core::{
@@ -39,19 +40,20 @@ pub struct Segment {
 
 impl Segment {
     /// The name.
-    pub(super) fn name(&self, stream: &StreamId) -> String {
+    pub(super) fn name(&self, branch: &Branch) -> String {
         let Segment { first, last, digest } = self;
-        format!("{stream}/{:020}-{:020}-{digest}{SUFFIX}", first.0, last.0)
+        format!("{branch}/{:020}-{:020}-{digest}{SUFFIX}", first.0, last.0)
     }
 
     /// What a name says, `None` if it is not one: whatever else is in the bucket is not of the archive.
-    pub(super) fn parse(name: &str) -> Option<(StreamId, Segment)> {
-        let (stream, file) = name.split_once('/')?;
+    pub(super) fn parse(name: &str) -> Option<(Branch, Segment)> {
+        let (folder, file) = name.rsplit_once('/')?;
+        let branch = Branch::parse(folder)?;
         let mut parts = file.strip_suffix(SUFFIX)?.splitn(3, '-');
         let (first, last) = (seq(parts.next()?)?, seq(parts.next()?)?);
         let digest = parts.next()?.parse().ok()?;
-        let is_one = is_word(stream) && Seq(0) < first && first <= last;
-        is_one.then(|| (StreamId(stream.to_owned()), Segment { first, last, digest }))
+        let is_one = Seq(0) < first && first <= last;
+        is_one.then_some((branch, Segment { first, last, digest }))
     }
 
     /// Packs records, which are not empty: the segment and its bytes.
@@ -71,9 +73,9 @@ impl Segment {
     pub(super) async fn load(
         &self,
         blobs: &dyn Blobs,
-        stream: &StreamId,
+        branch: &Branch,
     ) -> Result<Option<Vec<Stored>>, ArchiveError> {
-        let name = self.name(stream);
+        let name = self.name(branch);
         match blobs.get(&name, STORED_BYTES_MAX).await {
             Ok(Some(bytes)) => self.open(name, &bytes).map(Some),
             Ok(None) => Ok(None),
@@ -170,23 +172,29 @@ fn seq(digits: &str) -> Option<Seq> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{lineage::Lineage, record::StreamId};
 
     #[test]
     fn a_name_says_what_is_in_it_and_has_one_spelling() {
         let segment = Segment { first: Seq(1), last: Seq(u64::MAX), digest: Hash([0xab; 32]) };
-        let stream = StreamId("uid-1".to_owned());
-        let name = segment.name(&stream);
+        let branch = Branch::first(StreamId("uid-1".to_owned()));
+        let name = segment.name(&branch);
         assert_eq!(
             name,
             format!("uid-1/00000000000000000001-18446744073709551615-{}.jsonl.gz", "ab".repeat(32))
         );
-        assert_eq!(Segment::parse(&name), Some((stream, segment)));
+        let beside = Branch { lineage: Lineage::named(Hash([0xcd; 32])), ..branch.clone() };
+        assert_eq!(segment.name(&beside), name.replace("uid-1/", &format!("uid-1/{}/", "cd".repeat(32))));
+        assert_eq!(Segment::parse(&segment.name(&beside)), Some((beside, segment)));
+        assert_eq!(Segment::parse(&name), Some((branch, segment)));
         let others = [
             name.replace("ab", "AB"),
             name.replace("0001-", "001-"),
             name.replace(".gz", ""),
             name.replace("uid-1/", "/"),
             name.replace("uid-1/", "uid-1/more/"),
+            name.replace("uid-1/", &format!("uid-1/{}/", "CD".repeat(32))),
+            name.replace("uid-1/", &format!("uid-1/{}/more/", "cd".repeat(32))),
             name.replace("uid-1/", ".uid-1/"),
             name.replace("00000000000000000001", "00000000000000000000"),
             name.replace("00000000000000000001", "+0000000000000000001"),

@@ -17,7 +17,7 @@ use valkeeper_core::{
     spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, Topology},
     state::ClusterState,
 };
-use valkeeper_journal::{Folded, Hash, Stored, StreamId, export_line};
+use valkeeper_journal::{Folded, Hash, Lineage, Stored, StreamId, export_line};
 
 /// 2026-11-21T03:00:00Z, in milliseconds.
 pub const START_MS: i64 = 1_795_230_000_000;
@@ -246,7 +246,7 @@ pub fn cut(edit: impl Fn(&str) -> String) -> (Folded, Vec<Stored>) {
     let (before, _) = records.split_at(CUT_AFTER.0 as usize);
     let head = sealed(before).last().unwrap().head();
     let id = StreamId("5f0c1d2e-uid".into());
-    let folded = Folded::new(&id, head, &ClusterState::fold(before)).unwrap();
+    let folded = Folded::new(&id, head, Lineage::FIRST, &ClusterState::fold(before)).unwrap();
     let folded = Folded::parse(&edit(folded.text())).unwrap();
     let trimmed = Event::Trimmed {
         through: head.seq,
