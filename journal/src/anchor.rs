@@ -186,6 +186,18 @@ impl Anchors {
         Ok(())
     }
 
+    /// Moves an anchor to what a person accepted, which may be less: in both slots, since the higher of two counts. Torn, it is
+    /// as before.
+    pub fn set_back(&mut self, stream: &StreamId, anchor: Anchor) -> io::Result<()> {
+        let (Some(place), Some(file)) = (self.places.get_mut(stream), &self.file) else {
+            return self.set(&[(stream.clone(), anchor)]);
+        };
+        file.write_all_at(&Slot::of(stream, anchor).bytes()?.repeat(2), place.pair * PAIR_BYTES as u64)?;
+        file.sync_data()?;
+        place.slot = 0;
+        Ok(())
+    }
+
     /// There is no such stream any more. Its place is not given to another.
     pub fn forget(&mut self, stream: &StreamId) -> io::Result<()> {
         if let (Some(place), Some(file)) = (self.places.remove(stream), &self.file) {
@@ -282,6 +294,21 @@ mod tests {
         assert_eq!(read(&store), [(other.clone(), anchor(6))]);
         anchors.set(&[(one.clone(), anchor(1)), (other.clone(), anchor(7))]).unwrap();
         assert_eq!(read(&store), [(one, anchor(1)), (other, anchor(7))]);
+    }
+
+    #[test]
+    fn an_anchor_that_is_set_back_counts_also_after_the_next_one() {
+        let scratch = Scratch::new("anchor-back");
+        let store = scratch.path("store");
+        let stream = StreamId("uid-1".to_owned());
+        let (mut anchors, _) = Anchors::open(&store).unwrap();
+        for seq in 8..=9 {
+            anchors.set(&[(stream.clone(), anchor(seq))]).unwrap();
+            anchors.set_back(&stream, anchor(3)).unwrap();
+            assert_eq!(read(&store), [(stream.clone(), anchor(3))]);
+            anchors.set(&[(stream.clone(), anchor(4))]).unwrap();
+            assert_eq!(read(&store), [(stream.clone(), anchor(4))]);
+        }
     }
 
     #[test]

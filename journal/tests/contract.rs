@@ -80,6 +80,8 @@ contract!(
     of_two_claims_at_once_one_wins,
     a_batch_after_another_head_is_refused_with_the_head_found,
     streams_do_not_touch_each_other,
+    an_accepted_loss_of_nothing_changes_nothing,
+    a_forgotten_stream_begins_anew_and_the_others_go_on,
     the_largest_record_fits_and_a_larger_one_is_refused,
     a_batch_that_is_too_large_is_refused_whole,
     a_full_stream_says_so_and_stays_readable,
@@ -237,6 +239,39 @@ async fn streams_do_not_touch_each_other(mut store: Store) {
         let (_, records) = opened(backend.clone(), name).await.unwrap();
         assert_eq!(records.len(), 2);
     }
+}
+
+async fn an_accepted_loss_of_nothing_changes_nothing(mut store: Store) {
+    let backend = store.backend();
+    let mut journal = claimed(backend.clone()).await;
+    journal.append(vec![fact(1)], at(101)).await.unwrap();
+    backend.accept_loss(&stream()).await.unwrap();
+    backend.accept_loss(&StreamId("never written".to_owned())).await.unwrap();
+    journal.append(vec![fact(2)], at(102)).await.unwrap();
+    drop((journal, backend));
+    let backend = store.reopen(ROOMY);
+    assert_eq!(backend.streams().await.unwrap(), [stream()]);
+    assert_eq!(open(backend).await.1.len(), 4);
+}
+
+async fn a_forgotten_stream_begins_anew_and_the_others_go_on(mut store: Store) {
+    let backend = store.backend();
+    let other = StreamId("another".to_owned());
+    let (mut beside, _) = opened(backend.clone(), other.clone()).await.unwrap();
+    beside.claim(Some(baseline(&other)), "w", "v", at(1)).await.unwrap();
+    let mut journal = claimed(backend.clone()).await;
+    journal.append(vec![fact(1)], at(101)).await.unwrap();
+    backend.forget(&stream()).await.unwrap();
+    backend.forget(&StreamId("never written".to_owned())).await.unwrap();
+    assert_eq!(backend.head(&stream()).await.unwrap(), None);
+    assert_eq!(backend.streams().await.unwrap(), std::slice::from_ref(&other));
+    beside.append(vec![fact(2)], at(102)).await.unwrap();
+    // Who wrote it is over.
+    assert!(journal.append(vec![fact(2)], at(102)).await.unwrap_err().is_broken());
+    drop((journal, beside, backend));
+    let backend = store.reopen(ROOMY);
+    assert_eq!(claimed(backend.clone()).await.head().unwrap().seq, Seq(2));
+    assert_eq!(opened(backend, other).await.unwrap().1.len(), 3);
 }
 
 async fn the_largest_record_fits_and_a_larger_one_is_refused(mut store: Store) {

@@ -26,6 +26,10 @@ const SWEEP_CHUNKS_MAX: usize = 32;
 /// Chunks that go at once in `maintain`, between two syncs: some milliseconds, for which an append may have to wait.
 const MAINTAIN_CHUNKS_MAX: usize = 512;
 
+/// How often a store with a damaged stream is opened again to see whether what is written to it stays. Where sled's recovery has
+/// cut its log off, the first writing may go to a place that the next recovery does not reach; it is whole from then on.
+const TRIALS_MAX: u32 = 3;
+
 /// A batch to be appended.
 pub(super) struct Write {
     pub stream: StreamId,
@@ -129,6 +133,28 @@ fn behind(stream: &StreamId, anchor: &Anchor, found: String) -> BackendError {
     BackendError::BehindAnchor { stream: stream.clone(), found, anchor: anchor.seq }
 }
 
+/// The last record of a tree, or the first of its last entry if that is not whole; `None`: nothing can be read of it.
+fn end_of(tree: &Tree, stream: &StreamId) -> Result<Option<Seq>, BackendError> {
+    let last = match guarded("reading", || tree.last()) {
+        Ok(Ok(last)) => last,
+        Ok(Err(e)) if !e.is_damage() => return Err(e),
+        Ok(Err(_)) | Err(_) => None,
+    };
+    Ok(last.map(|last| match decoded(stream, &last) {
+        Ok(records) => records.last().map_or(last.first, |stored| stored.record.seq),
+        Err(_) => last.first,
+    }))
+}
+
+/// Why an append was not tried: nothing of it was written.
+fn refused(e: BackendError) -> AppendError {
+    let why = match std::error::Error::source(&e) {
+        Some(source) => format!("{e}: {source}"),
+        None => e.to_string(),
+    };
+    if e.is_broken() { AppendError::Corrupt(why) } else { AppendError::Io(why) }
+}
+
 fn decoded(stream: &StreamId, entry: &Entry) -> Result<Vec<Stored>, BackendError> {
     let bad = |source: RecordError| BackendError::Record { stream: stream.clone(), source };
     let records: Vec<Stored> = codec::decode_stream(&entry.frames).collect::<Result<_, _>>().map_err(bad)?;
@@ -145,16 +171,44 @@ fn decoded(stream: &StreamId, entry: &Entry) -> Result<Vec<Stored>, BackendError
 /// A store that is open.
 pub(super) struct Live {
     // Declared in the order in which they must be dropped: trees before the store.
-    streams: Mutex<BTreeMap<StreamId, Stream>>,
+    streams: Mutex<Streams>,
     store: Store,
     /// Whoever writes holds it: one at a time.
     anchors: Mutex<Anchors>,
     poisoned: OnceLock<String>,
 }
 
+/// What is known of the streams. One that cannot be read harms nobody else: it is found out when it is asked for, and answers
+/// each time with what is wrong.
+struct Streams {
+    /// Looked up, and seen to hold what their anchors say.
+    known: BTreeMap<StreamId, Stream>,
+    /// The anchors of all others, as they were when the store was opened.
+    anchored: BTreeMap<StreamId, Anchor>,
+    /// Over which sled panicked. They are not read again on this handle.
+    unreadable: BTreeMap<StreamId, String>,
+}
+
 impl Live {
-    /// Opens the store, makes it if there is none, and compares every stream with its anchor.
+    /// Opens the store, makes it if there is none, and compares every stream with its anchor. If one is damaged, the store may be
+    /// as well: it has to show first that what is written to it stays.
     pub fn open(dir: &Path) -> Result<Live, BackendError> {
+        let mut live = Live::open_once(dir)?;
+        if !live.has_damage() {
+            return Ok(live);
+        }
+        for _ in 0..TRIALS_MAX {
+            let number = live.store.begin_trial()?;
+            drop(live);
+            live = Live::open_once(dir)?;
+            if live.store.ends_trial(number) {
+                return Ok(live);
+            }
+        }
+        Err(BackendError::Corrupt("what is written to the store is gone when it is opened again".to_owned()))
+    }
+
+    fn open_once(dir: &Path) -> Result<Live, BackendError> {
         let (anchors, anchored) = Anchors::open(dir)?;
         if !dir.join("db").exists() && !anchored.is_empty() {
             let anchor = Anchors::dir(dir);
@@ -162,17 +216,18 @@ impl Live {
         }
         prepare(dir)?;
         let store = Store::open(dir)?;
-        let (streams, poisoned) = (Mutex::new(BTreeMap::new()), OnceLock::new());
-        let live = Live { streams, store, anchors: Mutex::new(anchors), poisoned };
-        let names: BTreeSet<StreamId> = live.store.names().into_iter().collect();
-        for (stream, anchor) in anchored {
-            let check = || match names.contains(&stream) {
-                true => live.load(&stream)?.check(&stream, &anchor),
-                false => Err(behind(&stream, &anchor, describe(None))),
-            };
-            guarded("reading", check).map_err(BackendError::Corrupt)??;
-        }
-        Ok(live)
+        let (known, unreadable) = (BTreeMap::new(), BTreeMap::new());
+        let streams = Streams { known, anchored: anchored.into_iter().collect(), unreadable };
+        let (streams, poisoned) = (Mutex::new(streams), OnceLock::new());
+        Ok(Live { streams, store, anchors: Mutex::new(anchors), poisoned })
+    }
+
+    /// Looks at the end of every stream that has an anchor: true if one of them is damaged.
+    fn has_damage(&self) -> bool {
+        let anchored: Vec<StreamId> = self.lock().anchored.keys().cloned().collect();
+        let is_damaged = |stream: &StreamId| self.stream(stream).is_err_and(|e| e.is_damage());
+        // Every one is looked at here, rather than when its cluster asks.
+        anchored.iter().filter(|stream| is_damaged(stream)).count() > 0
     }
 
     /// Why nothing on this handle is to be believed any more, if so.
@@ -180,42 +235,70 @@ impl Live {
         self.poisoned.get()
     }
 
-    /// Reads something. sled panics on damage; then nothing else is asked of it.
+    /// Asks for something. If sled panics over it, nothing else is asked of it: see [`Live::of`] for reading.
     pub fn ask<T>(&self, work: impl FnOnce(&Live) -> Result<T, BackendError>) -> Result<T, BackendError> {
         if let Some(why) = self.poisoned() {
             return Err(BackendError::Poisoned(why.clone()));
         }
-        guarded("reading", || work(self))
+        guarded("using", || work(self))
             .unwrap_or_else(|panic| Err(BackendError::Poisoned(self.poison(panic))))
     }
 
-    /// Every stream with a record.
-    pub fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
-        let mut streams = Vec::new();
-        for stream in self.store.names() {
-            if self.load(&stream)?.head.is_some() {
-                streams.push(stream);
-            }
+    /// Reads something of a stream. sled panics on some damage of a page; it does so before it changes anything, so that
+    /// only this stream is not to be read any more.
+    pub fn of<T>(
+        &self,
+        stream: &StreamId,
+        work: impl FnOnce() -> Result<T, BackendError>,
+    ) -> Result<T, BackendError> {
+        if let Some(why) = self.lock().unreadable.get(stream) {
+            return Err(BackendError::Corrupt(why.clone()));
         }
-        Ok(streams)
+        guarded("reading", work).unwrap_or_else(|panic| {
+            let mut streams = self.lock();
+            streams.known.remove(stream);
+            streams.unreadable.insert(stream.clone(), panic.clone());
+            Err(BackendError::Corrupt(panic))
+        })
     }
 
-    /// A stream as it is on the disk. Opening a tree makes it, and a question must leave the store as it is.
+    /// Every stream with a record, and every one that cannot be read: whoever reads it is told why.
+    pub fn streams(&self) -> Vec<StreamId> {
+        let mut names: BTreeSet<StreamId> = self.store.names().into_iter().collect();
+        names.extend(self.lock().anchored.keys().cloned());
+        names.retain(|stream| match self.stream(stream) {
+            Ok(found) => found.is_some_and(|found| found.head.is_some()),
+            Err(_) => true,
+        });
+        names.into_iter().collect()
+    }
+
+    /// A stream as it is on the disk, if it holds what its anchor says.
     pub fn stream(&self, stream: &StreamId) -> Result<Option<Stream>, BackendError> {
-        if let Some(known) = self.known().get(stream) {
-            return Ok(Some(known.clone()));
-        }
-        if self.store.names().contains(stream) { self.load(stream).map(Some) } else { Ok(None) }
+        let anchor = {
+            let streams = self.lock();
+            if let Some(known) = streams.known.get(stream) {
+                return Ok(Some(known.clone()));
+            }
+            streams.anchored.get(stream).copied()
+        };
+        let loaded = self.of(stream, || {
+            let loaded = self.load(stream)?;
+            match (&loaded, anchor) {
+                (Some(loaded), Some(anchor)) => loaded.check(stream, &anchor)?,
+                (None, Some(anchor)) => return Err(behind(stream, &anchor, describe(None))),
+                (Some(_) | None, None) => {}
+            }
+            Ok(loaded)
+        })?;
+        let Some(loaded) = loaded else { return Ok(None) };
+        // Whoever wrote to it meanwhile knows better.
+        Ok(Some(self.lock().known.entry(stream.clone()).or_insert(loaded).clone()))
     }
 
-    /// A stream that has a tree.
-    fn load(&self, stream: &StreamId) -> Result<Stream, BackendError> {
-        if let Some(known) = self.known().get(stream) {
-            return Ok(known.clone());
-        }
-        let loaded = Stream::load(self.store.tree(stream)?, stream)?;
-        // Whoever wrote to it meanwhile knows better.
-        Ok(self.known().entry(stream.clone()).or_insert(loaded).clone())
+    /// A stream that has a tree, whatever its anchor says.
+    fn load(&self, stream: &StreamId) -> Result<Option<Stream>, BackendError> {
+        self.store.find(stream)?.map(|tree| Stream::load(tree, stream)).transpose()
     }
 
     /// Makes a group of appends durable: each is its own compare-and-swap, and all share one sync of the data and one of the
@@ -253,30 +336,73 @@ impl Live {
         let moved: Vec<(StreamId, Anchor)> =
             staged.iter().filter_map(|(id, s)| Some((id.clone(), Anchor::of(s.head.as_ref()?)))).collect();
         anchors.set(&moved).map_err(|e| format!("anchor: {e}"))?;
-        self.known().extend(staged);
+        self.lock().known.extend(staged);
         Ok(answers)
     }
 
-    /// Takes a stream out: its anchor first, or what is left of it would be missed. Its last entries are given to `keep` before.
+    /// The last record that there is a trace of, be it the anchor's.
+    pub fn claimed_end(&self, stream: &StreamId) -> Result<Option<Seq>, BackendError> {
+        let (known, anchored) = {
+            let streams = self.lock();
+            (streams.known.get(stream).and_then(|s| s.head), streams.anchored.get(stream).copied())
+        };
+        if let Some(head) = known {
+            return Ok(Some(head.seq));
+        }
+        let tree = self.store.find(stream)?;
+        let end = tree.map(|tree| end_of(&tree, stream)).transpose()?.flatten();
+        Ok(end.max(anchored.map(|anchor| anchor.seq)))
+    }
+
+    /// Sets a stream's anchor back to what is there, if that can be read.
+    pub fn accept_loss(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let mut anchors = self.anchors();
+        if self.lock().known.contains_key(stream) {
+            return Ok(());
+        }
+        let head = match self.of(stream, || self.load(stream)) {
+            Ok(found) => found.and_then(|found| found.head),
+            // It stays refused until it is forgotten.
+            Err(e) if e.is_damage() => return Ok(()),
+            Err(e) => return Err(e),
+        };
+        let moved = match &head {
+            Some(head) => anchors.set_back(stream, Anchor::of(head)),
+            None => anchors.forget(stream),
+        };
+        moved.map_err(|e| BackendError::Poisoned(self.poison(format!("anchor: {e}"))))?;
+        let mut streams = self.lock();
+        match &head {
+            Some(head) => streams.anchored.insert(stream.clone(), Anchor::of(head)),
+            None => streams.anchored.remove(stream),
+        };
+        Ok(())
+    }
+
+    /// Takes a stream out, whatever state it is in: its anchor first, or what is left of it would be missed. What can be read of it
+    /// is given to `keep` before, with the last record that there is a trace of in it.
     pub fn forget(
         &self,
         stream: &StreamId,
-        keep: impl FnOnce(&mut dyn Iterator<Item = Vec<u8>>) -> Result<(), BackendError>,
+        keep: impl FnOnce(Seq, &mut dyn Iterator<Item = Vec<u8>>) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
         let mut anchors = self.anchors();
-        if !self.store.names().contains(stream) {
-            return Ok(());
+        if let Some(tree) = self.store.find(stream)? {
+            let end = end_of(&tree, stream)?.unwrap_or_default();
+            keep(end, &mut tree.salvage())?;
         }
-        let tree = self.store.tree(stream)?;
-        let entries = tree.entries(Seq(1), Seq(u64::MAX));
-        keep(&mut entries.map_while(Result::ok).map(|entry| entry.frames))?;
         let cleared = anchors.forget(stream).map_err(|e| format!("anchor: {e}"));
-        let cleared = cleared.and_then(|()| tree.clear()).and_then(|()| self.store.sync());
-        self.known().remove(stream);
+        let cleared = cleared.and_then(|()| self.store.empty(stream).map_err(|e| e.to_string()));
+        let cleared = cleared.and_then(|()| self.store.sync());
+        let mut streams = self.lock();
+        streams.known.remove(stream);
+        streams.anchored.remove(stream);
+        streams.unreadable.remove(stream);
         cleared.map_err(|why| BackendError::Poisoned(self.poison(why)))
     }
 
-    /// Puts one append. `Err`: sled failed, and nobody knows what it wrote.
+    /// Puts one append. `Err`: sled failed, and nobody knows what it wrote. A stream that cannot be read is the affair of this append
+    /// alone.
     fn stage(
         &self,
         staged: &mut BTreeMap<StreamId, Stream>,
@@ -286,7 +412,10 @@ impl Live {
         let Write { stream, expected, first, head, frames, cut } = write;
         let known = match staged.get(&stream) {
             Some(staged) => Some(staged.clone()),
-            None => self.stream(&stream).map_err(|e| e.to_string())?,
+            None => match self.stream(&stream) {
+                Ok(known) => known,
+                Err(e) => return Ok(Err(refused(e))),
+            },
         };
         let actual = known.as_ref().and_then(|known| known.head);
         if actual != expected {
@@ -310,7 +439,10 @@ impl Live {
             if is_beyond {
                 return Ok(Err(AppendError::Io("what is to be cut is not in the stream".to_owned())));
             }
-            let holding = next.tree.holding(keep).map_err(|e| e.to_string())?;
+            let holding = match self.of(&stream, || next.tree.holding(keep)) {
+                Ok(holding) => holding,
+                Err(e) => return Ok(Err(refused(e))),
+            };
             let old = holding.filter(|_| keep < first).map(|entry| (entry.first, entry.offset));
             next.begin = old.unwrap_or((first, entry.offset));
             next.folded = Some(Arc::new(folded));
@@ -329,7 +461,7 @@ impl Live {
     /// Removes some of what earlier appends cut. Never what this group cuts: until its sync it may still be wanted.
     fn sweep(&self, staged: &mut BTreeMap<StreamId, Stream>) -> Result<(), String> {
         for (id, next) in staged {
-            let Some(durable) = self.known().get(id).filter(|durable| !durable.is_swept).cloned() else {
+            let Some(durable) = self.lock().known.get(id).filter(|durable| !durable.is_swept).cloned() else {
                 continue;
             };
             let has_more = durable.tree.sweep(durable.begin.0, SWEEP_CHUNKS_MAX)?;
@@ -342,13 +474,13 @@ impl Live {
     pub fn tidy(&self, stream: &StreamId) -> Result<bool, BackendError> {
         let Some(_) = self.stream(stream)? else { return Ok(false) };
         let _writing = self.anchors();
-        let Some(durable) = self.known().get(stream).filter(|s| !s.is_swept).cloned() else {
+        let Some(durable) = self.lock().known.get(stream).filter(|s| !s.is_swept).cloned() else {
             return Ok(false);
         };
         let swept = durable.tree.sweep(durable.begin.0, MAINTAIN_CHUNKS_MAX);
         let swept = swept.and_then(|has_more| self.store.sync().map(|()| has_more));
         let has_more = swept.map_err(|why| BackendError::Poisoned(self.poison(why)))?;
-        if let Some(known) = self.known().get_mut(stream) {
+        if let Some(known) = self.lock().known.get_mut(stream) {
             known.is_swept = !has_more;
         }
         Ok(has_more)
@@ -358,7 +490,7 @@ impl Live {
         self.poisoned.get_or_init(|| why).clone()
     }
 
-    fn known(&self) -> MutexGuard<'_, BTreeMap<StreamId, Stream>> {
+    fn lock(&self) -> MutexGuard<'_, Streams> {
         // Nothing in here leaves it half-changed.
         self.streams.lock().unwrap_or_else(PoisonError::into_inner)
     }

@@ -4,11 +4,14 @@
 //! - `live`: an open store, and how a group of appends becomes durable
 //! - `group`: who is in a group
 //! - `pages`: reading
+//! - `aside`: what is kept of a stream that is forgotten
 //!
 //! Every call runs on a blocking thread: a sync may take seconds on a bad disk, and the lease must be renewed meanwhile.
 //! A failed sync poisons the store. Nothing is tried again on that handle; the next reading of a stream closes the store and
-//! opens it anew, with all checks, so that it goes on when there is space again.
+//! opens it anew, with all checks, so that it goes on when there is space again. A stream that cannot be read, or ends behind
+//! its anchor, is refused by itself: the store is open, and so is every other stream.
 
+mod aside;
 mod group;
 mod live;
 mod pages;
@@ -17,7 +20,7 @@ mod store;
 mod tests;
 
 use crate::{
-    anchor::{failed, has_room, sibling},
+    anchor::has_room,
     backend::{AppendError, Backend, BackendError, Reader},
     codec,
     folded::Folded,
@@ -27,9 +30,7 @@ use async_trait::async_trait;
 pub use group::{GROUP_APPENDS_MAX, GROUP_BYTES_MAX, WAITING_APPENDS_MAX, WAITING_BYTES_MAX};
 use live::{Live, Write};
 use std::{
-    fs::{File, OpenOptions},
-    io::Write as _,
-    os::unix::fs::OpenOptionsExt,
+    fs::File,
     path::{Path, PathBuf},
     sync::{Arc, PoisonError, RwLock},
 };
@@ -60,11 +61,12 @@ struct Gate {
 }
 
 impl Sled {
-    /// Opens the store in `dir`, or makes it (its parent must exist), and compares it with its anchors. Blocks.
+    /// Opens the store in `dir`, or makes it (its parent must exist). What is wrong with one stream alone, each question for
+    /// that stream says: it is compared with its anchor before anything else. Blocks.
     ///
     /// # Errors
-    /// [`BackendError::Locked`], [`BackendError::StoreMissing`], [`BackendError::BehindAnchor`],
-    /// [`BackendError::Corrupt`] or [`BackendError::Io`].
+    /// [`BackendError::Locked`], [`BackendError::StoreMissing`], [`BackendError::Corrupt`] (the store as a whole, or its
+    /// anchors) or [`BackendError::Io`].
     pub fn open(dir: &Path) -> Result<Sled, BackendError> {
         Sled::open_with_limit(dir, STREAM_BYTES_MAX)
     }
@@ -145,7 +147,7 @@ async fn run<T: Send + 'static>(
 #[async_trait]
 impl Backend for Sled {
     async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
-        run(&self.shared, |shared| shared.ask(|live, _| live.streams())).await
+        run(&self.shared, |shared| shared.ask(|live, _| Ok(live.streams()))).await
     }
 
     async fn read(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
@@ -172,6 +174,11 @@ impl Backend for Sled {
         run(&self.shared, ask).await
     }
 
+    async fn claimed_end(&self, stream: &StreamId) -> Result<Option<Seq>, BackendError> {
+        let stream = stream.clone();
+        run(&self.shared, move |shared| shared.ask(|live, _| live.claimed_end(&stream))).await
+    }
+
     async fn append(
         &self,
         stream: &StreamId,
@@ -193,7 +200,7 @@ impl Backend for Sled {
         let stream = stream.clone();
         let discard = move |shared: &Shared| {
             shared.revive()?;
-            shared.ask(|live, _| live.forget(&stream, |_| Ok(())))
+            shared.ask(|live, _| live.forget(&stream, |_, _| Ok(())))
         };
         run(&self.shared, discard).await
     }
@@ -202,23 +209,21 @@ impl Backend for Sled {
         let stream = stream.clone();
         let forget = move |shared: &Shared| {
             shared.revive()?;
-            let last = shared.ask(|live, _| live.stream(&stream))?.and_then(|found| found.head);
-            let Some(last) = last else { return Ok(()) };
-            // Its own name for each end, so that no copy takes the place of another.
-            let name = format!(".aside-{}-{}", crate::anchor::escape(&stream), last.seq);
-            let aside = sibling(&shared.dir, &name);
-            let keep = |entries: &mut dyn Iterator<Item = Vec<u8>>| {
-                let options =
-                    OpenOptions::new().write(true).create(true).truncate(true).mode(0o600).open(&aside);
-                let mut file = options.map_err(failed("make", &aside))?;
-                for frames in entries {
-                    file.write_all(&frames).map_err(failed("write", &aside))?;
-                }
-                file.sync_all().map_err(failed("sync", &aside))
+            let keep = |last: Seq, entries: &mut dyn Iterator<Item = Vec<u8>>| {
+                aside::keep(&shared.dir, &stream, last, entries)
             };
             shared.ask(|live, _| live.forget(&stream, keep))
         };
         run(&self.shared, forget).await
+    }
+
+    async fn accept_loss(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let stream = stream.clone();
+        let accept = move |shared: &Shared| {
+            shared.revive()?;
+            shared.ask(|live, _| live.accept_loss(&stream))
+        };
+        run(&self.shared, accept).await
     }
 
     async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {

@@ -53,7 +53,8 @@ impl Reader for Pages {
                     let found = live.stream(&stream)?.filter(|found| found.through() == through);
                     found.filter(|_| now == opening).ok_or(BackendError::Moved)
                 };
-                let page = is_same()?.page(&stream, next, last);
+                let from = is_same()?;
+                let page = live.of(&stream, || from.page(&stream, next, last));
                 is_same()?;
                 page
             })

@@ -7,6 +7,8 @@
 //! A stream is a tree. An append is one *entry* under the sequence of its first record: the bytes of all appends before
 //! it, then its frames. An entry in one chunk is one insertion, which sled recovers whole or not at all; larger ones, and
 //! cuts, are a sled batch, which costs two more writes. What a cut stream begins with lies under sequence 0.
+//!
+//! A tree that cannot even be emptied is left behind: its stream goes on in another, of the next generation.
 
 use crate::{
     anchor::{as_on_disk, failed, parent, sibling, sync_dir},
@@ -15,6 +17,7 @@ use crate::{
     record::{BATCH_BYTES_MAX, StreamId},
 };
 use std::{
+    collections::BTreeMap,
     fs::{self, File, OpenOptions, TryLockError},
     io,
     os::unix::fs::{DirBuilderExt, FileExt, OpenOptionsExt, PermissionsExt},
@@ -60,8 +63,15 @@ const LOCK_WAIT_MAX: Duration = Duration::from_millis(250);
 /// a moment later.
 const SLED_LOCK_WAIT_MAX: Duration = Duration::from_secs(2);
 
-/// Name of a stream's tree within the store.
-const TREE_PREFIX: &str = "stream/";
+/// What the name of a stream's tree begins with, before its generation (none for the first), a slash and the stream.
+const TREE_PREFIX: &str = "stream";
+
+/// Under this, in no stream's tree, lies the number of the last trial.
+const TRIAL_KEY: &str = "trial";
+
+/// Entries that cannot be read and are passed over while a stream is kept aside. sled answers for a damaged page again and
+/// again with the same error, so there must be an end; a person with a tool has not made more holes than this.
+const HOLES_MAX: u32 = 16;
 
 /// An open store.
 pub(super) struct Store {
@@ -92,16 +102,78 @@ impl Store {
 
     /// Every stream that has a tree, in order of its name.
     pub fn names(&self) -> Vec<StreamId> {
-        let id =
-            |name: &::sled::IVec| Some(std::str::from_utf8(name).ok()?.strip_prefix(TREE_PREFIX)?.to_owned());
-        let mut names: Vec<StreamId> = self.db.tree_names().iter().filter_map(id).map(StreamId).collect();
-        names.sort();
-        names
+        self.generations().into_keys().collect()
+    }
+
+    /// The tree of a stream, if it has one: opening one makes it.
+    pub fn find(&self, stream: &StreamId) -> Result<Option<Tree>, BackendError> {
+        let generation = self.generations().get(stream).copied();
+        generation.map(|generation| self.open_tree(stream, generation)).transpose()
     }
 
     /// The tree of a stream; made if there is none.
     pub fn tree(&self, stream: &StreamId) -> Result<Tree, BackendError> {
-        self.db.open_tree(format!("{TREE_PREFIX}{stream}")).map(Tree).map_err(broken)
+        match self.find(stream)? {
+            Some(tree) => Ok(tree),
+            None => self.open_tree(stream, 0),
+        }
+    }
+
+    /// Takes everything out of a stream's tree; if it cannot even be emptied, the stream gets another. Not durable before
+    /// [`Store::sync`].
+    pub fn empty(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let Some(generation) = self.generations().get(stream).copied() else { return Ok(()) };
+        let cleared = guarded("reading", || self.open_tree(stream, generation)?.0.clear().map_err(broken));
+        match cleared {
+            Ok(Ok(())) => Ok(()),
+            Ok(Err(e)) if !e.is_damage() => Err(e),
+            Ok(Err(_)) | Err(_) => self.renew(stream, generation),
+        }
+    }
+
+    /// Gives a stream another tree than that of this generation.
+    pub fn renew(&self, stream: &StreamId, generation: u32) -> Result<(), BackendError> {
+        self.open_tree(stream, generation.saturating_add(1)).map(drop)
+    }
+
+    /// Writes a number that was not written before, beside all streams.
+    pub fn begin_trial(&self) -> Result<u64, BackendError> {
+        let write = || -> Result<u64, BackendError> {
+            let number = self.trial()?.map_or(1, |last| last.wrapping_add(1));
+            self.db.insert(TRIAL_KEY, &number.to_le_bytes()).map_err(broken)?;
+            let synced = self.sync().map_err(io::Error::other);
+            synced.map_err(|source| BackendError::Io { what: "cannot sync the store".to_owned(), source })?;
+            Ok(number)
+        };
+        guarded("trying", write).map_err(BackendError::Corrupt)?
+    }
+
+    /// True if the number is still there.
+    pub fn ends_trial(&self, number: u64) -> bool {
+        guarded("trying", || self.trial())
+            .is_ok_and(|found| matches!(found, Ok(Some(found)) if found == number))
+    }
+
+    fn trial(&self) -> Result<Option<u64>, BackendError> {
+        let found = self.db.get(TRIAL_KEY).map_err(broken)?;
+        Ok(found.and_then(|value| Some(u64::from_le_bytes(*value.first_chunk()?))))
+    }
+
+    fn open_tree(&self, stream: &StreamId, generation: u32) -> Result<Tree, BackendError> {
+        let number = if generation == 0 { String::new() } else { format!(".{generation}") };
+        self.db.open_tree(format!("{TREE_PREFIX}{number}/{stream}")).map(Tree).map_err(broken)
+    }
+
+    /// The newest generation of each stream's tree.
+    fn generations(&self) -> BTreeMap<StreamId, u32> {
+        let mut newest = BTreeMap::new();
+        for name in self.db.tree_names() {
+            if let Some((stream, generation)) = std::str::from_utf8(&name).ok().and_then(parse_name) {
+                let known = newest.entry(stream).or_insert(generation);
+                *known = generation.max(*known);
+            }
+        }
+        newest
     }
 
     /// Makes everything that was put durable.
@@ -134,6 +206,13 @@ impl Store {
         data.ahead_bytes = file.metadata().unwrap().len();
         std::mem::replace(&mut data.file, file)
     }
+}
+
+/// The stream of a tree, and which generation of it.
+fn parse_name(name: &str) -> Option<(StreamId, u32)> {
+    let (number, stream) = name.strip_prefix(TREE_PREFIX)?.split_once('/')?;
+    let generation = if number.is_empty() { 0 } else { number.strip_prefix('.')?.parse().ok()? };
+    Some((StreamId(stream.to_owned()), generation))
 }
 
 impl Data {
@@ -256,15 +335,27 @@ impl Tree {
         self.0.apply_batch(batch).map_err(|e| format!("insert: {e}"))
     }
 
-    /// Takes everything out. Not durable before [`Store::sync`].
-    pub fn clear(&self) -> Result<(), String> {
-        self.0.clear().map_err(|e| format!("clear: {e}"))
+    /// The frames of every entry that can be read, as they are, for what is kept aside.
+    pub fn salvage(&self) -> impl Iterator<Item = Vec<u8>> {
+        let mut entries = self.entries(Seq(1), Seq(u64::MAX));
+        let mut holes = 0;
+        std::iter::from_fn(move || {
+            while holes < HOLES_MAX {
+                match guarded("reading", || entries.next()) {
+                    Ok(Some(Ok(entry))) => return Some(entry.frames),
+                    Ok(Some(Err(_))) => holes += 1,
+                    Ok(None) | Err(_) => holes = HOLES_MAX,
+                }
+            }
+            None
+        })
     }
 
-    /// Removes up to `chunks_max` chunks of entries before `first`. True if there may be more.
+    /// Removes up to `chunks_max` chunks of entries before `first`. True if there may be more. What was cut and cannot be read
+    /// stays: nobody asks for it.
     pub fn sweep(&self, first: Seq, chunks_max: usize) -> Result<bool, String> {
         let old = self.0.range(key(Seq(1), 0)..key(first, 0)).keys().take(chunks_max);
-        let old: Vec<::sled::IVec> = old.collect::<Result<_, _>>().map_err(|e| format!("read: {e}"))?;
+        let old: Vec<::sled::IVec> = old.map_while(Result::ok).collect();
         for key in &old {
             self.0.remove(key).map_err(|e| format!("remove: {e}"))?;
         }
@@ -311,8 +402,18 @@ fn too_short() -> BackendError {
     BackendError::Corrupt("a value is too short".to_owned())
 }
 
+/// What cannot be read now may be read later; everything else is damage.
 fn broken(e: ::sled::Error) -> BackendError {
-    BackendError::Corrupt(e.to_string())
+    match e {
+        ::sled::Error::Io(source) if !is_damage(source.kind()) => {
+            BackendError::Io { what: "cannot read the store".to_owned(), source }
+        }
+        ::sled::Error::Io(_)
+        | ::sled::Error::Corruption { .. }
+        | ::sled::Error::CollectionNotFound(_)
+        | ::sled::Error::Unsupported(_)
+        | ::sled::Error::ReportableBug(_) => BackendError::Corrupt(e.to_string()),
+    }
 }
 
 /// Our own lock, beside the store: it must be held before anything in the store is touched, and sled takes its own late.

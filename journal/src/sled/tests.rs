@@ -85,6 +85,82 @@ async fn a_store_that_cannot_be_opened_anew_stays_refused_until_it_can() {
 }
 
 #[tokio::test]
+async fn a_stream_over_which_sled_panics_is_refused_alone_and_can_be_forgotten() {
+    let scratch = Scratch::new("panics");
+    let backend = Arc::new(Sled::open(&scratch.path("journal")).unwrap());
+    let (one, two) = (named("uid-1"), named("uid-2"));
+    let mut journal = claimed(&backend, &one).await;
+    let mut other = claimed(&backend, &two).await;
+    let panics = || -> Result<(), BackendError> { panic!("a page of another tree") };
+    let refused = backend.shared.ask(|live, _| live.of(&one, panics));
+    for refused in [refused.err().unwrap(), backend.head(&one).await.unwrap_err()] {
+        let BackendError::Corrupt(why) = &refused else { panic!("{refused:?}") };
+        assert!(why.contains("a page of another tree"), "{why}");
+    }
+    assert_eq!(backend.streams().await.unwrap(), [one.clone(), two.clone()]);
+    let event = one_of_each()[2].clone();
+    let stopped = journal.append(vec![event.clone()], Timestamp(2)).await.unwrap_err();
+    assert!(matches!(stopped, Error::Backend(BackendError::Corrupt(_))), "{stopped:?}");
+    // The other one's writer notices nothing.
+    other.append(vec![event], Timestamp(2)).await.unwrap();
+    backend.forget(&one).await.unwrap();
+    assert_eq!(claimed(&backend, &one).await.head().unwrap().seq, Seq(2));
+}
+
+#[tokio::test]
+async fn a_store_that_is_opened_anew_has_its_bad_stream_and_its_good_one_as_at_the_first_opening() {
+    let scratch = Scratch::new("revive-one");
+    let dir = scratch.path("journal");
+    let backend = Arc::new(Sled::open(&dir).unwrap());
+    let (one, two) = (named("uid-1"), named("uid-2"));
+    let mut journal = claimed(&backend, &one).await;
+    let kept = *claimed(&backend, &two).await.head().unwrap();
+    let real = swap_data(&backend, File::open("/dev/null").unwrap());
+    journal.append(vec![one_of_each()[2].clone()], Timestamp(2)).await.unwrap_err();
+    swap_data(&backend, real);
+    // Meanwhile acknowledged records of one go missing.
+    let (mut anchors, _) = crate::anchor::Anchors::open(&dir).unwrap();
+    let beyond = Head { seq: Seq(9), ..*journal.head().unwrap() };
+    anchors.set(&[(one.clone(), crate::anchor::Anchor::of(&beyond))]).unwrap();
+    for _ in 0..2 {
+        let refused = opened(&backend, &one).await.err().unwrap();
+        assert!(
+            matches!(refused, Error::Backend(BackendError::BehindAnchor { anchor: Seq(9), .. })),
+            "{refused:?}"
+        );
+        assert!(matches!(backend.head(&one).await, Err(BackendError::BehindAnchor { .. })));
+        assert_eq!(opened(&backend, &two).await.unwrap().head(), Some(&kept));
+    }
+    assert_eq!(backend.shared.gate.read().unwrap().opening, 2);
+    backend.accept_loss(&one).await.unwrap();
+    assert!(opened(&backend, &one).await.unwrap().head().is_some());
+}
+
+#[tokio::test]
+async fn a_stream_that_cannot_be_emptied_goes_on_in_another_tree() {
+    let scratch = Scratch::new("generation");
+    let dir = scratch.path("journal");
+    let backend = Arc::new(Sled::open(&dir).unwrap());
+    let stream = named("uid/1");
+    claimed(&backend, &stream).await;
+    let renew = |live: &Live, _| {
+        live.store().renew(&stream, 0)?;
+        live.store().sync().map_err(BackendError::Corrupt)
+    };
+    backend.shared.ask(renew).unwrap();
+    drop(backend);
+    // The old tree is not looked at any more, and its anchor is missed.
+    let backend = Arc::new(Sled::open(&dir).unwrap());
+    assert!(matches!(backend.head(&stream).await, Err(BackendError::BehindAnchor { .. })));
+    backend.accept_loss(&stream).await.unwrap();
+    let head = *claimed(&backend, &stream).await.head().unwrap();
+    drop(backend);
+    let backend = Arc::new(Sled::open(&dir).unwrap());
+    assert_eq!(backend.head(&stream).await.unwrap(), Some(head));
+    assert_eq!(backend.streams().await.unwrap(), [stream]);
+}
+
+#[tokio::test]
 async fn in_a_group_each_append_has_its_own_answer_and_a_failed_sync_is_everyones() {
     let scratch = Scratch::new("group");
     let backend = Arc::new(Sled::open_with_limit(&scratch.path("journal"), 2_000).unwrap());
