@@ -38,6 +38,12 @@ struct ByOutcome {
     outcome: &'static str,
 }
 
+/// What became of records that were carried to the archive.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
+struct ByCarry {
+    outcome: &'static str,
+}
+
 /// Part of a failover's outage.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, EncodeLabelSet)]
 struct ByPart {
@@ -73,6 +79,8 @@ pub struct Metrics {
     effects: Family<ByOutcome, Counter>,
     outage: Family<ByPart, Histogram>,
     append: Histogram,
+    carries: Family<ByCarry, Counter>,
+    segments: Counter,
     leader: Gauge,
     clusters: Gauge,
     restarts: Counter,
@@ -93,6 +101,8 @@ impl Default for Metrics {
             effects: Family::default(),
             outage: Family::new_with_constructor(latency),
             append: latency(),
+            carries: Family::default(),
+            segments: Counter::default(),
             leader: Gauge::default(),
             clusters: Gauge::default(),
             restarts: Counter::default(),
@@ -105,6 +115,9 @@ impl Default for Metrics {
         let text = "Parts of the outage of a failover that the operator can measure";
         r.register_with_unit("failover_outage", text, Unit::Seconds, metrics.outage.clone());
         r.register_with_unit("journal_append", "Durable appends", Unit::Seconds, metrics.append.clone());
+        let text = "Times that records were carried to the archive, by outcome";
+        r.register("archive_carries", text, metrics.carries.clone());
+        r.register("archive_segments", "Segments written to the archive", metrics.segments.clone());
         r.register("leader", "1 while this process leads", metrics.leader.clone());
         r.register("clusters", "Clusters with a running task", metrics.clusters.clone());
         r.register(
@@ -112,9 +125,15 @@ impl Default for Metrics {
             "Tasks of clusters that ended with an error or a panic",
             metrics.restarts.clone(),
         );
+        // Both are there from the start: an alert on a rise needs the zero.
+        metrics.carries.get_or_create(&TAKEN).inc_by(0);
+        metrics.carries.get_or_create(&REFUSED).inc_by(0);
         metrics
     }
 }
+
+const TAKEN: ByCarry = ByCarry { outcome: "taken" };
+const REFUSED: ByCarry = ByCarry { outcome: "refused" };
 
 impl Metrics {
     /// A turn was run.
@@ -146,6 +165,17 @@ impl Metrics {
     /// An append took this long.
     pub fn appended(&self, took: Duration) {
         self.append.observe(took.as_secs_f64());
+    }
+
+    /// The archive has taken records, in so many new segments.
+    pub fn archived(&self, segments: usize) {
+        self.carries.get_or_create(&TAKEN).inc();
+        self.segments.inc_by(u64::try_from(segments).unwrap_or(u64::MAX));
+    }
+
+    /// The archive has not taken records.
+    pub fn not_archived(&self) {
+        self.carries.get_or_create(&REFUSED).inc();
     }
 
     /// This process leads.
@@ -225,6 +255,9 @@ mod tests {
         metrics.ended("promote", &Outcome::Verified);
         metrics.outage(OutagePart::Append, Duration::from_millis(6));
         metrics.appended(Duration::from_millis(6));
+        metrics.archived(3);
+        metrics.not_archived();
+        metrics.not_archived();
         metrics.leads();
         let mut text = String::new();
         encode(&mut text, &metrics.registry).unwrap();
@@ -234,6 +267,9 @@ mod tests {
             "valkeeper_effects_total{effect=\"promote\",outcome=\"verified\"} 1",
             "valkeeper_failover_outage_seconds_count{part=\"append\"} 1",
             "valkeeper_journal_append_seconds_count 1",
+            "valkeeper_archive_carries_total{outcome=\"taken\"} 1",
+            "valkeeper_archive_carries_total{outcome=\"refused\"} 2",
+            "valkeeper_archive_segments_total 3",
             "valkeeper_leader 1",
         ] {
             assert!(text.lines().any(|l| l == line), "{line} is not in\n{text}");

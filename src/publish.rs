@@ -8,6 +8,7 @@ use crate::{
         self, apply,
         events::{News, Severity},
     },
+    keeping::Archiving,
     objects,
     reconcile::{Class, Error},
 };
@@ -40,6 +41,10 @@ const EDITIONS_MAX: usize = 64;
 /// A status that was handed over and does not show on the server is handed over again after this long: the bound of one
 /// call and a little.
 const REPUBLISH: Duration = Duration::from_secs(6);
+
+/// First number of the Events about the archive at one record: more than there are about the record itself, which has an effect per
+/// member and object at most.
+const ARCHIVE_NEWS_FROM: usize = 10_000;
 
 /// What a turn gives to the public.
 #[derive(Debug)]
@@ -82,9 +87,12 @@ impl Press {
 }
 
 /// After a turn: its news, and the status if it changed.
-pub fn turn(cluster: &mut Cluster, news: Vec<News>) {
+pub fn turn(cluster: &mut Cluster, mut news: Vec<News>) {
     let Some(live) = cluster.shell.resource(&cluster.id) else { return };
     let status = told(cluster, &live, None);
+    if let Some(number) = cluster.tending.archiving_news() {
+        news.extend(archive_news(&live, &status, cluster.state.head, number));
+    }
     cluster.press.hand_over(status, &live, news);
 }
 
@@ -106,6 +114,7 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
     if !error.concerns_journal() {
         conditions.extend(intact);
     }
+    conditions.extend(archived(&Archiving::Unknown, shell.keeping.place(), &live, generation));
     // Nobody looks while the task is stopped: what was said of the primary is no longer known.
     let mut available = condition(PRIMARY_AVAILABLE, false, error.reason(), "not looked at", generation);
     "Unknown".clone_into(&mut available.status);
@@ -119,13 +128,64 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
 }
 
 const JOURNAL_INTACT: &str = "JournalIntact";
+const JOURNAL_ARCHIVED: &str = "JournalArchived";
 const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
 
 /// The status that a cluster's state amounts to, and where its journal stands.
 fn told(cluster: &Cluster, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
     let mut status = status(&cluster.state, live, doubt);
+    let (archiving, place) = (cluster.tending.archiving(), cluster.shell.keeping.place());
+    let archived = archived(archiving, place, live, status.observed_generation);
+    status.conditions = dated(status.conditions.into_iter().chain(archived).collect(), known(live));
     status.journal = cluster.journal.head().map(|head| position(cluster, head));
     status
+}
+
+fn known(live: &ValkeyCluster) -> &[Condition] {
+    live.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+}
+
+/// Whether the archive takes what leaves the journal. Not shown where there is no archive; what was shown stays until something had to go.
+fn archived(
+    archiving: &Archiving,
+    place: Option<&str>,
+    live: &ValkeyCluster,
+    generation: Option<i64>,
+) -> Option<Condition> {
+    let place = place?;
+    let kind = JOURNAL_ARCHIVED;
+    match archiving {
+        Archiving::Unknown => known(live).iter().find(|c| c.type_ == kind).cloned(),
+        Archiving::Takes => {
+            let message = format!("{place} has what left the journal");
+            Some(condition(kind, true, "Archived", &message, generation))
+        }
+        Archiving::Refuses { kind: _, why } => {
+            Some(condition(kind, false, "ArchiveRefused", why, generation))
+        }
+    }
+}
+
+/// What is to be told of the archive, if the live status does not say it yet: a task that begins anew finds what it found before.
+fn archive_news(
+    live: &ValkeyCluster,
+    status: &ValkeyClusterStatus,
+    head: Seq,
+    number: usize,
+) -> Option<News> {
+    let find = |conditions: &[Condition]| conditions.iter().find(|c| c.type_ == JOURNAL_ARCHIVED).cloned();
+    let (before, now) = (find(known(live)), find(&status.conditions)?);
+    let takes = now.status == "True";
+    // That it takes what it always took is no news.
+    let is_known = before.map_or(takes, |before| (before.status, before.reason) == (now.status, now.reason));
+    (!is_known).then(|| News {
+        severity: if takes { Severity::Normal } else { Severity::Warning },
+        reason: if takes { "Archived" } else { "ArchiveRefused" },
+        action: "Archive".to_owned(),
+        note: now.message,
+        seq: head,
+        index: ARCHIVE_NEWS_FROM + number,
+    })
 }
 
 fn position(cluster: &Cluster, head: &Head) -> JournalPosition {
@@ -165,12 +225,11 @@ fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> 
             shown.extend(troubled);
         }
     }
-    let known = live.status.as_ref().map(|s| s.conditions.as_slice()).unwrap_or_default();
     let pod = |member| objects::names::pod(&state.name, member);
     let primaries: Vec<(String, String)> = primaries.iter().map(|(s, m)| (s.to_string(), pod(*m))).collect();
     ValkeyClusterStatus {
         observed_generation: observed,
-        conditions: dated(shown, known),
+        conditions: dated(shown, known(live)),
         primary: primaries.iter().map(|(_, pod)| pod.as_str()).collect::<Vec<_>>().join(","),
         primaries: primaries.into_iter().collect(),
         ready_members: i32::try_from(members_ready).unwrap_or(i32::MAX),
@@ -372,6 +431,7 @@ fn blocked(before: &Standing, now: &Standing, seq: Seq) -> Vec<News> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::keeping::RefusalKind;
     use valkeeper_core::{
         decision::{BlockReason, Reason, Scope, StepName},
         effect::Effect,
@@ -437,6 +497,39 @@ mod tests {
         let second = status(&ClusterState::default(), &live, None);
         assert!(same(&first, &second));
         assert_eq!(shown(&second, "Ready").last_transition_time.0, jiff::Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn a_refusing_archive_is_shown_until_it_takes_records_again_and_told_when_that_changes() {
+        let mut live = resource();
+        let place = Some("s3://journals/prod");
+        let mut show = |archiving: &Archiving, place: Option<&str>| {
+            let mut now = status(&ClusterState::default(), &live, None);
+            now.conditions.extend(archived(archiving, place, &live, Some(3)));
+            let news = archive_news(&live, &now, Seq(42), 1);
+            let changed = !live.status.as_ref().is_some_and(|before| same(before, &now));
+            live.status = Some(now.clone());
+            let found = now.conditions.into_iter().find(|c| c.type_ == "JournalArchived");
+            let told = news.map(|news| (news.severity, news.reason, news.note));
+            (found.map(|c| (c.status, c.reason, c.message)), told, changed)
+        };
+        let says = |status: &str, reason: &str, message: &str| {
+            Some((status.to_owned(), reason.to_owned(), message.to_owned()))
+        };
+        let refuses = |why: &str| Archiving::Refuses { kind: RefusalKind::default(), why: why.to_owned() };
+        let taken = says("True", "Archived", "s3://journals/prod has what left the journal");
+        assert_eq!(show(&Archiving::Unknown, place), (None, None, true));
+        assert_eq!(show(&Archiving::Takes, place), (taken.clone(), None, true), "as it should be: no news");
+        let refused = says("False", "ArchiveRefused", "403");
+        let warned = Some((Severity::Warning, "ArchiveRefused", "403".to_owned()));
+        assert_eq!(show(&refuses("403"), place), (refused.clone(), warned, true));
+        assert_eq!(show(&refuses("403"), place), (refused.clone(), None, false), "nothing is written again");
+        // The task begins anew.
+        assert_eq!(show(&Archiving::Unknown, place), (refused, None, false));
+        let (shown, told, _) = show(&Archiving::Takes, place);
+        assert_eq!((shown, told.map(|(severity, ..)| severity)), (taken, Some(Severity::Normal)));
+        // There is no archive any more.
+        assert_eq!(show(&Archiving::Takes, None), (None, None, true));
     }
 
     #[test]

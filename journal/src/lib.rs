@@ -38,7 +38,7 @@ pub use lineage::Lineage;
 pub use lines::{LineError, export_line, import_line, import_lines};
 pub use memory::Memory;
 pub use record::{Hash, Head, KINDS, LEVEL_MAX, RecordError, Stored, StreamId};
-pub use retention::{MayGo, Retention, carry};
+pub use retention::{Carried, MayGo, Retention, carry};
 pub use segments::{Body, Object, Objects, ObjectsError, Segments};
 pub use sled::Sled;
 pub use tiered::Tiered;

@@ -2,7 +2,7 @@
 //! never the last one.
 
 use crate::{
-    archive::{Archive, Branch},
+    archive::{Archive, Archived, Branch},
     backend::{Backend, BackendError, Page, Reader},
     error::Error,
     folded::Folded,
@@ -154,8 +154,16 @@ pub(crate) async fn fold_oldest(
     Ok(through.map(|head| Folded::new(stream, head, chain.lineage(), &state)).transpose()?)
 }
 
-/// Carries to the archive what is to go next; returns how far it is there, read back and compared. Needs no writer: it may take as
-/// long as the archive does.
+/// What was carried to the archive.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Carried {
+    /// Records up to this one are there, read back and compared.
+    pub through: Seq,
+    /// Segments written for them; 0 if all were there.
+    pub segments: usize,
+}
+
+/// Carries to the archive what is to go next; `None` if nothing is. Needs no writer: it may take as long as the archive does.
 ///
 /// # Errors
 /// The store cannot be read or is not intact, or the archive does not take it.
@@ -165,12 +173,12 @@ pub async fn carry(
     retention: &Retention,
     archive: &Archive,
     now: Timestamp,
-) -> Result<Option<Seq>, Error> {
+) -> Result<Option<Carried>, Error> {
     let mut oldest = Oldest::of(backend, stream, Goal::quiet(retention, backend.share(), now)).await?;
     let mut chain = Chain::new(oldest.reader.folded());
     let mut branch = Branch { stream: stream.clone(), lineage: chain.lineage() };
-    let (mut parcel, mut through) = (Vec::new(), None);
-    let mut bytes = 0;
+    let (mut parcel, mut bytes) = (Vec::new(), 0);
+    let mut carried = None;
     while let Some(records) = oldest.page().await? {
         for stored in &records {
             chain.next(stored)?;
@@ -178,16 +186,21 @@ pub async fn carry(
         }
         parcel.extend(records);
         if bytes >= PARCEL_BYTES {
-            through = Some(archive.store(&branch, &parcel).await?.last);
+            carried = Some(more(carried, archive.store(&branch, &parcel).await?));
             branch.lineage = chain.lineage();
             (parcel, bytes) = (Vec::new(), 0);
         }
     }
     // Of the first record alone the lineage is not known: the second may be the claim after a loss.
     if parcel.last().is_some_and(|last| last.record.seq > Seq(1)) {
-        through = Some(archive.store(&branch, &parcel).await?.last);
+        carried = Some(more(carried, archive.store(&branch, &parcel).await?));
     }
-    Ok(through)
+    Ok(carried)
+}
+
+fn more(before: Option<Carried>, archived: Archived) -> Carried {
+    let segments = before.map_or(0, |before| before.segments) + archived.segments;
+    Carried { through: archived.last, segments }
 }
 
 /// Bytes of records that are given to the archive at once: few enough to be held in memory for many clusters, enough that an archive

@@ -13,8 +13,8 @@ use valkeeper_core::{
     state::ClusterState,
 };
 use valkeeper_journal::{
-    Anchor, Backend, BackendError, Error, Folded, Hash, Journal, MayGo, Memory, Problem, Retention, Segments,
-    Sled, Whole,
+    Anchor, Backend, BackendError, Carried, Error, Folded, Hash, Journal, MayGo, Memory, Problem, Retention,
+    Segments, Sled, Whole,
     archive::{Archive, BlobsFault, Branch, MemoryBlobs},
     carry, export_line,
     memory::Fault,
@@ -201,7 +201,11 @@ async fn nothing_goes_before_it_is_in_the_archive_and_was_read_back() {
     let refused = carry(&*memory, &stream(), &retention, &archive, at(3)).await.unwrap_err();
     assert!(matches!(refused, Error::Archive(_)) && !refused.is_broken(), "{refused:?}");
     blobs.clear_faults();
-    let through = carry(&*memory, &stream(), &retention, &archive, at(3)).await.unwrap().unwrap();
+    let carried = carry(&*memory, &stream(), &retention, &archive, at(3)).await.unwrap().unwrap();
+    let Carried { through, segments } = carried;
+    assert_eq!(segments, 1);
+    let again = carry(&*memory, &stream(), &retention, &archive, at(3)).await.unwrap();
+    assert_eq!(again, Some(Carried { through, segments: 0 }), "it was there");
     told.journal.retain(keep(nowhere(through)));
     told.append(vec![big(2_000)], at(4)).await.unwrap();
     assert_eq!(told.cuts(), 1);

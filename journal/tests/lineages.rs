@@ -11,7 +11,7 @@ use std::{
 };
 use valkeeper_core::ids::{Seq, WriterEpoch};
 use valkeeper_journal::{
-    Claim, Error, Hash, Journal, Lineage, MayGo, Memory, Retention, Stored, Whole,
+    Carried, Claim, Error, Hash, Journal, Lineage, MayGo, Memory, Retention, Stored, Whole,
     archive::{Archive, ArchiveError, BlobsFault, Branch, MemoryBlobs},
     carry, read_all, verify_chain,
 };
@@ -73,13 +73,13 @@ impl Life {
         }
     }
 
-    async fn carry(&self) -> Result<Option<Seq>, Error> {
+    async fn carry(&self) -> Result<Option<Carried>, Error> {
         carry(&*self.store, &stream(), &retention(Seq(0)), &self.archive, at(self.clock)).await
     }
 
     /// Carries, and cuts; true if something went.
     async fn tend(&mut self) -> bool {
-        let Some(through) = self.carry().await.unwrap() else { return false };
+        let Some(Carried { through, segments: _ }) = self.carry().await.unwrap() else { return false };
         self.journal.retain(retention(through));
         self.clock += 1;
         !self.journal.trim(at(self.clock)).await.unwrap().records.is_empty()
