@@ -2,7 +2,8 @@
 //!
 //! - the driver: [`reconcile`], with [`claim`], [`observe`], [`execute`] and [`command`], [`publish`]; one task's things in
 //!   [`cluster`]
-//! - its journal: [`witness`] (what is known of it outside), [`keeping`] (how much of it stays, and where the rest goes)
+//! - its journal: [`witness`] (what is known of it outside), [`keeping`] (how much of it stays, and where the rest goes),
+//!   [`mirror`] (its local copy)
 //! - its tools: [`links`], [`agents`], [`pods`], [`owned`] and [`vault`] over [`valkey`] and [`k8s`] (the only homes of `redis` and
 //!   of raw `Api<>`), [`objects`], [`pki`] and [`api`] (pure)
 //! - the process: [`run`], [`args`], [`lease`], [`health`], [`clock`]
@@ -21,6 +22,7 @@ pub mod k8s;
 pub mod keeping;
 pub mod lease;
 pub mod links;
+pub mod mirror;
 pub mod objects;
 pub mod observe;
 pub mod owned;

@@ -21,19 +21,14 @@ use crate::{
     },
     keeping::{ArchivePlace, Keeping},
     lease::{Campaign, Leadership},
-    publish,
+    mirror, publish,
     reconcile::{self, Class, Ended},
     vault::Vault,
 };
 use futures::FutureExt;
 use kube::ResourceExt;
 use std::{
-    collections::HashMap,
-    future::Future,
-    net::SocketAddr,
-    panic::AssertUnwindSafe,
-    path::{Path, PathBuf},
-    sync::Arc,
+    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, path::Path, sync::Arc,
     time::Duration,
 };
 use tokio::task::{AbortHandle, JoinSet};
@@ -49,9 +44,6 @@ const VAULT_AGAIN_PAUSE: Duration = Duration::from_secs(1);
 /// How often the operator looks whether its own identity is due: a comparison of two numbers, a few times within the shortest
 /// life.
 const IDENTITY_PERIOD: Duration = Duration::from_secs(10);
-
-/// Damaged mirrors that are kept: enough to see whether it is the same damage. Then a person has to look.
-const ASIDE_MAX: u32 = 3;
 
 /// Why the process cannot run.
 #[derive(Debug, thiserror::Error)]
@@ -82,12 +74,6 @@ pub enum Error {
     /// Probes and metrics.
     #[error("cannot listen on {0}")]
     Listen(std::net::SocketAddr, #[source] std::io::Error),
-}
-
-impl Error {
-    fn is_damage(&self) -> bool {
-        if let Error::Sled(source) = self { source.is_damage() } else { false }
-    }
 }
 
 /// Runs until `stop` resolves. `pod_uid` is the pod's, if this runs in one that says so.
@@ -182,7 +168,7 @@ async fn backend(
     Ok(match store {
         JournalStore::ConfigMap => config_maps(),
         JournalStore::Memory => Arc::new(Memory::new()),
-        JournalStore::Sled(directory) => Arc::new(sled(directory).await?),
+        JournalStore::Sled(directory) => Arc::new(opened(directory, Sled::open).await?),
         JournalStore::Tiered(directory) => match mirror(directory).await {
             Some(mirror) => Arc::new(Tiered::new(config_maps(), Arc::new(mirror))),
             None => config_maps(),
@@ -190,38 +176,17 @@ async fn backend(
     })
 }
 
-async fn sled(directory: &Path) -> Result<Sled, Error> {
+async fn opened(directory: &Path, open: fn(&Path) -> Result<Sled, BackendError>) -> Result<Sled, Error> {
     let directory = directory.to_owned();
-    let opened = tokio::task::spawn_blocking(move || Sled::open(&directory)).await;
-    Ok(opened??)
+    Ok(tokio::task::spawn_blocking(move || open(&directory)).await??)
 }
 
-/// The mirror; `None` if it cannot be used, which is no reason to do without a journal. One that is damaged is put aside: it can be made
-/// again.
+/// The mirror; `None` if it cannot be used, which is no reason to do without a journal.
 async fn mirror(directory: &Path) -> Option<Sled> {
-    let refused = match sled(directory).await {
-        Ok(mirror) => return Some(mirror),
-        Err(refused) => refused,
-    };
-    tracing::warn!(error = k8s::chain(&refused), "the mirror of the journals cannot be used");
-    if refused.is_damage() && set_aside(directory).is_ok() {
-        return sled(directory).await.ok();
-    }
-    None
-}
-
-/// Gives the store and its anchors other names.
-fn set_aside(directory: &Path) -> std::io::Result<()> {
-    let named = |path: &Path, number: u32| {
-        let mut name = path.to_owned().into_os_string();
-        name.push(format!(".aside-{number}"));
-        PathBuf::from(name)
-    };
-    let free = (1..=ASIDE_MAX).find(|number| !named(directory, *number).exists());
-    let number = free.ok_or_else(|| std::io::Error::other("too many were put aside already"))?;
-    let anchors = Sled::anchors_of(directory);
-    std::fs::rename(directory, named(directory, number))?;
-    if anchors.exists() { std::fs::rename(&anchors, named(&anchors, number)) } else { Ok(()) }
+    let mirror = opened(directory, mirror::open).await;
+    mirror
+        .inspect_err(|e| tracing::warn!(error = k8s::chain(e), "the mirror of the journals cannot be used"))
+        .ok()
 }
 
 fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {

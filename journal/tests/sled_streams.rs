@@ -82,7 +82,7 @@ async fn rewritten(dir: &Path, change: impl Fn(&mut Pairs)) -> Head {
     append(&mut claimed(&backend, &good()).await, 0..3).await;
     let head = append(&mut claimed(&backend, &bad()).await, 0..3).await;
     drop(backend);
-    let db = ::sled::Config::new().path(dir).flush_every_ms(None).open().unwrap();
+    let db = sled::Config::new().path(dir).flush_every_ms(None).open().unwrap();
     let tree = db.open_tree(format!("stream/{}", bad())).unwrap();
     let mut pairs: Pairs =
         tree.iter().map(|pair| pair.unwrap()).map(|(k, v)| (k.to_vec(), v.to_vec())).collect();
