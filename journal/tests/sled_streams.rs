@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Scratch, at, baseline, fact, opened};
+use common::{Scratch, at, baseline, big, fact, opened};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -16,8 +16,8 @@ use valkeeper_core::{
     ids::{Seq, WriterEpoch},
 };
 use valkeeper_journal::{
-    AppendError, Backend, BackendError, Error, Hash, Head, Journal, RecordError, Sled, Stored, StreamId,
-    decode_stream,
+    AppendError, Backend, BackendError, Error, Hash, Head, Journal, MayGo, RecordError, Retention, Sled,
+    Stored, StreamId, decode_stream,
 };
 
 fn bad() -> StreamId {
@@ -255,6 +255,36 @@ async fn a_damaged_stream_is_refused_alone_and_forgotten_at_a_persons_word() {
         let kept: Vec<Stored> = decode_stream(&frames).map_while(Result::ok).collect();
         assert!(kept.len() >= 4, "{name}: {}", kept.len());
         assert!(matches!(kept[0].record.event, Event::Baseline { .. }), "{name}");
+    }
+}
+
+#[tokio::test]
+async fn what_a_cut_stream_began_with_is_kept_as_well() {
+    let scratch = Scratch::new("folded");
+    let dir = scratch.path("journal");
+    let backend = sled(&dir);
+    let mut journal = claimed(&backend, &bad()).await;
+    for _ in 0..40 {
+        journal.append(vec![big(8_000)], at(101)).await.unwrap();
+    }
+    journal.retain(Retention { keep_bytes: 200_000, keep_ms: None, may_go: MayGo::Any });
+    assert_eq!(journal.trim(at(103)).await.unwrap().records.len(), 1);
+    let folded = backend.read(&bad()).await.unwrap().folded().unwrap().clone();
+    let last = journal.head().unwrap().seq;
+    for number in 1..=2 {
+        backend.forget(&bad()).await.unwrap();
+        let name = if number == 1 { String::new() } else { format!("-{number}") };
+        let path = scratch.path(&format!("journal.aside-uid-bad-{last}{name}"));
+        let beginning = scratch.path(&format!("journal.aside-uid-bad-{last}{name}.folded"));
+        assert_eq!(fs::read_to_string(&beginning).unwrap(), folded.text());
+        let frames = fs::read(&path).unwrap();
+        let kept: Vec<Stored> = decode_stream(&frames).map(Result::unwrap).collect();
+        assert_eq!(kept.last().unwrap().record.seq, last);
+        assert!(kept[0].record.seq <= folded.head().seq.next());
+        // Once more the same, of which only what it began with is still kept: it stays, too.
+        fs::remove_file(&path).unwrap();
+        let all: Vec<Stored> = kept.into_iter().filter(|s| s.record.seq > folded.head().seq).collect();
+        backend.append(&bad(), None, &all, Some(&folded)).await.unwrap();
     }
 }
 

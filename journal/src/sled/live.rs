@@ -40,6 +40,15 @@ pub(super) struct Write {
     pub cut: Option<Folded>,
 }
 
+/// What can be read of a stream that is forgotten.
+pub(super) struct Kept<'a> {
+    /// The last record that there is a trace of, 0 if there is none.
+    pub end: Seq,
+    pub folded: Option<&'a Folded>,
+    /// The frames of each entry.
+    pub entries: &'a mut dyn Iterator<Item = Vec<u8>>,
+}
+
 /// A stream as it is on the disk.
 #[derive(Clone)]
 pub(super) struct Stream {
@@ -380,16 +389,17 @@ impl Live {
     }
 
     /// Takes a stream out, whatever state it is in: its anchor first, or what is left of it would be missed. What can be read of it
-    /// is given to `keep` before, with the last record that there is a trace of in it.
+    /// is given to `keep` before.
     pub fn forget(
         &self,
         stream: &StreamId,
-        keep: impl FnOnce(Seq, &mut dyn Iterator<Item = Vec<u8>>) -> Result<(), BackendError>,
+        keep: impl FnOnce(Kept<'_>) -> Result<(), BackendError>,
     ) -> Result<(), BackendError> {
         let mut anchors = self.anchors();
         if let Some(tree) = self.store.find(stream)? {
             let end = end_of(&tree, stream)?.unwrap_or_default();
-            keep(end, &mut tree.salvage())?;
+            let folded = guarded("reading", || tree.folded(stream).ok().flatten()).ok().flatten();
+            keep(Kept { end, folded: folded.as_ref(), entries: &mut tree.salvage() })?;
         }
         let cleared = anchors.forget(stream).map_err(|e| format!("anchor: {e}"));
         let cleared = cleared.and_then(|()| self.store.empty(stream).map_err(|e| e.to_string()));

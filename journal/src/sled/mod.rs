@@ -200,7 +200,7 @@ impl Backend for Sled {
         let stream = stream.clone();
         let discard = move |shared: &Shared| {
             shared.revive()?;
-            shared.ask(|live, _| live.forget(&stream, |_, _| Ok(())))
+            shared.ask(|live, _| live.forget(&stream, |_| Ok(())))
         };
         run(&self.shared, discard).await
     }
@@ -209,10 +209,7 @@ impl Backend for Sled {
         let stream = stream.clone();
         let forget = move |shared: &Shared| {
             shared.revive()?;
-            let keep = |last: Seq, entries: &mut dyn Iterator<Item = Vec<u8>>| {
-                aside::keep(&shared.dir, &stream, last, entries)
-            };
-            shared.ask(|live, _| live.forget(&stream, keep))
+            shared.ask(|live, _| live.forget(&stream, |kept| aside::keep(&shared.dir, &stream, kept)))
         };
         run(&self.shared, forget).await
     }

@@ -78,6 +78,8 @@ pub(super) struct Store {
     db: ::sled::Db,
     /// sled's data file, by a handle of our own: its sync is the only one that is one.
     data: Mutex<Data>,
+    /// The newest generation of each stream's tree.
+    trees: Mutex<BTreeMap<StreamId, u32>>,
 }
 
 struct Data {
@@ -97,32 +99,31 @@ impl Store {
         let db = open_sled(dir)?;
         harden(dir)?;
         let file = open(&path).map_err(failed("open", &path))?;
-        Ok(Store { db, data: Mutex::new(Data { file, ahead_bytes: 0 }) })
+        let (data, trees) = (Mutex::new(Data { file, ahead_bytes: 0 }), Mutex::new(generations(&db)));
+        Ok(Store { db, data, trees })
     }
 
     /// Every stream that has a tree, in order of its name.
     pub fn names(&self) -> Vec<StreamId> {
-        self.generations().into_keys().collect()
+        self.trees().keys().cloned().collect()
     }
 
     /// The tree of a stream, if it has one: opening one makes it.
     pub fn find(&self, stream: &StreamId) -> Result<Option<Tree>, BackendError> {
-        let generation = self.generations().get(stream).copied();
+        let generation = self.trees().get(stream).copied();
         generation.map(|generation| self.open_tree(stream, generation)).transpose()
     }
 
     /// The tree of a stream; made if there is none.
     pub fn tree(&self, stream: &StreamId) -> Result<Tree, BackendError> {
-        match self.find(stream)? {
-            Some(tree) => Ok(tree),
-            None => self.open_tree(stream, 0),
-        }
+        let generation = self.trees().get(stream).copied();
+        self.open_tree(stream, generation.unwrap_or_default())
     }
 
     /// Takes everything out of a stream's tree; if it cannot even be emptied, the stream gets another. Not durable before
     /// [`Store::sync`].
     pub fn empty(&self, stream: &StreamId) -> Result<(), BackendError> {
-        let Some(generation) = self.generations().get(stream).copied() else { return Ok(()) };
+        let Some(generation) = self.trees().get(stream).copied() else { return Ok(()) };
         let cleared = guarded("reading", || self.open_tree(stream, generation)?.0.clear().map_err(broken));
         match cleared {
             Ok(Ok(())) => Ok(()),
@@ -161,19 +162,14 @@ impl Store {
 
     fn open_tree(&self, stream: &StreamId, generation: u32) -> Result<Tree, BackendError> {
         let number = if generation == 0 { String::new() } else { format!(".{generation}") };
-        self.db.open_tree(format!("{TREE_PREFIX}{number}/{stream}")).map(Tree).map_err(broken)
+        let tree = self.db.open_tree(format!("{TREE_PREFIX}{number}/{stream}")).map(Tree).map_err(broken)?;
+        self.trees().insert(stream.clone(), generation);
+        Ok(tree)
     }
 
-    /// The newest generation of each stream's tree.
-    fn generations(&self) -> BTreeMap<StreamId, u32> {
-        let mut newest = BTreeMap::new();
-        for name in self.db.tree_names() {
-            if let Some((stream, generation)) = std::str::from_utf8(&name).ok().and_then(parse_name) {
-                let known = newest.entry(stream).or_insert(generation);
-                *known = generation.max(*known);
-            }
-        }
-        newest
+    fn trees(&self) -> MutexGuard<'_, BTreeMap<StreamId, u32>> {
+        // Nothing in here leaves it half-changed.
+        self.trees.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes everything that was put durable.
@@ -206,6 +202,18 @@ impl Store {
         data.ahead_bytes = file.metadata().unwrap().len();
         std::mem::replace(&mut data.file, file)
     }
+}
+
+/// The newest generation of each stream's tree.
+fn generations(db: &::sled::Db) -> BTreeMap<StreamId, u32> {
+    let mut newest = BTreeMap::new();
+    for name in db.tree_names() {
+        if let Some((stream, generation)) = std::str::from_utf8(&name).ok().and_then(parse_name) {
+            let known = newest.entry(stream).or_insert(generation);
+            *known = generation.max(*known);
+        }
+    }
+    newest
 }
 
 /// The stream of a tree, and which generation of it.
