@@ -51,6 +51,7 @@ fn every_test_that_the_document_names_exists() {
         "tests/battery/kills.rs",
         "tests/battery/large.rs",
         "tests/battery/power.rs",
+        "../replay/tests/archive.rs",
         "../src/k8s/objects/tests.rs",
         "src/sled/group.rs",
         "src/sled/tests.rs",
