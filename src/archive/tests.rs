@@ -1,6 +1,9 @@
 //! A bucket as it answers over HTTP: a small S3 on loopback. And a directory, and everything that is refused before.
 
-use super::*;
+use super::{
+    settings::{RETRIES_MAX, SECRET_CHARS_MIN, SETTING_BYTES_MAX, WHY_CHARS_MAX},
+    *,
+};
 use crate::pki::Certified;
 use axum::{
     Router,
@@ -11,6 +14,8 @@ use axum::{
 };
 use std::{
     collections::{BTreeMap, VecDeque},
+    fs,
+    os::unix::fs::symlink,
     sync::{
         Mutex,
         atomic::{AtomicUsize, Ordering},
@@ -40,6 +45,7 @@ const HASTY: Limits = Limits {
     request: Duration::from_millis(500),
     retry: Duration::from_millis(5),
     call: Duration::from_millis(5_000),
+    look: Duration::ZERO,
 };
 
 /// What the next request meets.
@@ -64,6 +70,8 @@ struct Store {
     objects: BTreeMap<String, Bytes>,
     faults: VecDeque<Fault>,
     puts: Vec<HeaderMap>,
+    /// The access key that is not the usual one any more.
+    rotated: Option<&'static str>,
 }
 
 type Shared = Arc<Mutex<Store>>;
@@ -115,7 +123,10 @@ fn answer(
         return status(StatusCode::NOT_FOUND, "NoSuchBucket");
     };
     let key = key.trim_start_matches('/').to_owned();
-    assert!(headers.get("authorization").is_some_and(|a| a.to_str().unwrap().contains(ACCESS_KEY)));
+    let says = |key: &str| headers.get("authorization").is_some_and(|a| a.to_str().unwrap().contains(key));
+    if !says(store.rotated.unwrap_or(ACCESS_KEY)) {
+        return status(StatusCode::FORBIDDEN, "InvalidAccessKeyId");
+    }
     if *method == Method::PUT {
         store.puts.push(headers.clone());
         if headers.get("if-none-match").is_some_and(|v| v == "*") && store.objects.contains_key(&key) {
@@ -193,6 +204,7 @@ fn authority() -> String {
 struct Bench {
     store: Shared,
     blobs: Arc<dyn Blobs>,
+    folder: Scratch,
 }
 
 impl Bench {
@@ -203,17 +215,40 @@ impl Bench {
         let app = Router::new().fallback(serve).with_state(store.clone());
         tokio::spawn(async move { axum::serve(listener, app).await });
         let authority = authority();
-        let folder = Scratch::new(&[
-            ("aws_endpoint", &endpoint),
+        let folder = Scratch::new(&[]);
+        let secret = format!("{SECRET_KEY}\r\n");
+        let files = [
+            ("aws_endpoint", endpoint.as_str()),
             ("aws_allow_http", "true\n"),
             ("aws_access_key_id", ACCESS_KEY),
-            ("aws_secret_access_key", &format!("{SECRET_KEY}\r\n")),
+            ("aws_secret_access_key", &secret),
             ("aws_region", "eu-central-1"),
             ("ca.crt", &authority),
-        ]);
-        fs::create_dir(folder.0.join("..2026_11_21")).unwrap();
+        ];
+        let volume = folder.0.join("..2026_11_21");
+        fs::create_dir(&volume).unwrap();
+        symlink("..2026_11_21", folder.0.join("..data")).unwrap();
+        for (name, value) in files {
+            fs::write(volume.join(name), value).unwrap();
+            symlink(Path::new("..data").join(name), folder.0.join(name)).unwrap();
+        }
         let blobs = open_within(url, Some(&folder.0), HASTY).unwrap();
-        Bench { store, blobs }
+        Bench { store, blobs, folder }
+    }
+
+    /// Changes some of the credentials, as Kubernetes changes a mounted Secret: all of them at once, by a link.
+    fn remount(&self, volume: &str, changed: &[(&str, &str)]) {
+        let (root, next) = (&self.folder.0, self.folder.0.join(volume));
+        fs::create_dir(&next).unwrap();
+        for entry in fs::read_dir(root.join("..data")).unwrap() {
+            let entry = entry.unwrap();
+            fs::copy(entry.path(), next.join(entry.file_name())).unwrap();
+        }
+        for (name, value) in changed {
+            fs::write(next.join(name), value).unwrap();
+        }
+        symlink(volume, root.join("..data_tmp")).unwrap();
+        fs::rename(root.join("..data_tmp"), root.join("..data")).unwrap();
     }
 
     fn inject(&self, faults: &[Fault]) {
@@ -385,6 +420,50 @@ async fn what_the_store_says_is_told_without_secrets_and_not_at_length() {
     let missing = Bench::new("s3://another").await;
     assert!(matches!(missing.blobs.put_new("a", b"x").await, Err(BlobsError::Unavailable(_))));
     assert!(matches!(missing.blobs.list("").await, Err(BlobsError::Unavailable(_))));
+}
+
+#[tokio::test]
+async fn keys_that_were_rotated_are_used_without_opening_the_archive_again() {
+    let bench = Bench::new("s3://journals").await;
+    let (archive, chain) = (Archive::new(bench.blobs.clone()), chain(40));
+    archive.store(&branch(), &chain[..20]).await.unwrap();
+    let rotated = "AKIAROTATEDROTATED00";
+    bench.store.lock().unwrap().rotated = Some(rotated);
+    let refused = archive.store(&branch(), &chain).await.unwrap_err();
+    assert!(matches!(refused, ArchiveError::Unavailable(_)), "{refused}");
+    bench.remount(
+        "..2026_11_22",
+        &[("aws_access_key_id", rotated), ("aws_secret_access_key", "another/secret")],
+    );
+    assert_eq!(archive.store(&branch(), &chain).await.unwrap().last, Seq(40));
+    assert_eq!(read_back(&archive).await, chain);
+    // What is hidden in errors is what is in use now.
+    bench.store.lock().unwrap().rotated = None;
+    let refused = archive.store(&branch(), &chain).await.unwrap_err().to_string();
+    assert!(refused.contains("403") && !refused.contains(rotated), "{refused}");
+}
+
+#[tokio::test]
+async fn credentials_that_cannot_be_used_change_nothing_and_are_said_once() {
+    let bench = Bench::new("s3://journals").await;
+    let files = Files::read(Some(&bench.folder.0)).unwrap();
+    let prefix = BlobPath::parse("").unwrap();
+    let place = Place { scheme: "s3".to_owned(), bucket: "journals".to_owned(), prefix, limits: HASTY };
+    let opened = Arc::new(place.open(&files).unwrap());
+    let renewing = Renewing::new(place, &bench.folder.0, files, opened);
+    assert_eq!(renewing.renew().await, None);
+    bench.remount("..half", &[("ca.crt", "-----BEGIN CERTIFI"), ("aws_access_key_id", "AKIAHALF")]);
+    let said = renewing.renew().await.unwrap();
+    assert!(said.contains("ca.crt holds no certificates"), "{said}");
+    for _ in 0..3 {
+        assert_eq!(renewing.renew().await, None, "it was said");
+        renewing.put_new("a", b"x").await.ok();
+        assert_eq!(renewing.get("a", 1).await.unwrap().unwrap(), b"x", "with the former ones");
+    }
+    bench.remount("..gone", &[("ca.crt", &authority())]);
+    fs::remove_dir_all(bench.folder.0.join("..gone")).unwrap();
+    assert!(renewing.renew().await.unwrap().contains("/aws_access_key_id"));
+    assert_eq!(renewing.list("").await.unwrap(), ["a"]);
 }
 
 #[tokio::test]
