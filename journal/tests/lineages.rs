@@ -4,16 +4,18 @@
 
 mod common;
 
+use async_trait::async_trait;
 use common::{at, baseline, big, fact, stream};
 use std::{
-    collections::{BTreeMap, BTreeSet},
+    collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
 };
 use valkeeper_core::ids::{Seq, WriterEpoch};
 use valkeeper_journal::{
-    Carried, Claim, Error, Hash, Journal, Lineage, MayGo, Memory, Retention, Stored, Whole,
+    AppendError, Backend, BackendError, Carried, Claim, Error, Folded, Hash, Head, Journal, Lineage, MayGo,
+    Memory, Page, Reader, Retention, Stored, StreamId, Whole,
     archive::{Archive, ArchiveError, BlobsFault, Branch, MemoryBlobs},
-    carry, read_all, verify_chain,
+    carry, encode, read_all, verify_chain,
 };
 
 /// What is kept of a stream here, in bytes: some fifty records, so that a cut leaves several pages.
@@ -262,6 +264,90 @@ async fn what_does_not_follow_the_lineage_that_was_left_is_refused() {
     life.assert_lineages(&[Lineage::FIRST]).await;
     life.archive.store(&before, &records[at_claim..]).await.unwrap();
     life.assert_lineages(&[Lineage::FIRST, Lineage::named(records[at_claim].hash)]).await;
+}
+
+/// A store with one record to a page.
+struct OneByOne(Arc<Memory>);
+
+struct OnePage {
+    reader: Box<dyn Reader>,
+    left: VecDeque<Stored>,
+}
+
+#[async_trait]
+impl Reader for OnePage {
+    fn folded(&self) -> Option<&Folded> {
+        self.reader.folded()
+    }
+
+    fn bytes(&self) -> usize {
+        self.reader.bytes()
+    }
+
+    async fn page(&mut self) -> Result<Option<Page>, BackendError> {
+        if self.left.is_empty()
+            && let Some(Page { records, bytes: _ }) = self.reader.page().await?
+        {
+            self.left.extend(records);
+        }
+        let next = self.left.pop_front();
+        Ok(next.map(|stored| Page { bytes: encode(&stored).len(), records: vec![stored] }))
+    }
+}
+
+#[async_trait]
+impl Backend for OneByOne {
+    async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
+        self.0.streams().await
+    }
+
+    async fn read(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
+        let reader = self.0.read(stream).await?;
+        Ok(Box::new(OnePage { reader, left: VecDeque::new() }))
+    }
+
+    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
+        self.0.head(stream).await
+    }
+
+    async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.0.forget(stream).await
+    }
+
+    async fn append(
+        &self,
+        stream: &StreamId,
+        expected: Option<&Head>,
+        records: &[Stored],
+        cut: Option<&Folded>,
+    ) -> Result<(), AppendError> {
+        self.0.append(stream, expected, records, cut).await
+    }
+}
+
+#[tokio::test]
+async fn the_first_record_waits_for_the_claim_that_tells_its_lineage() {
+    let mut life = Life::begin().await;
+    life.write(40).await;
+    assert!(life.tend().await);
+    let before = life.blobs();
+    let lineage = life.lose(Memory::new()).await;
+    let store = OneByOne(life.store.clone());
+    let carry_all_before = |seconds: i64| {
+        let retention = Retention { keep_bytes: usize::MAX, keep_ms: Some(0), ..retention(Seq(0)) };
+        let (store, archive) = (&store, &life.archive);
+        async move { carry(store, &stream(), &retention, archive, at(seconds)).await }
+    };
+    // The claim is the open end: only the first record is to go.
+    assert_eq!(carry_all_before(life.clock + 1).await.unwrap(), None);
+    assert_eq!(life.blobs(), before);
+    life.clock += 1;
+    life.journal.append(vec![fact(1)], at(life.clock)).await.unwrap();
+    let carried = carry_all_before(life.clock + 1).await.unwrap();
+    assert_eq!(carried.map(|carried| carried.through), Some(Seq(2)));
+    let beside = life.archived(&Branch { stream: stream(), lineage }).await;
+    assert_eq!(beside.iter().map(|stored| stored.record.seq.0).collect::<Vec<_>>(), [1, 2]);
+    life.assert_kept(&before);
 }
 
 #[tokio::test]

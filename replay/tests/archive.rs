@@ -379,3 +379,17 @@ fn a_fold_that_says_another_lineage_than_its_records_is_found() {
     assert!(out.contains("no Trimmed record names it as"), "{out}");
     assert!(out.contains("the archive does not hold records 1 to 19: it has none of them"), "{out}");
 }
+
+#[test]
+fn damage_in_a_lineage_that_led_here_is_named() {
+    let (made, _) = story_in("damaged_before");
+    let (folded, all) = after_loss(16, Some(Seq(24)));
+    add_to(&made, &all[..19]);
+    let path = &segments(&made).into_iter().filter(|path| path.is_file()).nth(1).unwrap();
+    fs::write(path, b"nothing").unwrap();
+    let (code, out, _) = joined(&story::exported(Some(&folded), &all[19..]), &made, "verify");
+    assert_eq!(code, 3, "{out}");
+    assert!(out.contains("does not hold records 1 to 19: its records are 17 to 19"), "{out}");
+    assert!(out.contains("besides     the first lineage: records 1 to 5; the archive: "), "{out}");
+    assert!(out.contains("is damaged at record 6"), "{out}");
+}

@@ -127,15 +127,13 @@ impl Lineages {
             .0
             .iter()
             .filter(|other| other.branch.stream == branch.stream && other.branch.lineage != branch.lineage);
-        let told = others.map(|Archived { branch, records, trouble: _ }| {
+        let told = others.map(|Archived { branch, records, trouble }| {
             let ends = records.first().zip(records.last());
             let extent =
                 ends.map(|(first, last)| format!("records {} to {}", first.record.seq, last.record.seq));
-            format!(
-                "{}: {}",
-                branch.lineage,
-                extent.unwrap_or_else(|| "no record that can be read".to_owned())
-            )
+            let extent = extent.unwrap_or_else(|| "no record that can be read".to_owned());
+            let trouble = trouble.as_ref().map(|why| format!("; {why}")).unwrap_or_default();
+            format!("{}: {extent}{trouble}", branch.lineage)
         });
         told.collect()
     }
