@@ -1,14 +1,14 @@
 //! A directory: a sled store or an archive. Opening sled writes (locks, recovery, repairs), so a copy is opened: what is looked at stays as it
 //! is, even if it is damaged or in use.
 
-use super::{Stream, archive, wait};
+use super::{Stream, archive, said, wait};
 use crate::Error;
 use std::{
     fs, io,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
-use valkeeper_journal::{Backend, BackendError, Sled, read_all};
+use valkeeper_journal::{Backend, BackendError, Sled, StreamId, Whole};
 
 /// What sled calls its data and its settings; without them a directory is something else.
 const STORE_FILES: [&str; 2] = ["db", "conf"];
@@ -37,32 +37,79 @@ pub(super) fn load(path: &Path) -> Result<Vec<Stream>, Error> {
     };
     let copy = copied().map_err(failed)?;
     let anchored = anchors.is_dir().then(|| anchors.display().to_string());
-    let trouble = match read(&copy.store()) {
-        Ok(streams) => {
-            return Ok(streams.into_iter().map(|s| Stream { anchored: anchored.clone(), ..s }).collect());
-        }
-        Err(why) => why,
-    };
+    let compared = read(&copy.store());
+    if let Ok(streams) = &compared
+        && streams.iter().all(|(_, stream)| stream.troubles.is_empty())
+    {
+        return Ok(streams.iter().map(|(_, s)| Stream { anchored: anchored.clone(), ..s.clone() }).collect());
+    }
     // Refused: what an operator must not continue, a person may still read. From a fresh copy, without the anchors.
     let copy = Copy::new(path).map_err(failed)?;
-    match read(&copy.store()) {
-        Ok(streams) if !streams.is_empty() => {
-            Ok(streams.into_iter().map(|s| Stream { troubles: vec![trouble.clone()], ..s }).collect())
-        }
-        Ok(_) | Err(_) => Err(not_a_journal(trouble)),
+    let readable = read(&copy.store());
+    let streams: Vec<Stream> = match (compared, readable) {
+        (Ok(compared), readable) => joined(compared, readable.unwrap_or_default(), anchored.as_ref()),
+        (Err(trouble), Ok(readable)) if !readable.is_empty() => readable
+            .into_iter()
+            .map(|(_, mut stream)| {
+                stream.troubles.insert(0, trouble.clone());
+                stream
+            })
+            .collect(),
+        (Err(trouble), Ok(_) | Err(_)) => return Err(not_a_journal(trouble)),
+    };
+    if streams.iter().all(|stream| stream.stored.is_empty()) {
+        let troubles: Vec<String> = streams.into_iter().flat_map(|stream| stream.troubles).collect();
+        return Err(not_a_journal(troubles.join("; ")));
     }
+    Ok(streams)
 }
 
-fn read(store: &Path) -> Result<Vec<Stream>, String> {
+/// The streams that hold what their anchors say, and of each other one what can be read without them.
+fn joined(
+    compared: Vec<(StreamId, Stream)>,
+    mut readable: Vec<(StreamId, Stream)>,
+    anchored: Option<&String>,
+) -> Vec<Stream> {
+    let join = |(id, stream): (StreamId, Stream)| {
+        if stream.troubles.is_empty() {
+            return Stream { anchored: anchored.cloned(), ..stream };
+        }
+        let Some(found) = readable.iter().position(|(other, _)| *other == id) else { return stream };
+        let mut troubles = stream.troubles;
+        let (_, stream) = readable.swap_remove(found);
+        troubles.extend(stream.troubles);
+        troubles.dedup();
+        Stream { troubles, ..stream }
+    };
+    compared.into_iter().map(join).collect()
+}
+
+/// Reads every stream, as far as it goes.
+fn read(store: &Path) -> Result<Vec<(StreamId, Stream)>, String> {
     wait(async {
         let sled = Sled::open(store)?;
         let mut streams = Vec::new();
         for id in sled.streams().await? {
-            let whole = read_all(&sled, &id).await?;
-            streams.push(Stream::new(Some(&id), whole, Vec::new()));
+            let mut whole = Whole::default();
+            let troubles = match read_into(&sled, &id, &mut whole).await {
+                Ok(()) => Vec::new(),
+                Err(error) => vec![said(&error)],
+            };
+            let stream = Stream::new(Some(&id), whole, troubles);
+            streams.push((id, stream));
         }
         Ok::<_, BackendError>(streams)
     })
+}
+
+/// Adds what can be read of a stream, also if it ends in an error. Nobody else writes to a copy.
+async fn read_into(sled: &Sled, id: &StreamId, whole: &mut Whole) -> Result<(), BackendError> {
+    let mut reader = sled.read(id).await?;
+    whole.folded = reader.folded().cloned();
+    while let Some(page) = reader.page().await? {
+        whole.records.extend(page.records);
+    }
+    Ok(())
 }
 
 /// A copy of a store in the directory for temporary files, deleted in the end.
@@ -134,7 +181,7 @@ mod tests {
         verify::verify,
     };
     use valkeeper_core::event::Record;
-    use valkeeper_journal::{Stored, StreamId};
+    use valkeeper_journal::Stored;
 
     /// A store with the records, in a directory of its own.
     fn store(records: &[Record]) -> Copy {
@@ -185,6 +232,41 @@ mod tests {
         assert_eq!(streams[0].stored.len(), 20);
         let trouble = streams[0].troubles.concat();
         assert!(trouble.contains("acknowledged records are missing"), "{trouble}");
+    }
+
+    #[test]
+    fn one_stream_that_cannot_be_read_hides_no_other() {
+        let records = story::failover();
+        let made = store(&records);
+        let (behind, gone) = (StreamId("behind".into()), StreamId("gone".into()));
+        let (kept, anchors) = (beside(&made.store(), ".kept"), beside(&made.store(), ANCHOR_SUFFIX));
+        let append = |id: StreamId, from: usize, to: usize| {
+            let all = sealed(&records);
+            wait(async {
+                let sled = Sled::open(&made.store())?;
+                let head = from.checked_sub(1).map(|last| all[last].head());
+                sled.append(&id, head.as_ref(), &all[from..to], None).await.unwrap();
+                Ok::<(), BackendError>(())
+            })
+            .unwrap();
+        };
+        append(behind.clone(), 0, 10);
+        copy_dir(&made.store(), &kept).unwrap();
+        append(behind, 10, 20);
+        append(gone, 0, 5);
+        fs::remove_dir_all(made.store()).unwrap();
+        fs::rename(&kept, made.store()).unwrap();
+        let streams = load(&made.store()).unwrap();
+        assert!(anchors.is_dir());
+        let found: Vec<_> =
+            streams.iter().map(|s| (s.stored.len(), s.troubles.len(), s.anchored.is_some())).collect();
+        assert_eq!(found, [(records.len(), 0, true), (10, 1, false), (0, 1, false)]);
+        for stream in &streams[1..] {
+            let trouble = stream.troubles.concat();
+            assert!(trouble.contains("acknowledged records are missing"), "{trouble}");
+            assert!(verify(stream, None).problems.concat().contains(&trouble));
+        }
+        assert_eq!(verify(&streams[0], None).problems, [""; 0]);
     }
 
     #[test]
