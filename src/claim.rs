@@ -98,7 +98,8 @@ async fn open(
                 "the journal is written anew from its second copy, as asked"
             );
             match shell.backend.repair(stream, witness.needed()).await {
-                Err(error) if !witness.may_lose => return Err(error.into()),
+                // Not a blink, after which the second copy would be given up as well.
+                Err(error) if !(witness.may_lose && error.is_damage()) => return Err(error.into()),
                 Ok(()) | Err(_) => {}
             }
         }

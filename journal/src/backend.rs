@@ -47,6 +47,18 @@ pub trait Backend: Send + Sync {
         cut: Option<&Folded>,
     ) -> Result<(), AppendError>;
 
+    /// [`Backend::append`] to a stream that is written anew from a copy: what fitted once is not refused for the bytes by which it is
+    /// packed otherwise now.
+    async fn append_copied(
+        &self,
+        stream: &StreamId,
+        expected: Option<&Head>,
+        records: &[Stored],
+        cut: Option<&Folded>,
+    ) -> Result<(), AppendError> {
+        self.append(stream, expected, records, cut).await
+    }
+
     /// Bytes with which every stream should be content now, because all of them together take too much; `None`: there is room. Nobody is
     /// refused for it: it is what is kept after the next quiet moment.
     fn share(&self) -> Option<usize> {
@@ -230,6 +242,16 @@ pub enum BackendError {
     /// It was poisoned and must be reopened.
     #[error("the store is poisoned until it is reopened and verified: {0}")]
     Poisoned(String),
+    /// A copy does not fit: nothing that is tried again would.
+    #[error("stream {stream} would have {bytes} bytes, and {max} fit into the store")]
+    Full {
+        /// The stream.
+        stream: StreamId,
+        /// Its size, in bytes.
+        bytes: usize,
+        /// Limit in bytes.
+        max: usize,
+    },
     /// The store did not answer. Nothing is known of its content.
     #[error("the store cannot be reached: {0}")]
     Unavailable(String),
@@ -256,6 +278,7 @@ impl BackendError {
             BackendError::Corrupt(_)
             | BackendError::BehindAnchor { .. }
             | BackendError::StoreMissing { .. }
+            | BackendError::Full { .. }
             | BackendError::Poisoned(_)
             | BackendError::Locked { .. }
             | BackendError::Unavailable(_)
@@ -271,6 +294,7 @@ impl BackendError {
             BackendError::Corrupt(_) | BackendError::BehindAnchor { .. } => true,
             BackendError::Newer(_)
             | BackendError::StoreMissing { .. }
+            | BackendError::Full { .. }
             | BackendError::Locked { .. }
             | BackendError::Poisoned(_)
             | BackendError::Unavailable(_)
@@ -288,6 +312,7 @@ impl BackendError {
             | BackendError::Corrupt(_)
             | BackendError::BehindAnchor { .. }
             | BackendError::StoreMissing { .. }
+            | BackendError::Full { .. }
             | BackendError::Poisoned(_) => true,
             BackendError::Locked { .. }
             | BackendError::Unavailable(_)

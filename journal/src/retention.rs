@@ -3,7 +3,7 @@
 
 use crate::{
     archive::{Archive, Archived, Branch},
-    backend::{Backend, BackendError, Page, Reader},
+    backend::{Backend, BackendError, Page, READ_ATTEMPTS_MAX, Reader},
     error::Error,
     folded::Folded,
     record::{Head, Stored, StreamId},
@@ -174,7 +174,24 @@ pub async fn carry(
     archive: &Archive,
     now: Timestamp,
 ) -> Result<Option<Carried>, Error> {
-    let mut oldest = Oldest::of(backend, stream, Goal::quiet(retention, backend.share(), now)).await?;
+    let goal = Goal::quiet(retention, backend.share(), now);
+    let mut attempt = 1;
+    loop {
+        match carry_once(backend, stream, goal, archive).await {
+            // What was brought there meanwhile is found there, and compared.
+            Err(Error::Backend(BackendError::Moved)) if attempt < READ_ATTEMPTS_MAX => attempt += 1,
+            other => return other,
+        }
+    }
+}
+
+async fn carry_once(
+    backend: &dyn Backend,
+    stream: &StreamId,
+    goal: Goal,
+    archive: &Archive,
+) -> Result<Option<Carried>, Error> {
+    let mut oldest = Oldest::of(backend, stream, goal).await?;
     let mut chain = Chain::new(oldest.reader.folded());
     let mut branch = Branch { stream: stream.clone(), lineage: chain.lineage() };
     let (mut parcel, mut bytes) = (Vec::new(), 0);

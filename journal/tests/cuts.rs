@@ -5,7 +5,11 @@
 mod common;
 
 use common::{Scratch, at, baseline, big, fact, stream, whole};
-use std::sync::Arc;
+use async_trait::async_trait;
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
+};
 use valkeeper_core::{
     event::{Event, Record},
     ids::{Seq, Timestamp},
@@ -13,9 +17,10 @@ use valkeeper_core::{
     state::ClusterState,
 };
 use valkeeper_journal::{
-    Anchor, Backend, BackendError, Carried, Error, Folded, Hash, Journal, MayGo, Memory, Problem, Retention,
-    Segments, Sled, Whole,
+    Anchor, AppendError, Backend, BackendError, Carried, Error, Folded, Hash, Head, Journal, MayGo, Memory, Page,
+    Problem, Reader, Retention, Segments, Sled, Stored, StreamId, Whole,
     archive::{Archive, BlobsFault, Branch, MemoryBlobs},
+    backend::READ_ATTEMPTS_MAX,
     carry, export_line,
     memory::Fault,
     segments::MemoryObjects,
@@ -221,6 +226,78 @@ async fn nothing_goes_before_it_is_in_the_archive_and_was_read_back() {
     let overlap = left.records.iter().filter(|s| s.record.seq > through);
     all.extend(overlap.cloned());
     assert_eq!(verify_chain(None, &all).unwrap().as_ref(), told.journal.head());
+}
+
+/// A store that is tidied while it is read, so many times.
+struct Tidied {
+    store: Memory,
+    times: AtomicUsize,
+}
+
+/// What is read meanwhile: everything but the end.
+struct Interrupted(Box<dyn Reader>, usize);
+
+#[async_trait]
+impl Reader for Interrupted {
+    fn folded(&self) -> Option<&Folded> {
+        self.0.folded()
+    }
+
+    fn bytes(&self) -> usize {
+        self.0.bytes()
+    }
+
+    async fn page(&mut self) -> Result<Option<Page>, BackendError> {
+        self.1 = self.1.checked_sub(1).ok_or(BackendError::Moved)?;
+        self.0.page().await
+    }
+}
+
+#[async_trait]
+impl Backend for Tidied {
+    async fn streams(&self) -> Result<Vec<StreamId>, BackendError> {
+        self.store.streams().await
+    }
+
+    async fn read(&self, stream: &StreamId) -> Result<Box<dyn Reader>, BackendError> {
+        let reader = self.store.read(stream).await?;
+        let left = self.times.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |times| times.checked_sub(1));
+        Ok(if left.is_ok() { Box::new(Interrupted(reader, 2)) } else { reader })
+    }
+
+    async fn head(&self, stream: &StreamId) -> Result<Option<Head>, BackendError> {
+        self.store.head(stream).await
+    }
+
+    async fn append(
+        &self,
+        stream: &StreamId,
+        expected: Option<&Head>,
+        records: &[Stored],
+        cut: Option<&Folded>,
+    ) -> Result<(), AppendError> {
+        self.store.append(stream, expected, records, cut).await
+    }
+}
+
+#[tokio::test]
+async fn a_carry_from_a_store_that_is_tidied_meanwhile_reads_again_and_ends() {
+    let tidied = Arc::new(Tidied { store: Memory::new(), times: AtomicUsize::new(0) });
+    let mut told = Told::claimed(tidied.clone(), None).await;
+    for round in 0..150 {
+        told.append(vec![noise(round, 2_000)], at(2)).await.unwrap();
+    }
+    let archive = Archive::new(Arc::new(MemoryBlobs::new()));
+    let carry = async |times: usize| {
+        tidied.times.store(times, Ordering::SeqCst);
+        carry(&*tidied, &stream(), &keep(MayGo::Any), &archive, at(3)).await
+    };
+    let never = carry(READ_ATTEMPTS_MAX).await.unwrap_err();
+    assert!(matches!(never, Error::Backend(BackendError::Moved)), "{never:?}");
+    assert!(never.is_certain() && !never.is_broken());
+    let carried = carry(READ_ATTEMPTS_MAX - 1).await.unwrap().unwrap();
+    assert!(carried.through > Seq(1) && carried.segments > 0, "{carried:?}");
+    assert_eq!(carry(0).await.unwrap(), Some(Carried { segments: 0, ..carried }));
 }
 
 #[tokio::test]

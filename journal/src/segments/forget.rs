@@ -1,4 +1,5 @@
-//! A stream is taken out of the store, at a person's word. Its objects are kept under other names: whoever damaged them may want to be known.
+//! A stream is taken out of the store, at a person's word. Its objects are kept under other names: whoever damaged them may want to be
+//! known. What is only a copy is not kept.
 
 use super::{
     names,
@@ -7,18 +8,27 @@ use super::{
 };
 use crate::{backend::BackendError, record::StreamId};
 
+/// What becomes of the objects.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Remains {
+    Kept,
+    Dropped,
+}
+
 impl Store {
     /// The head goes last: until then what is left is damaged, and nobody takes it for a new stream.
-    pub async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
+    pub async fn forget(&self, stream: &StreamId, remains: Remains) -> Result<(), BackendError> {
         let head = names::head(stream);
         let listed = self.objects.list(&names::prefix(stream)).await.map_err(unreachable_store)?;
         let parts = listed.into_iter().filter(|name| names::part(stream, name).is_some());
         for name in parts.chain([head]) {
             let found = self.objects.get(&name).await.map_err(unreachable_store)?;
             let Some(Object { body, version }) = found else { continue };
-            match self.objects.create(&names::aside(stream, &name, &version), &body).await {
-                Ok(_) | Err(ObjectsError::AlreadyExists) => {}
-                Err(e) => return Err(unreachable_store(e)),
+            if remains == Remains::Kept {
+                match self.objects.create(&names::aside(stream, &name, &version), &body).await {
+                    Ok(_) | Err(ObjectsError::AlreadyExists) => {}
+                    Err(e) => return Err(unreachable_store(e)),
+                }
             }
             match self.objects.delete(&name).await {
                 Ok(()) | Err(ObjectsError::NotFound) => {}

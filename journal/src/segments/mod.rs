@@ -25,6 +25,7 @@ use crate::{
     record::{Head, Stored, StreamId},
 };
 use async_trait::async_trait;
+use forget::Remains;
 use reader::Pages;
 use std::sync::Arc;
 use store::Store;
@@ -65,6 +66,10 @@ pub const INSTALLATION_BYTES_MAX: usize = 512 * 1024 * 1024;
 /// What every stream may keep even if the installation is full, in bytes as they are stored: some 600 records, which is weeks of a quiet
 /// cluster. 1,000 clusters take 64 MiB of [`INSTALLATION_BYTES_MAX`].
 pub const STREAM_SHARE_BYTES: usize = 64 * 1024;
+
+/// Bytes by which a stream that is copied may pass its limit: its tail is another one, plain where it was packed, and segments end
+/// elsewhere. Two tails cover it.
+pub const COPY_EXTRA_BYTES: usize = 2 * TAIL_BYTES_MAX;
 
 /// How often an append is tried again because only the head object's metadata were touched. Someone who writes to it
 /// more often than that is fighting us, and the caller has to know.
@@ -135,15 +140,29 @@ impl Backend for Segments {
         records: &[Stored],
         cut: Option<&Folded>,
     ) -> Result<(), AppendError> {
-        self.store.append(stream, expected, Batch { records, cut }).await
+        self.store.append(stream, expected, Batch { records, cut, extra_bytes: 0 }).await
+    }
+
+    async fn append_copied(
+        &self,
+        stream: &StreamId,
+        expected: Option<&Head>,
+        records: &[Stored],
+        cut: Option<&Folded>,
+    ) -> Result<(), AppendError> {
+        self.store.append(stream, expected, Batch { records, cut, extra_bytes: COPY_EXTRA_BYTES }).await
     }
 
     fn share(&self) -> Option<usize> {
         self.store.share()
     }
 
+    async fn discard(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.store.forget(stream, Remains::Dropped).await
+    }
+
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
-        self.store.forget(stream).await
+        self.store.forget(stream, Remains::Kept).await
     }
 
     async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {

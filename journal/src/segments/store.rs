@@ -84,10 +84,10 @@ impl Store {
     }
 
     /// Whether the stream may be as large as `next`.
-    pub fn admit(&self, next: &HeadDoc) -> Result<(), AppendError> {
-        let bytes = next.bytes();
-        if bytes > self.stream_bytes_max {
-            return Err(AppendError::Full { bytes, max: self.stream_bytes_max });
+    pub fn admit(&self, next: &HeadDoc, extra_bytes: usize) -> Result<(), AppendError> {
+        let (bytes, max) = (next.bytes(), self.stream_bytes_max.saturating_add(extra_bytes));
+        if bytes > max {
+            return Err(AppendError::Full { bytes, max });
         }
         Ok(())
     }

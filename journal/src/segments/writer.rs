@@ -18,6 +18,8 @@ use crate::{
 pub(super) struct Batch<'a> {
     pub records: &'a [Stored],
     pub cut: Option<&'a Folded>,
+    /// Bytes that the stream may have above its limit.
+    pub extra_bytes: usize,
 }
 
 impl Batch<'_> {
@@ -51,7 +53,7 @@ impl Store {
         doc: &HeadDoc,
         batch: Batch<'_>,
     ) -> Result<HeadDoc, AppendError> {
-        let Batch { records, cut } = batch;
+        let Batch { records, cut, extra_bytes } = batch;
         let mut next = doc.clone();
         let folded = cut.map(|folded| (folded, folded_body(folded.text())));
         if let Some((folded, body)) = &folded
@@ -71,7 +73,7 @@ impl Store {
         if let Some((segment, body, _)) = &sealed {
             next.segments.push(super::head::Segment { bytes: body.stored_bytes(), ..*segment });
         }
-        self.admit(&next)?;
+        self.admit(&next, extra_bytes)?;
         if let (Some((folded, body)), Some(at)) = (&folded, &mut next.folded) {
             at.bytes = self.create(&names::folded(stream, at), folded.text(), body).await?;
         }
@@ -158,6 +160,7 @@ fn words(e: BackendError) -> String {
         BackendError::Newer(_)
         | BackendError::BehindAnchor { .. }
         | BackendError::StoreMissing { .. }
+        | BackendError::Full { .. }
         | BackendError::Locked { .. }
         | BackendError::Poisoned(_)
         | BackendError::Unavailable(_)

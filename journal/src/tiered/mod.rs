@@ -1,49 +1,76 @@
 //! Two stores as one: the first is the truth, the second a mirror of it on a local disk. An append waits for the first only. The mirror is
 //! read instead of it at a start, it witnesses what the first has held, and at a person's word a broken stream is written anew from it.
 //! Lost, late or damaged, it is made again from the first.
+//!
+//! - `work`: the task that writes the mirror
+//! - `survey`: what a copy is worth
+
+mod survey;
+mod work;
 
 use crate::{
     backend::{AppendError, Backend, BackendError, Page, Reader, describe},
     folded::Folded,
     journal::Anchor,
-    record::{BATCH_BYTES_MAX, Head, Stored, StreamId},
-    verify::{Chain, Problem},
+    record::{Head, Stored, StreamId},
+    verify::Chain,
 };
 use async_trait::async_trait;
-use std::sync::Arc;
-use tokio::sync::mpsc;
+use std::{sync::Arc, time::Duration};
+use survey::{Survey, anchor};
+use tokio::{sync::mpsc, time::timeout};
 use valkeeper_core::ids::Seq;
+use work::{Job, Troubles, copy, work};
 
 /// Appends that wait for the mirror. More of them only wait while its disk is stuck; what does not fit is mirrored later, from the
 /// first store.
 const WAITING_MAX: usize = 1024;
 
-/// What the mirror is to do. One after the other, so that it never does two things to a stream at once.
-enum Job {
-    /// Takes an append that the first store has taken.
-    Append { stream: StreamId, expected: Option<Head>, records: Vec<Stored>, cut: Option<Folded> },
-    /// Is made again from the first store.
-    Rebuild(StreamId),
-}
+/// Longest wait for a word of the mirror, where nothing is done without. Its end is in memory or one page away; a disk that takes longer
+/// hangs, and a failover may be waiting.
+const WORD_MAX: Duration = Duration::from_millis(500);
+
+/// Longest wait for the mirror's records, instead of which the first store's can be read: a full stream is read in a tenth of it.
+const RECORDS_MAX: Duration = Duration::from_secs(5);
 
 /// The two stores.
 pub struct Tiered {
     first: Arc<dyn Backend>,
     mirror: Arc<dyn Backend>,
     jobs: mpsc::Sender<Job>,
+    troubles: Arc<Troubles>,
 }
 
 impl Tiered {
     /// `first` with `mirror` behind it. Needs a runtime, on which the mirror is written.
     pub fn new(first: Arc<dyn Backend>, mirror: Arc<dyn Backend>) -> Tiered {
         let (jobs, waiting) = mpsc::channel(WAITING_MAX);
-        tokio::spawn(work(Arc::clone(&first), Arc::clone(&mirror), waiting));
-        Tiered { first, mirror, jobs }
+        let troubles = Arc::new(Troubles::default());
+        tokio::spawn(work(Arc::clone(&first), Arc::clone(&mirror), Arc::clone(&troubles), waiting));
+        Tiered { first, mirror, jobs, troubles }
     }
 
     /// Where the mirror ends. It is no reason to stop: one that cannot be read is as good as none.
     async fn mirrored(&self, stream: &StreamId) -> Option<Head> {
-        self.mirror.head(stream).await.ok().flatten()
+        timeout(WORD_MAX, self.mirror.head(stream)).await.ok()?.ok().flatten()
+    }
+
+    /// Whether a person has given up what the mirror remembers. A mirror that cannot be read says nothing.
+    async fn is_outdated(&self, stream: &StreamId) -> Result<bool, BackendError> {
+        let mirrored = timeout(RECORDS_MAX, Survey::of(self.mirror.as_ref(), stream, None)).await;
+        let Ok(Ok(mirrored)) = mirrored else { return Ok(false) };
+        Ok(Survey::of(self.first.as_ref(), stream, None).await?.outdates(&mirrored))
+    }
+
+    /// True if the first store holds the beginning of the mirror and nothing else: what a repair leaves that came to nothing. It is not
+    /// worth keeping once more.
+    async fn is_half_copied(&self, stream: &StreamId) -> bool {
+        let Ok(half) = Survey::of(self.first.as_ref(), stream, None).await else { return false };
+        let Some(end) = half.head else { return false };
+        let whole = Survey::of(self.mirror.as_ref(), stream, Some(anchor(end))).await;
+        whole.is_ok_and(|whole| {
+            whole.holds && whole.begins_after == half.begins_after && whole.head != half.head
+        })
     }
 
     /// A queue that is full is asked again in the next quiet moment.
@@ -59,8 +86,8 @@ impl Tiered {
         if needed.is_some() {
             return self.first.claimed_end(stream).await;
         }
-        match intact(self.first.as_ref(), stream, None).await {
-            Ok((head, _)) => Ok(head.map(|head| head.seq)),
+        match Survey::of(self.first.as_ref(), stream, None).await {
+            Ok(survey) => Ok(survey.head.map(|head| head.seq)),
             Err(e) if e.is_damage() => Ok(None),
             Err(e) => Err(e),
         }
@@ -102,16 +129,21 @@ impl Backend for Tiered {
         let reader = self.first.read(stream).await?;
         let Some(mirrored) = self.mirrored(stream).await else { return Ok(reader) };
         let head = self.first.head(stream).await?;
-        let Some(head) = head.filter(|head| head.seq >= mirrored.seq) else {
-            let (stream, found) = (stream.clone(), describe(head.as_ref()));
-            return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
-        };
-        if head == mirrored {
-            if let Some(local) = self.mirror_if_same(stream, reader.folded(), &head).await {
+        if head == Some(mirrored) {
+            let local = self.mirror_if_same(stream, reader.folded(), &mirrored);
+            if let Ok(Some(local)) = timeout(RECORDS_MAX, local).await {
                 return Ok(local);
             }
             // Damaged before its end: no later look at the ends would tell.
             self.order_rebuild(stream);
+            return Ok(reader);
+        }
+        if self.is_outdated(stream).await? {
+            self.order_rebuild(stream);
+            return Ok(reader);
+        }
+        if head.is_none_or(|head| head.seq < mirrored.seq) {
+            return Err(behind(stream, head, mirrored));
         }
         Ok(Box::new(Witnessed { reader, mirrored }))
     }
@@ -140,25 +172,27 @@ impl Backend for Tiered {
     }
 
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
-        self.mirror.forget(stream).await?;
+        self.accept_loss(stream).await?;
         self.first.forget(stream).await
     }
 
     async fn repair(&self, stream: &StreamId, needed: Option<Anchor>) -> Result<(), BackendError> {
-        let (intact, holds) = intact(self.mirror.as_ref(), stream, needed).await?;
+        let copied = Survey::of(self.mirror.as_ref(), stream, needed).await?;
         let short = |found: &str| BackendError::BehindAnchor {
             stream: stream.clone(),
-            found: format!("{} in the second copy{found}", describe(intact.as_ref())),
+            found: format!("{} in the second copy{found}", describe(copied.head.as_ref())),
             anchor: needed.map_or(Seq(0), |needed| needed.seq),
         };
-        if intact.is_none() || !holds {
-            return Err(short(""));
-        }
+        let Some(end) = copied.head.filter(|_| copied.holds) else { return Err(short("")) };
         let replaced = self.worth(stream, needed).await?;
-        if let Some(more) = replaced.filter(|end| intact.is_none_or(|intact| intact.seq < *end)) {
+        if let Some(more) = replaced.filter(|more| end.seq < *more) {
             return Err(short(&format!("; the first copy goes on to {more}")));
         }
-        self.first.forget(stream).await?;
+        if self.is_half_copied(stream).await {
+            self.first.discard(stream).await?;
+        } else {
+            self.first.forget(stream).await?;
+        }
         copy(self.mirror.as_ref(), self.first.as_ref(), stream).await
     }
 
@@ -168,124 +202,38 @@ impl Backend for Tiered {
     }
 
     async fn accept_loss(&self, stream: &StreamId) -> Result<(), BackendError> {
-        let forgotten = self.mirror.forget(stream).await;
-        // One that cannot be read says nothing more.
-        if self.mirrored(stream).await.is_none() { Ok(()) } else { forgotten }
+        let forgotten = timeout(RECORDS_MAX, self.mirror.forget(stream)).await;
+        // One that cannot be read says nothing more; should it come back, the claim that follows outdates it.
+        if self.mirrored(stream).await.is_none() {
+            return Ok(());
+        }
+        forgotten.unwrap_or_else(|_| Err(BackendError::Unavailable("the second copy hangs".to_owned())))
     }
 
-    /// The mirror is made again beside: neither its disk nor its length is a reason to wait.
+    /// The mirror is made again beside: neither its disk nor its length is a reason to wait. Why the last attempt came to nothing is told
+    /// by the next call.
     async fn maintain(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.first.maintain(stream).await?;
         let (head, mirrored) = (self.first.head(stream).await?, self.mirrored(stream).await);
         if let Some(mirrored) = mirrored
             && head.is_none_or(|head| head.seq < mirrored.seq)
+            && !self.is_outdated(stream).await?
         {
-            let (stream, found) = (stream.clone(), describe(head.as_ref()));
-            return Err(BackendError::BehindAnchor { stream, found, anchor: mirrored.seq });
+            return Err(behind(stream, head, mirrored));
         }
-        if mirrored != head {
-            self.order_rebuild(stream);
+        if mirrored == head {
+            return Ok(());
         }
-        Ok(())
+        let trouble = self.troubles.take(stream);
+        self.order_rebuild(stream);
+        trouble.map_or(Ok(()), Err)
     }
 }
 
-/// Writes the mirror. What does not follow its end, or cannot be written, is left out: the next quiet moment has it made again.
-async fn work(first: Arc<dyn Backend>, mirror: Arc<dyn Backend>, mut waiting: mpsc::Receiver<Job>) {
-    while let Some(job) = waiting.recv().await {
-        let done = match job {
-            Job::Append { stream, expected, records, cut } => {
-                let appended = mirror.append(&stream, expected.as_ref(), &records, cut.as_ref()).await;
-                appended.map_err(|e| BackendError::Unavailable(e.to_string()))
-            }
-            Job::Rebuild(stream) => rebuild(first.as_ref(), mirror.as_ref(), &stream).await,
-        };
-        match done {
-            Ok(()) | Err(_) => {}
-        }
-    }
-}
-
-/// Makes the mirror again from the first store, once that is seen to be whole and to hold what the mirror has seen: it may be the
-/// better copy. A damaged mirror is kept aside.
-async fn rebuild(first: &dyn Backend, mirror: &dyn Backend, stream: &StreamId) -> Result<(), BackendError> {
-    match intact(mirror, stream, None).await {
-        Ok((mirrored, _)) => {
-            let seen = mirrored.map(|head| Anchor { seq: head.seq, hash: head.hash });
-            let (head, holds) = intact(first, stream, seen).await?;
-            if head == mirrored || !holds {
-                return Ok(());
-            }
-            mirror.discard(stream).await?;
-        }
-        Err(e) if e.is_damage() => {
-            intact(first, stream, None).await?;
-            mirror.forget(stream).await?;
-        }
-        Err(e) => return Err(e),
-    }
-    copy(first, mirror, stream).await
-}
-
-/// The head of a stream that is intact, and whether it holds a record.
-async fn intact(
-    backend: &dyn Backend,
-    stream: &StreamId,
-    needed: Option<Anchor>,
-) -> Result<(Option<Head>, bool), BackendError> {
-    let corrupt = |problem: Problem| BackendError::Corrupt(format!("a copy of stream {stream}: {problem}"));
-    let is_needed =
-        |head: &Head| needed.is_some_and(|needed| (needed.seq, needed.hash) == (head.seq, head.hash));
-    let mut reader = backend.read(stream).await?;
-    let mut holds = needed.is_none() || reader.folded().is_some_and(|folded| is_needed(folded.head()));
-    // Older than the cut: that it was there, the cut says.
-    holds |= reader.folded().is_some_and(|f| needed.is_some_and(|needed| needed.seq < f.head().seq));
-    let mut chain = Chain::new(reader.folded());
-    while let Some(page) = reader.page().await? {
-        for stored in &page.records {
-            chain.next(stored).map_err(corrupt)?;
-            holds |= is_needed(&stored.head());
-        }
-    }
-    Ok((chain.end().map_err(corrupt)?, holds))
-}
-
-/// Writes a stream into a store that has none of that name.
-async fn copy(from: &dyn Backend, to: &dyn Backend, stream: &StreamId) -> Result<(), BackendError> {
-    let mut reader = from.read(stream).await?;
-    let mut folded = reader.folded().cloned();
-    let mut head = None;
-    let mut batch = Vec::new();
-    let mut bytes = 0;
-    loop {
-        let page = reader.page().await?;
-        let is_end = page.is_none();
-        for stored in page.map(|page| page.records).unwrap_or_default() {
-            if bytes + stored.encoded_len() > BATCH_BYTES_MAX / 2 {
-                put(to, stream, &mut head, std::mem::take(&mut batch), folded.take()).await?;
-                bytes = 0;
-            }
-            bytes += stored.encoded_len();
-            batch.push(stored);
-        }
-        if is_end {
-            return put(to, stream, &mut head, batch, folded).await;
-        }
-    }
-}
-
-async fn put(
-    to: &dyn Backend,
-    stream: &StreamId,
-    head: &mut Option<Head>,
-    batch: Vec<Stored>,
-    cut: Option<Folded>,
-) -> Result<(), BackendError> {
-    let Some(last) = batch.last().map(Stored::head) else { return Ok(()) };
-    let put = to.append(stream, head.as_ref(), &batch, cut.as_ref()).await;
-    put.map_err(|e| BackendError::Unavailable(e.to_string()))?;
-    *head = Some(last);
-    Ok(())
+/// The first store must not end before the mirror does, unless a person said so.
+fn behind(stream: &StreamId, head: Option<Head>, mirrored: Head) -> BackendError {
+    let found = describe(head.as_ref());
+    BackendError::BehindAnchor { stream: stream.clone(), found, anchor: mirrored.seq }
 }
 
 /// Reads the first store, and compares it with what the mirror has seen of it.
