@@ -45,6 +45,7 @@ fn every_test_that_the_document_names_exists() {
         "tests/sled_streams.rs",
         "tests/storms.rs",
         "tests/tiered.rs",
+        "tests/tiered_faults.rs",
         "tests/battery/damage.rs",
         "tests/battery/directory.rs",
         "tests/battery/disk.rs",
