@@ -21,8 +21,9 @@ const CARRIERS_MAX: usize = 4;
 /// Pause after something failed, such as an archive that refused: it is tried once a minute, and what waits for it is kept.
 const AGAIN: Duration = Duration::from_secs(60);
 
-/// Pause after tending was given up for a member that was lost, or because it took too long: a failover is over by then, and on a slow
-/// API server it is one attempt of a second in six.
+/// First pause after tending was given up for a member that was lost, or because it took too long: a failover is over by then, and on a
+/// slow API server it is one attempt of a second in six. Each further one is twice as long, up to [`AGAIN`]: what takes too long now will
+/// again in a moment.
 const GIVEN_UP_PAUSE: Duration = Duration::from_secs(5);
 
 /// A journal is tended at least so often, also where nothing is written: records grow old, and others may need the room.
@@ -73,10 +74,12 @@ impl Keeping {
         match Delivery::new(shell, archive, stream, now).run().await {
             Ok(carried) => self.retention_after(carried.map(|c| c.through).unwrap_or_default()),
             Err(error) => {
-                tracing::warn!(
-                    error = k8s::chain(&error),
+                let why = if matches!(error, Error::Archive(_)) {
                     "the journal is full, and the archive takes nothing"
-                );
+                } else {
+                    "the journal is full, and what is to go to the archive cannot be read"
+                };
+                tracing::warn!(error = k8s::chain(&error), "{why}");
                 self.retention()
             }
         }
@@ -106,32 +109,21 @@ pub enum Archiving {
     Takes,
     /// It has not.
     Refuses {
-        /// Which kind of refusal it was the first time.
-        kind: RefusalKind,
+        /// Which kind of refusal it was.
+        kind: Discriminant<ArchiveError>,
         /// What it said then. Later texts tell of other segments and times: the same refusal is told once.
         why: String,
     },
 }
 
-/// What makes two refusals the same: who refused, and for what.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct RefusalKind(Option<(Discriminant<Error>, Option<Discriminant<ArchiveError>>)>);
-
-impl RefusalKind {
-    fn of(error: &Error) -> RefusalKind {
-        let archive = if let Error::Archive(refusal) = error { Some(discriminant(refusal)) } else { None };
-        RefusalKind(Some((discriminant(error), archive)))
-    }
-}
-
 impl Archiving {
-    /// Records were carried there, or none had to be; true if it took none before.
-    fn carried(&mut self, carried: Option<Carried>) -> bool {
-        carried.is_some() && mem::replace(self, Archiving::Takes) != Archiving::Takes
+    /// It took records; true if that is new.
+    fn taken(&mut self) -> bool {
+        mem::replace(self, Archiving::Takes) != Archiving::Takes
     }
 
     /// It did not take them; true if that is new.
-    fn refused(&mut self, kind: RefusalKind, why: String) -> bool {
+    fn refused(&mut self, kind: Discriminant<ArchiveError>, why: String) -> bool {
         match self {
             Archiving::Refuses { kind: known, why: _ } if *known == kind => false,
             Archiving::Refuses { .. } | Archiving::Unknown | Archiving::Takes => {
@@ -147,6 +139,8 @@ pub struct Tending {
     /// Records written since the journal was last tended.
     untended: usize,
     carrier: Option<JoinHandle<Result<Option<Carried>, Error>>>,
+    /// Records up to this one were carried, and nothing was cut since: however often that is given up, they are not carried again.
+    through: Option<Seq>,
     archiving: Archiving,
     /// Times that it became another, and whether the last one is still to be told.
     archiving_changes: usize,
@@ -155,6 +149,8 @@ pub struct Tending {
     not_before: Instant,
     /// Then at the latest.
     due_at: Instant,
+    /// Pause after work is given up the next time.
+    given_up_pause: Duration,
 }
 
 impl Default for Tending {
@@ -165,11 +161,13 @@ impl Default for Tending {
         Tending {
             untended: 0,
             carrier: None,
+            through: None,
             archiving,
             archiving_changes: 0,
             archiving_is_news: false,
             not_before: now,
             due_at: now,
+            given_up_pause: GIVEN_UP_PAUSE,
         }
     }
 }
@@ -206,9 +204,25 @@ impl Tending {
         self.pause(AGAIN);
     }
 
-    /// Something more urgent came, or it took too long: it is due again soon.
+    /// Something more urgent came, or it took too long: it is due again soon, and later each time in a row.
     pub fn given_up(&mut self) {
-        self.pause(GIVEN_UP_PAUSE);
+        if !self.is_paused() {
+            self.pause(self.given_up_pause);
+            self.given_up_pause = (self.given_up_pause * 2).min(AGAIN);
+        }
+    }
+
+    /// What was to go is gone, or nothing was. If nothing else was given up either, the pauses begin anew.
+    pub fn done(&mut self) {
+        self.through = None;
+        if !self.is_paused() {
+            self.given_up_pause = GIVEN_UP_PAUSE;
+        }
+    }
+
+    /// True if something failed or was given up since it was due.
+    fn is_paused(&self) -> bool {
+        Instant::now() < self.not_before
     }
 
     fn pause(&mut self, pause: Duration) {
@@ -216,40 +230,59 @@ impl Tending {
         self.due_at = self.not_before;
     }
 
-    /// What may go now. With an archive: what the carrier that has ended brought there; and the next one is sent when there is none.
-    pub async fn retention(&mut self, shell: &Shell, stream: &StreamId, now: Timestamp) -> Option<Retention> {
-        let Some(archive) = &shell.keeping.archive else { return Some(shell.keeping.retention()) };
-        match self.carrier.take_if(|carrier| carrier.is_finished()) {
-            Some(ended) => {
-                let carried = match ended.await {
-                    Ok(carried) => carried.map_err(|e| (RefusalKind::of(&e), k8s::chain(&e))),
-                    Err(panicked) => Err((RefusalKind::default(), panicked.to_string())),
-                };
-                Some(shell.keeping.retention_after(self.carried(carried)?.through))
-            }
-            None => {
-                if self.carrier.is_none() {
-                    let delivery = Delivery::new(shell, archive, stream, now);
-                    self.carrier = Some(tokio::spawn(delivery.run()));
-                }
-                None
-            }
-        }
+    /// What may go now. With an archive: what was carried there and is not cut yet; where nothing is, a carrier is sent.
+    ///
+    /// # Errors
+    /// What the carrier met in the journal itself: that is no word of the archive's.
+    pub async fn retention(
+        &mut self,
+        shell: &Shell,
+        stream: &StreamId,
+        now: Timestamp,
+    ) -> Result<Option<Retention>, Error> {
+        let Some(archive) = &shell.keeping.archive else { return Ok(Some(shell.keeping.retention())) };
+        let through = self.through(|| Delivery::new(shell, archive, stream, now)).await?;
+        Ok(through.map(|through| shell.keeping.retention_after(through)))
     }
 
-    /// What became of a delivery; what was carried, if something was.
-    fn carried(&mut self, carried: Result<Option<Carried>, (RefusalKind, String)>) -> Option<Carried> {
-        let (carried, changed) = match carried {
-            Ok(carried) => (carried, self.archiving.carried(carried)),
-            Err((kind, why)) => {
+    /// The last record that may be cut, as a carrier found that has ended; the next one is sent when there is none.
+    async fn through(&mut self, deliver: impl FnOnce() -> Delivery) -> Result<Option<Seq>, Error> {
+        if let Some(ended) = self.carrier.take_if(|carrier| carrier.is_finished()) {
+            match ended.await {
+                Ok(carried) => self.carried(carried)?,
+                Err(panicked) => {
+                    tracing::error!(error = k8s::chain(&panicked), "nothing was carried to the archive");
+                    self.failed();
+                }
+            }
+        } else if self.carrier.is_none() && self.through.is_none() {
+            self.carrier = Some(tokio::spawn(deliver().run()));
+        }
+        Ok(self.through)
+    }
+
+    /// What became of a delivery.
+    fn carried(&mut self, carried: Result<Option<Carried>, Error>) -> Result<(), Error> {
+        let changed = match carried {
+            Ok(Some(Carried { through, segments: _ })) => {
+                self.through = Some(through);
+                self.archiving.taken()
+            }
+            Ok(None) => {
+                self.done();
+                false
+            }
+            Err(Error::Archive(refusal)) => {
+                let (kind, why) = (discriminant(&refusal), k8s::chain(&Error::Archive(refusal)));
                 tracing::warn!(error = why, "the archive does not take records; they stay in the journal");
                 self.failed();
-                (None, self.archiving.refused(kind, why))
+                self.archiving.refused(kind, why)
             }
+            Err(of_journal) => return Err(of_journal),
         };
         self.archiving_changes += usize::from(changed);
         self.archiving_is_news |= changed;
-        carried
+        Ok(())
     }
 
     /// What is known of the archive.
@@ -294,8 +327,9 @@ impl Delivery {
         let carried = carry(backend.as_ref(), &stream, &retention, &archive.archive, now).await;
         match &carried {
             Ok(Some(Carried { through: _, segments })) => metrics.archived(*segments),
-            Ok(None) => {}
-            Err(_) => metrics.not_archived(),
+            Err(Error::Archive(_)) => metrics.not_archived(),
+            // Nothing was to go, or it could not be read: the archive was not asked, or said nothing of it.
+            Ok(None) | Err(_) => {}
         }
         carried
     }
@@ -304,31 +338,191 @@ impl Delivery {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use valkeeper_core::{
+        event::{BaselineOrigin, Event},
+        observation::SpecFact,
+    };
+    use valkeeper_journal::{
+        BackendError, Body, Journal, Problem, Segments,
+        archive::{BlobsFault, MemoryBlobs},
+        segments::MemoryObjects,
+    };
 
-    fn refused(tending: &mut Tending, error: &Error) {
-        assert_eq!(tending.carried(Err((RefusalKind::of(error), k8s::chain(error)))), None);
+    /// Longest wait for a carrier, which asks nothing but memory.
+    const CARRIED_WITHIN: Duration = Duration::from_secs(30);
+
+    fn told(tending: &mut Tending, refusal: ArchiveError) -> Option<usize> {
+        tending.carried(Err(Error::Archive(refusal))).unwrap();
+        assert_eq!(tending.through, None);
+        tending.archiving_news()
     }
 
     #[test]
     fn a_refusal_is_told_once_and_so_is_its_end() {
         let mut tending = Tending::default();
+        let carried = |tending: &mut Tending, carried| {
+            tending.carried(Ok(carried)).unwrap();
+            (tending.through, tending.archiving_news())
+        };
         let taken = Some(Carried { through: Seq(7), segments: 1 });
-        assert_eq!((tending.carried(Ok(None)), tending.archiving_news()), (None, None));
+        assert_eq!(carried(&mut tending, None), (None, None));
         assert_eq!(*tending.archiving(), Archiving::Unknown, "nothing was asked of the archive");
-        let unreachable = |after: &str| Error::Archive(ArchiveError::Unavailable(format!("after {after}")));
-        refused(&mut tending, &unreachable("1.2 s"));
-        assert_eq!((tending.archiving_news(), tending.archiving_news()), (Some(1), None));
-        let told = tending.archiving().clone();
-        assert!(matches!(&told, Archiving::Refuses { why, .. } if why.ends_with("after 1.2 s")), "{told:?}");
+        let unreachable = |after: &str| ArchiveError::Unavailable(format!("after {after}"));
+        assert_eq!((told(&mut tending, unreachable("1.2 s")), tending.archiving_news()), (Some(1), None));
+        let first = tending.archiving().clone();
+        assert!(
+            matches!(&first, Archiving::Refuses { why, .. } if why.ends_with("after 1.2 s")),
+            "{first:?}"
+        );
         // Again, in other words; and nothing that had to go says nothing of the archive.
-        refused(&mut tending, &unreachable("1.3 s"));
-        tending.carried(Ok(None));
-        assert_eq!((tending.archiving_news(), tending.archiving()), (None, &told));
-        refused(&mut tending, &Error::Archive(ArchiveError::Nothing));
-        assert_eq!(tending.archiving_news(), Some(2));
-        assert_ne!(*tending.archiving(), told);
-        assert_eq!((tending.carried(Ok(taken)), tending.archiving_news()), (taken, Some(3)));
-        assert_eq!((tending.carried(Ok(taken)), tending.archiving_news()), (taken, None));
+        assert_eq!(told(&mut tending, unreachable("1.3 s")), None);
+        assert_eq!(carried(&mut tending, None), (None, None));
+        assert_eq!(tending.archiving(), &first);
+        assert_eq!(told(&mut tending, ArchiveError::Nothing), Some(2));
+        assert_ne!(*tending.archiving(), first);
+        assert_eq!(carried(&mut tending, taken), (Some(Seq(7)), Some(3)));
+        assert_eq!(carried(&mut tending, taken), (Some(Seq(7)), None));
         assert_eq!(*tending.archiving(), Archiving::Takes);
+    }
+
+    #[test]
+    fn what_is_wrong_with_the_journal_is_no_refusal_of_the_archive() {
+        let (after, found) = (Seq(1), Seq(3));
+        let mut tending = Tending::default();
+        for error in [
+            Error::Broken(Problem::Gap { after, found }),
+            Error::Backend(BackendError::Corrupt("object journal-1".to_owned())),
+            Error::Backend(BackendError::Unavailable("timeout".to_owned())),
+            Error::Backend(BackendError::Moved),
+        ] {
+            let said = format!("{error:?}");
+            let handed_on = tending.carried(Err(error)).unwrap_err();
+            assert_eq!(format!("{handed_on:?}"), said);
+            assert_eq!(tending.archiving_news(), None, "{said}");
+            assert_eq!(*tending.archiving(), Archiving::Unknown, "{said}");
+        }
+    }
+
+    /// A journal with more in sealed segments than is kept, and what carries that to an archive.
+    struct Place {
+        objects: Arc<MemoryObjects>,
+        blobs: Arc<MemoryBlobs>,
+        backend: Arc<dyn Backend>,
+        deliveries: usize,
+    }
+
+    impl Place {
+        async fn new() -> Place {
+            let (objects, blobs) = (Arc::new(MemoryObjects::new()), Arc::new(MemoryBlobs::new()));
+            let backend: Arc<dyn Backend> = Arc::new(Segments::new(objects.clone()));
+            let (mut journal, _) = Journal::open(Arc::clone(&backend), stream()).await.unwrap();
+            let genesis = Event::Baseline {
+                cluster_uid: stream().0,
+                namespace: "shop".to_owned(),
+                name: "orders".to_owned(),
+                origin: BaselineOrigin::Empty,
+            };
+            journal.claim(Some(genesis), "w", "v", Timestamp(1)).await.unwrap();
+            for round in 0..8 {
+                let fact = Event::SpecChanged(SpecFact::Invalid(format!("{round}{}", "x".repeat(6_000))));
+                journal.append(vec![fact], Timestamp(2)).await.unwrap();
+            }
+            Place { objects, blobs, backend, deliveries: 0 }
+        }
+
+        fn delivery(&mut self) -> Delivery {
+            self.deliveries += 1;
+            let place = "memory".to_owned();
+            Delivery {
+                backend: Arc::clone(&self.backend),
+                archive: Arc::new(ArchivePlace { archive: Archive::new(self.blobs.clone()), place }),
+                carriers: Arc::new(Semaphore::new(1)),
+                metrics: Arc::default(),
+                stream: stream(),
+                retention: Retention { keep_bytes: 0, keep_ms: None, may_go: MayGo::Any },
+                now: Timestamp(3),
+            }
+        }
+
+        /// Sends a carrier, and asks when it has ended.
+        async fn carried(&mut self, tending: &mut Tending) -> Result<Option<Seq>, Error> {
+            assert_eq!(tending.through(|| self.delivery()).await.unwrap(), None);
+            let ended = async {
+                while tending.carrier.as_ref().is_some_and(|carrier| !carrier.is_finished()) {
+                    tokio::task::yield_now().await;
+                }
+            };
+            tokio::time::timeout(CARRIED_WITHIN, ended).await.unwrap();
+            tending.through(|| self.delivery()).await
+        }
+    }
+
+    fn stream() -> StreamId {
+        StreamId("uid-1".to_owned())
+    }
+
+    #[tokio::test]
+    async fn what_was_carried_is_not_carried_again_until_it_is_cut() {
+        let mut place = Place::new().await;
+        let mut tending = Tending::default();
+        let through = place.carried(&mut tending).await.unwrap();
+        assert!(through.is_some_and(|through| through > Seq(1)), "{through:?}");
+        let calls = place.blobs.calls();
+        // The cut is given up, or fails.
+        for _ in 0..3 {
+            tending.given_up();
+            tending.failed();
+            assert_eq!(tending.through(|| place.delivery()).await.unwrap(), through);
+        }
+        assert_eq!((place.deliveries, place.blobs.calls()), (1, calls));
+        tending.done();
+        assert_eq!(place.carried(&mut tending).await.unwrap(), through);
+        assert_eq!(place.deliveries, 2);
+    }
+
+    #[tokio::test]
+    async fn a_refusal_lets_nothing_go_and_damage_of_the_journal_is_told_as_such() {
+        let mut place = Place::new().await;
+        let mut tending = Tending::default();
+        place.blobs.inject(BlobsFault::Unavailable);
+        assert_eq!(place.carried(&mut tending).await.unwrap(), None);
+        assert!(matches!(tending.archiving(), Archiving::Refuses { .. }));
+        place.blobs.clear_faults();
+        place.objects.edit(|objects| {
+            let sealed = objects.iter_mut().find(|(name, _)| name.contains("-segment-")).unwrap();
+            sealed.1.body = Body::Text("nothing".to_owned());
+        });
+        let damage = place.carried(&mut tending).await.unwrap_err();
+        assert!(damage.is_damage() && !damage.is_certain(), "{damage:?}");
+        assert_eq!(tending.archiving_news(), Some(1), "of the refusal, and no other");
+        // It ended: the next one is another.
+        assert!(place.carried(&mut tending).await.is_err());
+        assert_eq!(place.deliveries, 3);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn work_that_is_given_up_again_and_again_is_tried_less_often() {
+        let mut tending = Tending::default();
+        let mut waits = Vec::new();
+        for round in 0..7 {
+            assert!(tending.is_due());
+            let given_up_at = Instant::now();
+            // Tidying and cutting, one after the other.
+            tending.given_up();
+            tending.given_up();
+            if round == 4 {
+                tending.done();
+            }
+            while !tending.is_due() {
+                assert!(given_up_at.elapsed() < TENDED_WITHIN);
+                tokio::time::advance(Duration::from_secs(1)).await;
+            }
+            waits.push(given_up_at.elapsed().as_secs());
+            if round == 5 {
+                tending.done();
+            }
+            tending.due_at = Instant::now();
+        }
+        assert_eq!(waits, [5, 10, 20, 40, 60, 60, 5], "the cut alone is no success, both are");
     }
 }

@@ -431,7 +431,6 @@ fn blocked(before: &Standing, now: &Standing, seq: Seq) -> Vec<News> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::keeping::RefusalKind;
     use valkeeper_core::{
         decision::{BlockReason, Reason, Scope, StepName},
         effect::Effect,
@@ -439,6 +438,7 @@ mod tests {
         observation::{Evidence, Executed},
         state::Pending,
     };
+    use valkeeper_journal::archive::ArchiveError;
 
     fn resource() -> ValkeyCluster {
         let spec = serde_json::json!({ "topology": "Replication" });
@@ -516,7 +516,8 @@ mod tests {
         let says = |status: &str, reason: &str, message: &str| {
             Some((status.to_owned(), reason.to_owned(), message.to_owned()))
         };
-        let refuses = |why: &str| Archiving::Refuses { kind: RefusalKind::default(), why: why.to_owned() };
+        let kind = std::mem::discriminant(&ArchiveError::Nothing);
+        let refuses = |why: &str| Archiving::Refuses { kind, why: why.to_owned() };
         let taken = says("True", "Archived", "s3://journals/prod has what left the journal");
         assert_eq!(show(&Archiving::Unknown, place), (None, None, true));
         assert_eq!(show(&Archiving::Takes, place), (taken.clone(), None, true), "as it should be: no news");

@@ -90,10 +90,15 @@ async fn tend(cluster: &mut Cluster) -> Result<(), Error> {
     let tidied = quietly(&cluster.links, cluster.journal.maintain()).await;
     untroubled(&mut cluster.tending, tidied)?;
     let stream = cluster.journal.stream().clone();
-    let Some(retention) = cluster.tending.retention(&shell, &stream, now).await else { return Ok(()) };
+    let retention = cluster.tending.retention(&shell, &stream, now).await;
+    let Some(Some(retention)) = untroubled(&mut cluster.tending, Some(retention))? else { return Ok(()) };
     cluster.journal.retain(retention);
     let excess = quietly(&cluster.links, cluster.journal.excess(now)).await;
-    let Some(Some(folded)) = untroubled(&mut cluster.tending, excess)? else { return Ok(()) };
+    let Some(excess) = untroubled(&mut cluster.tending, excess)? else { return Ok(()) };
+    let Some(folded) = excess else {
+        cluster.tending.done();
+        return Ok(());
+    };
     shell.leadership.check()?;
     let answer = cluster.journal.cut(folded, now).await;
     let trimmed = match settle(cluster, answer).await {
@@ -101,6 +106,7 @@ async fn tend(cluster: &mut Cluster) -> Result<(), Error> {
         other => other?,
     };
     if let Some(cut) = trimmed.records.last() {
+        cluster.tending.done();
         tracing::info!(j = cut.seq.0, "trimmed the journal");
         let news = cluster.fold(&trimmed.records);
         publish::turn(cluster, news);
@@ -132,7 +138,7 @@ fn untroubled<T>(
         Some(Err(error)) => {
             tracing::warn!(
                 error = k8s::chain(&error),
-                "the journal could not be tidied; it will be tried again"
+                "the journal could not be tidied or read; it will be tried again"
             );
             tending.failed();
             Ok(None)
@@ -289,6 +295,7 @@ impl Error {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use valkeeper_core::ids::Seq;
 
     #[test]
     fn a_pause_doubles_and_has_a_limit() {
@@ -306,6 +313,23 @@ mod tests {
             Error::Journal(valkeeper_journal::Error::HeadMoved { expected: "5".into(), actual: "3".into() });
         assert_eq!((broken.class(), broken.reason()), (Class::Permanent, "JournalBroken"));
         assert!(broken.concerns_journal());
+    }
+
+    #[test]
+    fn in_a_quiet_moment_damage_ends_the_task_and_a_blip_only_makes_it_wait() {
+        use valkeeper_journal::{BackendError, Error as OfJournal, Problem};
+        let gap = Problem::Gap { after: Seq(1), found: Seq(3) };
+        for damage in
+            [OfJournal::Broken(gap), OfJournal::Backend(BackendError::Corrupt("object journal-1".to_owned()))]
+        {
+            let ended = untroubled::<()>(&mut Tending::default(), Some(Err(damage))).unwrap_err();
+            assert_eq!((ended.class(), ended.reason()), (Class::Permanent, "JournalBroken"));
+        }
+        for blip in [BackendError::Unavailable("timeout".to_owned()), BackendError::Moved] {
+            let mut tending = Tending::default();
+            let done = untroubled::<()>(&mut tending, Some(Err(OfJournal::Backend(blip)))).unwrap();
+            assert_eq!((done, tending.is_due()), (None, false));
+        }
     }
 
     #[test]

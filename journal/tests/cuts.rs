@@ -4,8 +4,8 @@
 
 mod common;
 
-use common::{Scratch, at, baseline, big, fact, stream, whole};
 use async_trait::async_trait;
+use common::{Scratch, at, baseline, big, fact, stream, whole};
 use std::sync::{
     Arc,
     atomic::{AtomicUsize, Ordering},
@@ -17,8 +17,8 @@ use valkeeper_core::{
     state::ClusterState,
 };
 use valkeeper_journal::{
-    Anchor, AppendError, Backend, BackendError, Carried, Error, Folded, Hash, Head, Journal, MayGo, Memory, Page,
-    Problem, Reader, Retention, Segments, Sled, Stored, StreamId, Whole,
+    Anchor, AppendError, Backend, BackendError, Carried, Error, Folded, Hash, Head, Journal, MayGo, Memory,
+    Page, Problem, Reader, Retention, Segments, Sled, Stored, StreamId, Whole,
     archive::{Archive, BlobsFault, Branch, MemoryBlobs},
     backend::READ_ATTEMPTS_MAX,
     carry, export_line,
