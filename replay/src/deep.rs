@@ -49,6 +49,11 @@ pub enum Compared {
         /// That version.
         version: String,
     },
+    /// The state is the same; the text names no lineage, as builds wrote it that knew none, and the records are of one.
+    SameStateNoLineage {
+        /// That of the records.
+        lineage: Lineage,
+    },
     /// What was left is not what the records fold to.
     Differs(String),
     /// There is nothing to compare.
@@ -62,6 +67,10 @@ impl fmt::Display for Compared {
             Compared::SameState { version } => {
                 write!(f, "the same state (compared as state: the text is of version {version})")
             }
+            Compared::SameStateNoLineage { lineage } => write!(
+                f,
+                "the same state (the text names no lineage, as older builds wrote it; the records are of {lineage})"
+            ),
             Compared::Differs(how) => write!(f, "DIFFERS: {how}"),
             Compared::NotCompared(why) => write!(f, "not compared: {why}"),
         }
@@ -165,12 +174,20 @@ impl Claim<'_> {
                 head.seq, head.hash, self.hash.0
             ));
         }
-        let again = match Folded::new(stream, *head, lineage, state) {
-            Ok(folded) => folded,
-            Err(error) => return Compared::NotCompared(error.to_string()),
+        let fold = |lineage| Folded::new(stream, *head, lineage, state);
+        let (again, unnamed) = match (fold(lineage), fold(Lineage::FIRST)) {
+            (Ok(again), Ok(unnamed)) => (again, unnamed),
+            (Err(error), _) | (_, Err(error)) => return Compared::NotCompared(error.to_string()),
         };
         if again.digest().to_string() == self.folded.0 {
             return Compared::SameText;
+        }
+        let is_unnamed = match self.text {
+            Some(text) => text.lineage().is_first() && text.state() == state && text.head() == head,
+            None => unnamed.digest().to_string() == self.folded.0,
+        };
+        if is_unnamed && !lineage.is_first() {
+            return Compared::SameStateNoLineage { lineage };
         }
         let written_by = self.version.clone().unwrap_or_else(|| "unknown".to_owned());
         match self.text {

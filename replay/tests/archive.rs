@@ -380,6 +380,57 @@ fn a_fold_that_says_another_lineage_than_its_records_is_found() {
     assert!(out.contains("the archive does not hold records 1 to 19: it has none of them"), "{out}");
 }
 
+/// A stream that lost records and was cut by a build that knew no lineages: the fold and the archive are of the first one.
+fn cut_without_lineages(name: &str, edit: impl Fn(&str) -> String) -> (PathBuf, Folded, Vec<Stored>) {
+    let (folded, all) = after_loss(16, Some(Seq(24)));
+    let plain = Folded::new(folded.stream(), *folded.head(), Lineage::FIRST, folded.state()).unwrap();
+    let plain = Folded::parse(&edit(plain.text())).unwrap();
+    let mut records: Vec<Record> = all.into_iter().map(|stored| stored.record).collect();
+    records[19].event = Event::Trimmed {
+        through: plain.head().seq,
+        hash: Digest(plain.head().hash.to_string()),
+        folded: Digest(plain.digest().to_string()),
+        archive: None,
+    };
+    let all = story::sealed(&records);
+    let made = archive(name, &[&all[..16]]);
+    add_to(&made, &all[..20]);
+    let beside = made.join("5f0c1d2e-uid").join(all[16].hash.to_string());
+    for entry in fs::read_dir(&beside).unwrap() {
+        let file = entry.unwrap();
+        fs::rename(file.path(), made.join("5f0c1d2e-uid").join(file.file_name())).unwrap();
+    }
+    fs::remove_dir(&beside).unwrap();
+    (made, plain, all)
+}
+
+#[test]
+fn a_fold_that_names_no_lineage_as_older_builds_wrote_it_is_no_alarm() {
+    let (made, folded, all) = cut_without_lineages("no_lineage", str::to_owned);
+    let lineage = all[16].hash;
+    let said = format!(
+        "cut after 19 (record 20): the same state (the text names no lineage, as older builds wrote it; \
+         the records are of lineage {lineage})"
+    );
+    let (code, out, _) = joined(&story::exported(Some(&folded), &all[19..]), &made, "verify --deep");
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains(&said), "{out}");
+    // Where only its digest is left: every record is there, and no text.
+    let (code, out, _) = answer(&story::exported(None, &all), &["verify", "--deep"]);
+    assert_eq!(code, 0, "{out}");
+    assert!(out.contains(&said), "{out}");
+    // A wrong state is one all the same.
+    let wrong = |text: &str| text.replace("\"in_force\":\"0-1\"", "\"in_force\":\"0-2\"");
+    let (made, folded, all) = cut_without_lineages("no_lineage_wrong", wrong);
+    for (code, out, _) in [
+        joined(&story::exported(Some(&folded), &all[19..]), &made, "verify --deep"),
+        answer(&story::exported(None, &all), &["verify", "--deep"]),
+    ] {
+        assert_eq!(code, 3, "{out}");
+        assert!(out.contains("cut after 19 (record 20): DIFFERS: "), "{out}");
+    }
+}
+
 #[test]
 fn damage_in_a_lineage_that_led_here_is_named() {
     let (made, _) = story_in("damaged_before");
