@@ -58,7 +58,7 @@ pub async fn claim(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result
     let witness = live.as_deref().map(Witness::of).unwrap_or_default();
     let (mut journal, mut state, lost_through) = open(shell, &stream, witness).await?;
     let retention = match before {
-        Before::Full => shell.keeping.carry_now(shell, &stream, shell.clock.now()).await,
+        Before::Full => shell.keeping.carry_now(shell, &stream, shell.clock.now()).await?,
         Before::Nothing | Before::DeposedBy(_) => shell.keeping.retention(),
     };
     journal.retain(retention);

@@ -69,18 +69,25 @@ impl Keeping {
 
     /// What a writer may let go of whose journal is full: what can be carried to the archive at once is, however long that takes. Nothing
     /// else can be done for that cluster anyway.
-    pub async fn carry_now(&self, shell: &Shell, stream: &StreamId, now: Timestamp) -> Retention {
-        let Some(archive) = &self.archive else { return self.retention() };
+    ///
+    /// # Errors
+    /// The journal is not one that can be used on.
+    pub async fn carry_now(
+        &self,
+        shell: &Shell,
+        stream: &StreamId,
+        now: Timestamp,
+    ) -> Result<Retention, Error> {
+        let Some(archive) = &self.archive else { return Ok(self.retention()) };
         match Delivery::new(shell, archive, stream, now).run().await {
-            Ok(carried) => self.retention_after(carried.map(|c| c.through).unwrap_or_default()),
+            Ok(carried) => Ok(self.retention_after(carried.map(|c| c.through).unwrap_or_default())),
+            Err(error) if !error.is_certain() => Err(error),
             Err(error) => {
-                let why = if matches!(error, Error::Archive(_)) {
-                    "the journal is full, and the archive takes nothing"
-                } else {
-                    "the journal is full, and what is to go to the archive cannot be read"
-                };
-                tracing::warn!(error = k8s::chain(&error), "{why}");
-                self.retention()
+                tracing::warn!(
+                    error = k8s::chain(&error),
+                    "the journal is full, and nothing was carried to the archive"
+                );
+                Ok(self.retention())
             }
         }
     }
