@@ -29,7 +29,10 @@ use valkeeper_core::{
     event::{Event, Record},
     ids::Seq,
     observation::AgentFacts,
-    projection::status as projection,
+    projection::{
+        reason::{ConditionReason, StatusReason},
+        status as projection,
+    },
     state::ClusterState,
 };
 use valkeeper_journal::Head;
@@ -158,10 +161,10 @@ fn archived(
         Archiving::Unknown => known(live).iter().find(|c| c.type_ == kind).cloned(),
         Archiving::Takes => {
             let message = format!("{place} has what left the journal");
-            Some(condition(kind, true, "Archived", &message, generation))
+            Some(condition(kind, true, StatusReason::Archived, &message, generation))
         }
         Archiving::Refuses { kind: _, why } => {
-            Some(condition(kind, false, "ArchiveRefused", why, generation))
+            Some(condition(kind, false, StatusReason::ArchiveRefused, why, generation))
         }
     }
 }
@@ -180,7 +183,7 @@ fn archive_news(
     let is_known = before.map_or(takes, |before| (before.status, before.reason) == (now.status, now.reason));
     (!is_known).then(|| News {
         severity: if takes { Severity::Normal } else { Severity::Warning },
-        reason: if takes { "Archived" } else { "ArchiveRefused" },
+        reason: if takes { StatusReason::Archived } else { StatusReason::ArchiveRefused }.code(),
         action: "Archive".to_owned(),
         note: now.message,
         seq: head,
@@ -209,13 +212,13 @@ fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> 
         .unwrap_or_default();
     let mut shown: Vec<Condition> = conditions
         .iter()
-        .map(|c| condition(c.kind.as_str(), c.holds, &c.reason, &c.message, observed))
+        .map(|c| condition(c.kind.as_str(), c.holds, c.reason, &c.message, observed))
         .collect();
     match doubt {
         None => shown.push(condition(
             JOURNAL_INTACT,
             true,
-            "Intact",
+            StatusReason::Intact,
             "every record is chained to the one before",
             observed,
         )),
@@ -274,11 +277,17 @@ fn troubled(error: &Error, generation: Option<i64>) -> Vec<Condition> {
     conditions
 }
 
-fn condition(kind: &str, holds: bool, reason: &str, message: &str, generation: Option<i64>) -> Condition {
+fn condition(
+    kind: &str,
+    holds: bool,
+    reason: impl Into<ConditionReason>,
+    message: &str,
+    generation: Option<i64>,
+) -> Condition {
     Condition {
         type_: kind.to_owned(),
         status: if holds { "True" } else { "False" }.to_owned(),
-        reason: reason.to_owned(),
+        reason: reason.into().code().to_owned(),
         message: message.to_owned(),
         observed_generation: generation,
         last_transition_time: Time(jiff::Timestamp::UNIX_EPOCH),

@@ -17,6 +17,7 @@ use valkeeper_core::{
     event::Event,
     ids::{Timestamp, WriterEpoch},
     observation::Executed,
+    projection::reason::StatusReason,
     turn::turn,
 };
 use valkeeper_journal::Appended;
@@ -268,21 +269,21 @@ impl Error {
         }
     }
 
-    /// The code under which it is shown.
-    pub fn reason(&self) -> &'static str {
+    /// The reason under which it is shown.
+    pub fn reason(&self) -> StatusReason {
         match self {
-            Error::Journal(e) if e.is_fenced() => "Fenced",
-            Error::Journal(e) if e.is_unresolved() => "AppendUnresolved",
-            Error::Journal(e) if e.is_newer() => "JournalNewer",
-            Error::Journal(e) if e.is_broken() => "JournalBroken",
-            Error::Journal(valkeeper_journal::Error::Full { .. }) => "JournalFull",
-            Error::Journal(e) if e.is_transient() => "JournalUnavailable",
-            Error::Journal(_) => "JournalRefused",
-            Error::Kubernetes(k8s::Error::Refused { .. }) => "ApiRefused",
-            Error::Kubernetes(_) => "ApiUnavailable",
-            Error::NoIdentity => "NoIdentity",
-            Error::NotLeader(_) => "NotLeader",
-            Error::Deposed { theirs: _ } => "Fenced",
+            Error::Journal(e) if e.is_fenced() => StatusReason::Fenced,
+            Error::Journal(e) if e.is_unresolved() => StatusReason::AppendUnresolved,
+            Error::Journal(e) if e.is_newer() => StatusReason::JournalNewer,
+            Error::Journal(e) if e.is_broken() => StatusReason::JournalBroken,
+            Error::Journal(valkeeper_journal::Error::Full { .. }) => StatusReason::JournalFull,
+            Error::Journal(e) if e.is_transient() => StatusReason::JournalUnavailable,
+            Error::Journal(_) => StatusReason::JournalRefused,
+            Error::Kubernetes(k8s::Error::Refused { .. }) => StatusReason::ApiRefused,
+            Error::Kubernetes(_) => StatusReason::ApiUnavailable,
+            Error::NoIdentity => StatusReason::NoIdentity,
+            Error::NotLeader(_) => StatusReason::NotLeader,
+            Error::Deposed { theirs: _ } => StatusReason::Fenced,
         }
     }
 
@@ -311,7 +312,7 @@ mod tests {
         assert_eq!((fenced.class(), fenced.concerns_journal()), (Class::Fenced, false));
         let broken =
             Error::Journal(valkeeper_journal::Error::HeadMoved { expected: "5".into(), actual: "3".into() });
-        assert_eq!((broken.class(), broken.reason()), (Class::Permanent, "JournalBroken"));
+        assert_eq!((broken.class(), broken.reason()), (Class::Permanent, StatusReason::JournalBroken));
         assert!(broken.concerns_journal());
     }
 
@@ -323,7 +324,7 @@ mod tests {
             [OfJournal::Broken(gap), OfJournal::Backend(BackendError::Corrupt("object journal-1".to_owned()))]
         {
             let ended = untroubled::<()>(&mut Tending::default(), Some(Err(damage))).unwrap_err();
-            assert_eq!((ended.class(), ended.reason()), (Class::Permanent, "JournalBroken"));
+            assert_eq!((ended.class(), ended.reason()), (Class::Permanent, StatusReason::JournalBroken));
         }
         for blip in [BackendError::Unavailable("timeout".to_owned()), BackendError::Moved] {
             let mut tending = Tending::default();
@@ -335,6 +336,6 @@ mod tests {
     #[test]
     fn a_doubt_is_transient_and_says_its_own_reason() {
         let doubt = Error::Journal(valkeeper_journal::Error::Unresolved("timeout".into()));
-        assert_eq!((doubt.class(), doubt.reason()), (Class::Transient, "AppendUnresolved"));
+        assert_eq!((doubt.class(), doubt.reason()), (Class::Transient, StatusReason::AppendUnresolved));
     }
 }

@@ -332,7 +332,7 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 return;
             }
             Ok(Err(error)) => {
-                tracing::warn!(class = ?error.class(), reason = error.reason(), error = k8s::chain(&error), "stopped");
+                tracing::warn!(class = ?error.class(), reason = error.reason().code(), error = k8s::chain(&error), "stopped");
                 // Who is fenced says nothing: the later writer speaks for the cluster now.
                 if !matches!(error.class(), Class::Fenced | Class::Deposed) {
                     publish::trouble(&shell, &id, &error).await;

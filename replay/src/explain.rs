@@ -7,7 +7,10 @@ use crate::{
 };
 use serde::Serialize;
 use std::fmt::Write;
-use valkeeper_core::decision::{BlockReason, Reason, RejectReason, WaitReason};
+use valkeeper_core::{
+    decision::{BlockReason, HoldReason, Reason, RejectReason, WaitReason},
+    projection::reason::StatusReason,
+};
 
 /// A reason code.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
@@ -34,6 +37,12 @@ pub fn all() -> Codes {
     codes.extend(RejectReason::ALL.iter().map(|r| Code {
         code: r.code(),
         kind: "rejection",
+        text: r.explain(),
+    }));
+    codes.extend(HoldReason::ALL.iter().map(|r| Code { code: r.code(), kind: "hold", text: r.explain() }));
+    codes.extend(StatusReason::ALL.iter().map(|r| Code {
+        code: r.code(),
+        kind: "condition",
         text: r.explain(),
     }));
     Codes(codes)
@@ -87,6 +96,43 @@ impl Report for Codes {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use valkeeper_core::projection::reason::ConditionReason;
+
+    /// Every reason of that one's kind.
+    fn kin(of: ConditionReason) -> Vec<ConditionReason> {
+        match of {
+            ConditionReason::Decision(_) => {
+                Reason::ALL.iter().copied().map(ConditionReason::Decision).collect()
+            }
+            ConditionReason::Wait(_) => WaitReason::ALL.iter().copied().map(ConditionReason::Wait).collect(),
+            ConditionReason::Block(_) => {
+                BlockReason::ALL.iter().copied().map(ConditionReason::Block).collect()
+            }
+            ConditionReason::Status(_) => {
+                StatusReason::ALL.iter().copied().map(ConditionReason::from).collect()
+            }
+        }
+    }
+
+    #[test]
+    fn every_reason_that_a_condition_can_have_is_explained() {
+        let kinds = [
+            ConditionReason::Decision(Reason::Bootstrap),
+            ConditionReason::Wait(WaitReason::NotObserved),
+            ConditionReason::Block(BlockReason::Paused),
+            ConditionReason::Status(StatusReason::JournalBroken),
+        ];
+        for reason in kinds.into_iter().flat_map(kin) {
+            let Codes(found) = explain(reason.code()).unwrap();
+            assert_eq!(found.iter().map(|c| c.code).collect::<Vec<_>>(), [reason.code()]);
+        }
+        let text = explain("JournalBroken").unwrap().text();
+        for way_out in
+            ["valkeeper.io/repair-journal", "valkeeper.io/accept-journal-loss", ".status.journal.hash"]
+        {
+            assert!(text.contains(way_out), "{text}");
+        }
+    }
 
     #[test]
     fn every_code_is_explained_in_sentences_and_is_unique() {

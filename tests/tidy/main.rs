@@ -10,7 +10,10 @@ use std::{
     collections::{BTreeMap, BTreeSet},
     path::{Path, PathBuf},
 };
-use valkeeper_core::decision::{BlockReason, HoldReason, Reason, RejectReason, WaitReason};
+use valkeeper_core::{
+    decision::{BlockReason, HoldReason, Reason, RejectReason, WaitReason},
+    projection::reason::StatusReason,
+};
 
 /// Lines of a Rust file: more has more than one purpose.
 const LINES_MAX: usize = 600;
@@ -347,6 +350,7 @@ fn every_reason_code_is_unique_and_explained() {
     all.extend(BlockReason::ALL.iter().map(|r| (r.code(), r.explain())));
     all.extend(HoldReason::ALL.iter().map(|r| (r.code(), r.explain())));
     all.extend(RejectReason::ALL.iter().map(|r| (r.code(), r.explain())));
+    all.extend(StatusReason::ALL.iter().map(|r| (r.code(), r.explain())));
     let codes: BTreeSet<&str> = all.iter().map(|(code, _)| *code).collect();
     assert_eq!(codes.len(), all.len(), "`explain CODE` needs one meaning per code: {all:?}");
     let mute = all.iter().filter(|(_, text)| !text.ends_with('.'));

@@ -1,11 +1,11 @@
-//! State as conditions: kstatus' Ready, Reconciling and Stalled, and PrimaryAvailable. Reasons are the codes of
-//! `decision.rs`, so that a condition, a Kubernetes Event, a metric and an audit use the same words.
+//! State as conditions: kstatus' Ready, Reconciling and Stalled, and PrimaryAvailable. Reasons are typed, see `reason.rs`, so that a condition, a Kubernetes Event, a metric and an audit use the same words.
 
 use crate::{
     decide::View,
-    decision::{BlockReason, Scope},
+    decision::{BlockReason, OperationKind, Reason, Scope, WaitReason},
     ids::{MemberId, ShardId},
     observation::Evidence,
+    projection::reason::{ConditionReason, StatusReason},
     spec::DesiredCluster,
     state::ClusterState,
     steps::objects,
@@ -44,8 +44,8 @@ pub struct Condition {
     pub kind: ConditionKind,
     /// Its status.
     pub holds: bool,
-    /// CamelCase code.
-    pub reason: String,
+    /// Why it is so.
+    pub reason: ConditionReason,
     /// One sentence.
     pub message: String,
 }
@@ -70,7 +70,7 @@ pub fn status(state: &ClusterState) -> Status {
     let served = state.spec.as_ref().map(|spec| served(state, spec)).unwrap_or_default();
     let stalled = stalled(state);
     let waiting = match state.spec {
-        None => Some(("NotObserved".to_owned(), "the spec has not been read yet".to_owned())),
+        None => Some(not_observed()),
         Some(_) => reconciling(state, served.ready, served.wanted),
     };
     let ready = stalled.clone().or_else(|| waiting.clone());
@@ -83,6 +83,22 @@ pub fn status(state: &ClusterState) -> Status {
     let generation = state.spec.as_ref().map(|s| s.generation);
     let Served { primaries, ready: members_ready, wanted: members_wanted, unserved: _ } = served;
     Status { conditions, primaries, members_ready, members_wanted, generation }
+}
+
+/// A reason, and the sentence beside it.
+type Why = (ConditionReason, String);
+
+fn not_observed() -> Why {
+    (ConditionReason::Wait(WaitReason::NotObserved), "the spec has not been read yet".to_owned())
+}
+
+/// That something of the kind goes on.
+fn under_way(kind: OperationKind) -> ConditionReason {
+    match kind {
+        OperationKind::Failover => StatusReason::Failover.into(),
+        OperationKind::Switchover => ConditionReason::Decision(Reason::Switchover),
+        OperationKind::Rollout => StatusReason::Rollout.into(),
+    }
 }
 
 #[derive(Default)]
@@ -107,8 +123,8 @@ fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
     Served { primaries, ready, wanted, unserved }
 }
 
-fn condition(kind: ConditionKind, holds: bool, why: Option<(String, String)>, otherwise: &str) -> Condition {
-    let (reason, message) = why.unwrap_or_else(|| ("AsWanted".to_owned(), otherwise.to_owned()));
+fn condition(kind: ConditionKind, holds: bool, why: Option<Why>, otherwise: &str) -> Condition {
+    let (reason, message) = why.unwrap_or_else(|| (StatusReason::AsWanted.into(), otherwise.to_owned()));
     Condition { kind, holds, reason, message }
 }
 
@@ -119,52 +135,63 @@ fn routed(view: &View<'_>, primary: MemberId) -> bool {
 fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Condition {
     let kind = ConditionKind::PrimaryAvailable;
     match (&state.spec, unserved) {
-        (None, _) => {
-            condition(kind, false, Some(("NotObserved".into(), "the spec has not been read yet".into())), "")
-        }
+        (None, _) => condition(kind, false, Some(not_observed()), ""),
         (Some(_), Some(shard)) => {
             let scope = Scope::Shard(shard);
             let block = state.standing.blocks.iter().find(|b| b.scope == scope);
             let wait = state.standing.waits.iter().find(|w| w.scope == scope);
-            let (code, text) = match (block, wait) {
-                (Some(b), _) => (b.reason.code(), b.reason.explain()),
-                (None, Some(w)) => (w.reason.code(), w.reason.explain()),
-                (None, None) => ("PrimaryUnknown", "no member is seen to be primary and routed"),
+            let (reason, text) = match (block, wait) {
+                (Some(b), _) => (ConditionReason::Block(b.reason), b.reason.explain()),
+                (None, Some(w)) => (ConditionReason::Wait(w.reason), w.reason.explain()),
+                (None, None) => {
+                    (StatusReason::PrimaryUnknown.into(), "no member is seen to be primary and routed")
+                }
             };
-            condition(kind, false, Some((code.into(), format!("shard {shard}: {text}"))), "")
+            condition(kind, false, Some((reason, format!("shard {shard}: {text}"))), "")
         }
         (Some(_), None) => condition(kind, true, None, "every shard has a primary and is routed to it"),
     }
 }
 
-fn stalled(state: &ClusterState) -> Option<(String, String)> {
+fn stalled(state: &ClusterState) -> Option<Why> {
     if let Some(error) = &state.spec_error {
-        return Some((BlockReason::SpecInvalid.code().to_owned(), error.clone()));
+        return Some((ConditionReason::Block(BlockReason::SpecInvalid), error.clone()));
     }
     let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused)?;
     let about = block.about.map(|m| format!(" ({m})")).unwrap_or_default();
-    Some((block.reason.code().to_owned(), format!("{}{about}: {}", block.scope, block.reason.explain())))
+    Some((
+        ConditionReason::Block(block.reason),
+        format!("{}{about}: {}", block.scope, block.reason.explain()),
+    ))
 }
 
-fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<(String, String)> {
+fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     if let Some(open) = state.operations.first() {
         return Some((
-            format!("{:?}", open.kind),
+            under_way(open.kind),
             format!("{:?} of {} is under way [j:{}]", open.kind, open.scope, open.id),
         ));
     }
     if let Some(wait) = state.standing.waits.first() {
         let about = wait.about.map(|m| format!(" ({m})")).unwrap_or_default();
         return Some((
-            wait.reason.code().to_owned(),
+            ConditionReason::Wait(wait.reason),
             format!("{}{about}: {}", wait.scope, wait.reason.explain()),
         ));
     }
     if let Some((object, _)) = state.objects.iter().find(|(_, f)| objects::differs(f)) {
-        return Some(("ObjectMissing".to_owned(), format!("{object} is not yet what the spec wants")));
+        return Some((
+            ConditionReason::Wait(WaitReason::ObjectMissing),
+            format!("{object} is not yet what the spec wants"),
+        ));
     }
     if !state.pending.is_empty() {
-        return Some(("EffectsPending".to_owned(), "effects of a decision are under way".to_owned()));
+        return Some((
+            ConditionReason::Wait(WaitReason::EffectsPending),
+            "effects of a decision are under way".to_owned(),
+        ));
     }
-    (ready < wanted).then(|| ("ReplicaSyncing".to_owned(), format!("{ready} of {wanted} members are ready")))
+    (ready < wanted).then(|| {
+        (ConditionReason::Wait(WaitReason::ReplicaSyncing), format!("{ready} of {wanted} members are ready"))
+    })
 }
