@@ -75,8 +75,9 @@ pub struct RunArgs {
 /// How much of the journals is kept, and where the rest goes.
 #[derive(Clone, Debug, clap::Args)]
 pub struct KeepArgs {
-    /// How much of each journal is kept before its oldest records go: a size with Ki or Mi. Default: 64Ki with an archive, 512Ki in
-    /// ConfigMaps without one, 48Mi in a directory.
+    /// How much of each journal is kept before its oldest records go: a size with Ki or Mi. At most 768Ki in ConfigMaps
+    /// (`configmap`, `tiered`), 48Mi with `sled`. Default: 64Ki in ConfigMaps with an archive, 512Ki without one; 48Mi with `sled`, either
+    /// way.
     #[arg(long, value_parser = size)]
     pub journal_keep: Option<usize>,
     /// Age at which records go although there is room: a number with s, m, h or d. Default: they go by size only.
@@ -217,6 +218,15 @@ mod tests {
         for wrong in ["0", "2", "one"] {
             assert!(level(wrong).unwrap_err().contains("1 to 1"), "{wrong}");
         }
+    }
+
+    #[test]
+    fn the_chart_has_the_same_bounds() {
+        let chart = include_str!("../charts/valkeeper/templates/_journal.tpl");
+        let least: Vec<&str> =
+            chart.split("{{- $least := \"").skip(1).filter_map(|l| l.split('"').next()).collect();
+        assert_eq!(least.len(), 2, "{least:?}");
+        assert_eq!((size(least[0]), age(least[1])), (Ok(KEEP_MIN), Ok(AGE_MIN)));
     }
 
     #[test]

@@ -376,3 +376,17 @@ async fn let_go(shell: &Shell, id: &ClusterId) {
         Err(error) => tracing::warn!(error = k8s::chain(&error), "the resource could not be released"),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_chart_lets_as_much_be_kept_as_the_store_takes() {
+        let chart = include_str!("../charts/valkeeper/templates/_journal.tpl");
+        let config_maps = keep_max(&JournalStore::ConfigMap) / 1024;
+        let directory = keep_max(&JournalStore::Sled("/journal".into())) / 1024 / 1024;
+        let most = format!(r#"$most := ternary "{config_maps}Ki" "{directory}Mi" $inConfigMaps"#);
+        assert!(chart.contains(&most), "_journal.tpl lacks {most}");
+    }
+}

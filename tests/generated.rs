@@ -2,6 +2,7 @@
 
 use std::{fs, path::PathBuf};
 use valkeeper::api::{crd, parse};
+use valkeeper_journal::record::{LEVEL_FIRST, LEVEL_MAX};
 
 const REGENERATE: &str =
     "cargo crdgen > crds/valkeyclusters.yaml && cp crds/valkeyclusters.yaml charts/valkeeper/files/";
@@ -44,6 +45,17 @@ fn every_value_of_the_chart_is_in_its_schema() {
     for key in values.as_object().unwrap().keys() {
         assert!(schema["properties"].get(key).is_some(), "values.schema.json lacks {key}");
     }
+}
+
+#[test]
+fn the_chart_knows_the_levels_that_the_operator_knows() {
+    let schema: serde_json::Value =
+        serde_json::from_str(&read("charts/valkeeper/values.schema.json")).unwrap();
+    let level = &schema["properties"]["journalFinalize"];
+    assert_eq!(
+        (level["minimum"].as_u64(), level["maximum"].as_u64()),
+        (Some(LEVEL_FIRST.into()), Some(LEVEL_MAX.into()))
+    );
 }
 
 #[test]
