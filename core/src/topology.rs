@@ -2,6 +2,7 @@
 
 pub mod choice;
 mod replication;
+pub mod reshard;
 
 use crate::{
     agent::{Brief, isolation::MEMBERS_MIN},
