@@ -71,6 +71,15 @@ pub enum Open {
     Migrating(u16, NodeId),
 }
 
+impl Open {
+    /// The slot.
+    pub fn number(&self) -> u16 {
+        match self {
+            Open::Importing(slot, _) | Open::Migrating(slot, _) => *slot,
+        }
+    }
+}
+
 /// One line.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Node {
