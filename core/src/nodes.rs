@@ -266,6 +266,28 @@ mod tests {
     }
 
     #[test]
+    fn what_a_server_wrote_is_read() {
+        // valkey-server 9.1.2 on loopback, the second node stopped.
+        let nodes: Nodes = "\
+            a08d9343782b50190eb0e038ef02027defe11876 127.0.0.1:27001@37001,n1.svc myself,master - 0 0 0 connected 0-5460 6000 \
+            [77->-2e90fc43cbf87f05dc7fc204e24e24ee7cf4c9f3] [7000-<-2e90fc43cbf87f05dc7fc204e24e24ee7cf4c9f3]\n\
+            2e90fc43cbf87f05dc7fc204e24e24ee7cf4c9f3 127.0.0.1:27002@37002,n2.svc master,fail? - 1795300535101 1795300534088 1 disconnected 5461-5999 6001-16383\n\
+            0564249205ea18bda84d211a844feb92e9871076 127.0.0.1:27003@37003,n3.svc slave a08d9343782b50190eb0e038ef02027defe11876 0 1795300538130 0 connected\n"
+            .parse()
+            .unwrap();
+        let lives: Vec<Life> = nodes.all().map(|node| node.life).collect();
+        assert_eq!(lives, [Life::Alive, Life::Alive, Life::Suspected]);
+        assert_eq!(nodes.myself.open.iter().map(Open::number).collect::<Vec<_>>(), [77, 7000]);
+        assert_eq!(nodes.all().map(|node| node.slots.len()).sum::<usize>(), usize::from(SLOTS));
+        // Before anybody was met, a node does not know its own address.
+        let alone: Nodes =
+            "a08d9343782b50190eb0e038ef02027defe11876 :27001@37001,n1.svc myself,master - 0 0 0 connected"
+                .parse()
+                .unwrap();
+        assert_eq!((alone.myself.address, alone.others), (None, Vec::new()));
+    }
+
+    #[test]
     fn a_line_that_is_none_is_refused_with_its_number_and_field() {
         for (from, to, what) in [
             ("bbbb 10.", "bbb 10.", "id"),
