@@ -1,9 +1,7 @@
 //! What differs between topologies: how to find, promote, attach. One exhaustive match each.
 
 pub mod choice;
-pub mod gossip;
 mod replication;
-pub mod reshard;
 
 use crate::{
     agent::{Brief, isolation::MEMBERS_MIN},

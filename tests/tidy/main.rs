@@ -68,7 +68,6 @@ const WIRE_FILES: &[&str] = &[
     "agent/tests/",
     "benches/",
     "core/src/info.rs",
-    "core/src/nodes.rs",
     "tests/cluster/",
     "tests/e2e/support/resp.rs",
     "tests/tidy/",
