@@ -5,7 +5,7 @@
 mod common;
 
 use async_trait::async_trait;
-use common::{at, baseline, big, fact, stream};
+use common::{Dice, at, baseline, big, fact, stream};
 use std::{
     collections::{BTreeMap, BTreeSet, VecDeque},
     sync::Arc,
@@ -387,24 +387,12 @@ async fn a_carry_over_a_loss_goes_on_after_a_failure_at_any_call() {
     }
 }
 
-/// xorshift64*: enough for choices, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
-    }
-}
-
 /// Whatever is lost and accepted in whatever order, nothing that was archived changes, everything new is taken, and it is one chain.
 #[tokio::test]
 async fn a_storm_of_accepted_losses_and_faults_keeps_every_lineage() {
     let (mut losses, mut tended) = (0_u64, 0_u64);
     for seed in 1..=SEEDS {
-        let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+        let mut dice = Dice::of(seed);
         let mut life = Life::begin().await;
         let mut copies = vec![Memory::new()];
         for step in 0..STEPS {

@@ -4,7 +4,7 @@
 
 mod common;
 
-use common::{Scratch, at, baseline, big, fact, opened, stream};
+use common::{Scratch, at, baseline, big, copy, fact, opened, stream};
 use std::{
     fs,
     io::{BufRead, BufReader, Write},
@@ -25,19 +25,6 @@ async fn claimed(dir: &Path) -> Journal {
     let (mut journal, _) = open(dir).await.unwrap();
     journal.claim(Some(baseline(&stream())), "valkeeper-0", "0.1.0", at(100)).await.unwrap();
     journal
-}
-
-fn copy(from: &Path, to: &Path) {
-    let _ = fs::remove_dir_all(to);
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()));
-        } else {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    }
 }
 
 #[tokio::test]

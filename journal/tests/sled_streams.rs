@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{Scratch, at, baseline, big, fact, opened};
+use common::{Scratch, at, baseline, big, copy, fact, opened};
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -26,19 +26,6 @@ fn bad() -> StreamId {
 
 fn good() -> StreamId {
     StreamId("uid-good".to_owned())
-}
-
-fn copy(from: &Path, to: &Path) {
-    let _ = fs::remove_dir_all(to);
-    fs::create_dir(to).unwrap();
-    for entry in fs::read_dir(from).unwrap() {
-        let entry = entry.unwrap();
-        if entry.file_type().unwrap().is_dir() {
-            copy(&entry.path(), &to.join(entry.file_name()));
-        } else {
-            fs::copy(entry.path(), to.join(entry.file_name())).unwrap();
-        }
-    }
 }
 
 fn sled(dir: &Path) -> Arc<dyn Backend> {

@@ -5,7 +5,7 @@
 
 mod common;
 
-use common::{all, at, baseline, big, fact, stream};
+use common::{Dice, all, at, baseline, big, fact, stream};
 use std::{
     collections::{BTreeMap, BTreeSet},
     sync::Arc,
@@ -21,22 +21,6 @@ use valkeeper_journal::{
 /// A few seconds; 2000 were run once.
 const SEEDS: u64 = 60;
 const STEPS: usize = 120;
-
-/// xorshift64*: enough for choices, and the same everywhere.
-struct Dice(u64);
-
-impl Dice {
-    fn roll(&mut self, sides: u64) -> u64 {
-        self.0 ^= self.0 >> 12;
-        self.0 ^= self.0 << 25;
-        self.0 ^= self.0 >> 27;
-        (self.0.wrapping_mul(0x2545_f491_4f6c_dd1d) >> 33) % sides
-    }
-
-    fn pick<T: Copy>(&mut self, of: &[T]) -> T {
-        of[self.roll(of.len() as u64) as usize]
-    }
-}
 
 trait World {
     /// The backend as a process that just started sees it.
@@ -155,7 +139,7 @@ async fn append(journal: &mut Journal, seen: &mut Seen, dice: &mut Dice) {
 }
 
 async fn storm(seed: u64, world: &dyn World) {
-    let mut dice = Dice(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1);
+    let mut dice = Dice::of(seed);
     let mut seen = Seen::default();
     let mut writers: Vec<Journal> = Vec::new();
     for step in 0..STEPS {

@@ -181,6 +181,7 @@ async fn who_waits_in_line_for_too_long_knows_that_nothing_was_sent() {
             let (maps, name) = (Arc::clone(&maps), format!("journal-{wave}-{number}-head"));
             tasks.spawn(async move { maps.create(&name, &text("one\n")).await });
         }
+        // On the paused clock: a second lies between the waves, and nobody waits for it.
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
     let begun = Instant::now();
