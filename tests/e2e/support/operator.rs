@@ -165,13 +165,11 @@ impl Operator {
 
     /// Kills its process, as a node out of memory would; kubelet starts it again. The time just before.
     pub async fn kill(&self) -> anyhow::Result<Instant> {
-        let pods = self.list().await?;
-        let pod = pods.first().context("the operator has no pod")?;
         match self.place {
-            Place::Local => {
-                process::signal(process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")?, "KILL")
-            }
+            Place::Local => process::signal(self.pid().await?, "KILL"),
             Place::Existing => {
+                let pods = self.list().await?;
+                let pod = pods.first().context("the operator has no pod")?;
                 let at = Instant::now();
                 self.pods().delete(&pod.name_any(), &DeleteParams::default().grace_period(0)).await?;
                 Ok(at)
@@ -179,11 +177,14 @@ impl Operator {
         }
     }
 
-    /// Pid of its process on this machine, so that a kill need not look for it first.
+    /// Pid of its process on this machine, so that a kill need not look for it first. Waits out kubelet's pause after an earlier kill.
     pub async fn pid(&self) -> anyhow::Result<u32> {
-        let pods = self.list().await?;
-        let pod = pods.first().context("the operator has no pod")?;
-        process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")
+        let found = until("a process of the operator", PATIENCE, || async {
+            let pods = self.list().await?;
+            let pod = pods.first().context("the operator has no pod")?;
+            process::pid_in_pod(&pod.uid().unwrap_or_default(), "valkeeper")
+        });
+        Ok(found.await?.0)
     }
 
     /// Its pods.
