@@ -82,6 +82,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Routing, Rule::Shard(steps::routing::step)),
     (StepName::Objects, Rule::Cluster(steps::objects::step)),
     (StepName::Membership, Rule::Shard(steps::membership::step)),
+    (StepName::Gossip, Rule::Cluster(steps::gossip::step)),
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
     (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
 ];

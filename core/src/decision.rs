@@ -81,6 +81,14 @@ reasons! {
         MemberAttached,
         /// A primary without the highest grant follows the rightful one; what only it had is named in the record.
         StalePrimaryDemoted,
+        /// A member's node did not know another where that is now: it is introduced, and gossip tells the rest.
+        NodesMet,
+        /// A node id that no member has any more, and that nobody reaches, was still known.
+        NodesForgotten,
+        /// Every shard of a new Valkey Cluster has a primary and no node owns any slot: the slots are given out.
+        SlotsAssigned,
+        /// Slots had no owner: the shard that had them last, or was to have them, gets them again.
+        SlotsReclaimed,
         /// An owned object differed from what the spec renders to.
         ObjectApplied,
         /// A new revision of the workload begins to roll out, replicas first.
@@ -127,6 +135,8 @@ reasons! {
         ObjectMissing,
         /// The pod of the member has no address yet.
         NoAddress,
+        /// The nodes of the Valkey Cluster do not all know each other yet, or not every slot is served by every primary's view.
+        GossipUnsettled,
     }
 }
 
@@ -252,6 +262,8 @@ pub enum StepName {
     Objects,
     /// Who follows whom; first primary; planned promotion.
     Membership,
+    /// Which node of a Valkey Cluster knows which; whose slots are whose.
+    Gossip,
     /// Planned restarts.
     Rollout,
 }

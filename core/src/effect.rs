@@ -1,8 +1,9 @@
 //! What the operator does to the world. An effect is complete: who, where, and what must still be true, so that the
 //! executor has no choices. Names are imperative.
 
-use crate::ids::{Digest, MemberId, ReplId, ShardId};
+use crate::ids::{Digest, MemberId, NodeId, ReplId, ShardId};
 use crate::observation::{ObjectRef, RoleLabel};
+use crate::slots::SlotSet;
 use serde::{Deserialize, Serialize};
 
 /// A server process: a member's address and the `run_id` that must answer there. Another run id is another process,
@@ -15,6 +16,26 @@ pub struct Server {
     pub address: String,
     /// INFO `run_id` that must answer.
     pub run_id: String,
+}
+
+/// How a server becomes primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Promotion {
+    /// `REPLICAOF NO ONE`.
+    #[default]
+    Detach,
+    /// Its node is a primary already: only the gate is opened.
+    Open,
+    /// `CLUSTER FAILOVER FORCE`: a majority of the primaries votes for it.
+    Force,
+    /// `CLUSTER FAILOVER TAKEOVER`: there can be no majority. What makes it safe is the fence before it.
+    Takeover,
+}
+
+impl Promotion {
+    fn is_default(&self) -> bool {
+        *self == Promotion::default()
+    }
 }
 
 /// One change of the world.
@@ -32,6 +53,9 @@ pub enum Effect {
         /// Consents that its agent must have given, no more and no less.
         #[serde(default)]
         consents: u64,
+        /// How.
+        #[serde(default, skip_serializing_if = "Promotion::is_default")]
+        by: Promotion,
     },
     /// The agent persists that it supports no grant below this decision's record, unless it has confirmed the present
     /// holder within the isolation window.
@@ -56,7 +80,7 @@ pub enum Effect {
         /// The server. Its run id must be the one the agent started last.
         server: Server,
     },
-    /// `REPLICAOF` the address of `to`.
+    /// `REPLICAOF` the address of `to`; in a Valkey Cluster `CLUSTER REPLICATE` its node. A gate is opened by it.
     Attach {
         /// The server that shall follow.
         server: Server,
@@ -64,6 +88,9 @@ pub enum Effect {
         to: MemberId,
         /// Address of `to`.
         to_address: String,
+        /// Node of `to`, in a Valkey Cluster.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeId>,
     },
     /// Pause writes, wait until `to` has everything, make the old primary follow it, promote it. Verified when `to` is
     /// primary.
@@ -77,6 +104,37 @@ pub enum Effect {
         consents: u64,
         /// Bound on the wait; after it the primary goes on as before. Milliseconds.
         timeout_ms: u32,
+        /// Node of `from`, in a Valkey Cluster: there the two servers do all of it among themselves (`CLUSTER FAILOVER`).
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        node: Option<NodeId>,
+    },
+    /// `CLUSTER MEET`: the node of `server` is told where a member is.
+    Meet {
+        /// Who is told.
+        server: Server,
+        /// Who is to be met.
+        member: MemberId,
+        /// IP address of its pod, where its own agent must be.
+        address: String,
+    },
+    /// `CLUSTER ADDSLOTSRANGE`: slots that nobody owns get an owner.
+    AddSlots {
+        /// The primary that gets them.
+        server: Server,
+        /// Its node.
+        node: NodeId,
+        /// The slots.
+        slots: SlotSet,
+        /// Config epoch to begin with, of a node that has met nobody yet.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        epoch: Option<u64>,
+    },
+    /// `CLUSTER FORGET`: a node that is nobody's any more.
+    Forget {
+        /// Who forgets.
+        server: Server,
+        /// The node.
+        node: NodeId,
     },
     /// Moves the write Service's EndpointSlice by one compare-and-swap.
     Route {
@@ -133,6 +191,9 @@ impl Effect {
             Effect::Fence { .. } => "fence",
             Effect::Attach { .. } => "attach",
             Effect::Handover { .. } => "handover",
+            Effect::Meet { .. } => "meet",
+            Effect::AddSlots { .. } => "add-slots",
+            Effect::Forget { .. } => "forget",
             Effect::Route { .. } => "route",
             Effect::Label { .. } => "label",
             Effect::Disconnect { .. } => "disconnect",
@@ -159,19 +220,35 @@ pub enum Outcome {
 impl std::fmt::Display for Effect {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
-            Effect::Promote { server, replid, offset, consents: _ } => {
-                write!(f, "promote {} ({}) at {}:{offset}", server.member, server.address, short(&replid.0))
+            Effect::Promote { server, replid, offset, consents: _, by } => {
+                let how = match by {
+                    Promotion::Detach => "",
+                    Promotion::Open => " by its gate",
+                    Promotion::Force => " by vote",
+                    Promotion::Takeover => " by takeover",
+                };
+                let Server { member, address, run_id: _ } = server;
+                write!(f, "promote {member} ({address}) at {}:{offset}{how}", short(&replid.0))
             }
             Effect::Promise { member, candidate, address: _ } => {
                 write!(f, "{member} promises to support only {candidate}")
             }
             Effect::Brief { member, address: _ } => write!(f, "brief the agent of {member}"),
             Effect::Fence { server } => write!(f, "end the silent server of {}", server.member),
-            Effect::Attach { server, to, to_address } => {
+            Effect::Attach { server, to, to_address, node: _ } => {
                 write!(f, "attach {} to {to} ({to_address})", server.member)
             }
-            Effect::Handover { from, to, timeout_ms, consents: _ } => {
+            Effect::Handover { from, to, timeout_ms, consents: _, node: _ } => {
                 write!(f, "hand over {} to {} within {timeout_ms} ms", from.member, to.member)
+            }
+            Effect::Meet { server, member, address } => {
+                write!(f, "introduce {member} ({address}) to {}", server.member)
+            }
+            Effect::AddSlots { server, node: _, slots, epoch: _ } => {
+                write!(f, "give {} the slots {slots}", server.member)
+            }
+            Effect::Forget { server, node } => {
+                write!(f, "{} forgets the node {}", server.member, short(&node.to_string()))
             }
             Effect::Route { shard, to, address, .. } => write!(f, "route shard {shard} to {to} ({address})"),
             Effect::Label { member, role, .. } => write!(f, "label {member} {}", role.as_str()),

@@ -4,7 +4,7 @@ use crate::{
     decision::{Decision, Standing},
     ids::{Digest, MemberId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        AgentFacts, Evidence, Executed, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts,
+        AgentFacts, Evidence, Executed, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts,
         SpecFact,
     },
 };
@@ -74,6 +74,13 @@ pub enum Event {
         member: MemberId,
         /// What is known now.
         agent: Observed<AgentFacts>,
+    },
+    /// A member's node in a Valkey Cluster, or what it knows of the others, changed.
+    NodeChanged {
+        /// The member.
+        member: MemberId,
+        /// What it says now.
+        node: NodeFacts,
     },
     /// The write route of a shard changed.
     RouteChanged {
@@ -150,6 +157,7 @@ impl Event {
             Event::AgentChanged { .. } => 12,
             Event::Trimmed { .. } => 13,
             Event::LevelRaised { .. } => 14,
+            Event::NodeChanged { .. } => 15,
         }
     }
 
@@ -163,6 +171,7 @@ impl Event {
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
+            | Event::NodeChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)
@@ -187,6 +196,7 @@ impl Event {
             Event::PodChanged { .. } => "PodChanged",
             Event::ServerChanged { .. } => "ServerChanged",
             Event::AgentChanged { .. } => "AgentChanged",
+            Event::NodeChanged { .. } => "NodeChanged",
             Event::RouteChanged { .. } => "RouteChanged",
             Event::ObjectChanged { .. } => "ObjectChanged",
             Event::Decided { .. } => "Decided",

@@ -139,6 +139,47 @@ impl fmt::Display for ReplId {
     }
 }
 
+/// Characters of a node id.
+const NODE_ID_CHARS: usize = 40;
+
+/// The name that a node gave itself and keeps in `nodes.conf`: 40 hexadecimal digits. Addresses change, this does not.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(into = "String", try_from = "String")]
+pub struct NodeId(String);
+
+impl fmt::Display for NodeId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+impl FromStr for NodeId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<NodeId, String> {
+        let is_id = text.len() == NODE_ID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        if is_id {
+            Ok(NodeId(text.to_owned()))
+        } else {
+            Err(format!("{text:?}: {NODE_ID_CHARS} hex digits make a node id"))
+        }
+    }
+}
+
+impl TryFrom<String> for NodeId {
+    type Error = String;
+
+    fn try_from(text: String) -> Result<NodeId, String> {
+        text.parse()
+    }
+}
+
+impl From<NodeId> for String {
+    fn from(id: NodeId) -> String {
+        id.0
+    }
+}
+
 /// Identity of one effect: the same after a crash and a re-issue, so that its doing can be recognised.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
 pub struct EffectId(pub Uuid);

@@ -58,6 +58,7 @@ pub fn check_from(mut state: ClusterState, records: &[Record]) -> Vec<Violation>
             | Event::ObjectChanged { .. }
             | Event::StandingChanged { .. }
             | Event::Trimmed { .. }
+            | Event::NodeChanged { .. }
             | Event::LevelRaised { .. } => {}
         }
         state.apply(record);
@@ -82,7 +83,7 @@ fn sequence(state: &ClusterState, record: &Record, say: &mut impl FnMut(String))
 fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(String)) {
     for effect in &decision.effects {
         match effect {
-            Effect::Promote { server, replid: _, offset: _, consents: _ } => {
+            Effect::Promote { server, replid: _, offset: _, consents: _, by: _ } => {
                 let id = server.member;
                 let demoted = |other: MemberId| {
                     let first = decision.effects.iter().take_while(|e| !matches!(e, Effect::Promote { .. }));
@@ -101,7 +102,7 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                     say(format!("promotes {id} without granting it the shard"));
                 }
             }
-            Effect::Handover { from, to, timeout_ms: _, consents: _ } => {
+            Effect::Handover { from, to, timeout_ms: _, consents: _, node: _ } => {
                 if !state.members.get(&from.member).is_some_and(|m| m.is_primary()) {
                     say(format!("hands over from {}, which is not seen to be primary", from.member));
                 }
@@ -123,6 +124,9 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
             | Effect::Disconnect { .. }
             | Effect::DeletePod { .. }
             | Effect::Apply { .. }
+            | Effect::Meet { .. }
+            | Effect::AddSlots { .. }
+            | Effect::Forget { .. }
             | Effect::ReleaseFinalizer => {}
         }
     }

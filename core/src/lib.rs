@@ -1,7 +1,7 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
-//! - **data**: [`ids`], [`spec`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
-//! - **rules**: [`agent`], [`config`], [`info`], [`turn`], [`decide`], [`steps`], [`topology`]
+//! - **data**: [`ids`], [`slots`], [`spec`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
+//! - **rules**: [`agent`], [`config`], [`info`], [`nodes`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
 // data
@@ -10,6 +10,7 @@ pub mod effect;
 pub mod event;
 pub mod ids;
 pub mod observation;
+pub mod slots;
 pub mod spec;
 pub mod state;
 
@@ -18,6 +19,7 @@ pub mod agent;
 pub mod config;
 pub mod decide;
 pub mod info;
+pub mod nodes;
 pub mod steps;
 pub mod topology;
 pub mod turn;

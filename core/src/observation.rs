@@ -5,11 +5,12 @@ use crate::{
     agent::Brief,
     decision::HoldReason,
     effect::Outcome,
-    ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp},
+    ids::{Digest, MemberId, NodeId, ReplId, Seq, ShardId, Timestamp},
+    slots::SlotSet,
     spec::DesiredCluster,
 };
 use serde::{Deserialize, Serialize};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// Three-valued observation: "could not ask" is not "is not there".
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -258,6 +259,29 @@ pub struct AgentFacts {
     pub certificate: CertificateFacts,
 }
 
+/// What a member's node says of itself and of the Valkey Cluster that it is in (`CLUSTER NODES`).
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct NodeFacts {
+    /// Its id, kept in `nodes.conf`.
+    pub id: NodeId,
+    /// The node that it replicates; `None`: it is a primary, whatever gate it may be behind.
+    pub primary: Option<NodeId>,
+    /// Its config epoch, or its primary's.
+    pub epoch: u64,
+    /// The slots that it serves by its own word.
+    pub slots: SlotSet,
+    /// The nodes that it has met, with the IP address at which it knows each.
+    pub knows: BTreeMap<NodeId, Option<String>>,
+    /// Addresses of nodes that it was told to meet and has not reached yet.
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub meeting: BTreeSet<String>,
+    /// Those nodes that a majority of the primaries holds for dead (`fail`).
+    #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
+    pub failed: BTreeSet<NodeId>,
+    /// Slots that have an owner, not held for dead, by its view.
+    pub covered: u16,
+}
+
 /// Facts about one member.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct MemberFacts {
@@ -269,6 +293,9 @@ pub struct MemberFacts {
     /// Its agent. `Absent`: there is no pod.
     #[serde(default)]
     pub agent: Observed<AgentFacts>,
+    /// Its node in a Valkey Cluster, as it said last. In a look: `None` if it did not say.
+    #[serde(default)]
+    pub node: Option<NodeFacts>,
 }
 
 /// Where the write Service of a shard points.

@@ -9,6 +9,8 @@ use serde::{Deserialize, Serialize};
 pub enum Topology {
     /// Shards of one primary and any number of replicas, failed over by the operator. Standalone is this without replicas.
     Replication,
+    /// Valkey Cluster: shards own slots, nodes know each other by gossip, clients are sent to the owner.
+    Cluster,
 }
 
 /// What the data is worth to its owner.

@@ -7,9 +7,10 @@ use crate::{
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        AgentFacts, Executed, Link, MemberFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
+        AgentFacts, Executed, Link, MemberFacts, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
         ServerFacts, ServerRole, Source, SpecFact, Why,
     },
+    slots::SlotSet,
     spec::DesiredCluster,
 };
 use serde::{Deserialize, Serialize};
@@ -72,6 +73,11 @@ impl MemberState {
         self.server().is_some_and(|s| s.role != ServerRole::Primary && (told(s) || drawn(s)))
     }
 
+    /// Its node in a Valkey Cluster, as it said last in this epoch.
+    pub fn node(&self) -> Option<&NodeFacts> {
+        self.facts.node.as_ref()
+    }
+
     /// The pod's address, if there is a pod with one.
     pub fn address(&self) -> Option<&str> {
         self.facts.pod.present().and_then(|p| p.address.as_deref())
@@ -102,6 +108,9 @@ pub struct ShardState {
     pub older_histories: Vec<ReplId>,
     /// Where the write Service points.
     pub route: Observed<RouteFacts>,
+    /// In a Valkey Cluster: the slots that the shard's primary was seen to serve last, or was given.
+    #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
+    pub slots: SlotSet,
 }
 
 impl ShardState {
@@ -232,6 +241,10 @@ impl ClusterState {
                 known.told = agent.present().map(|a| a.brief.clone()).or(known.told.take());
                 known.facts.agent = agent.clone();
             }
+            Event::NodeChanged { member, node } => {
+                self.members.entry(*member).or_default().facts.node = Some(node.clone());
+                self.note_slots(member.shard);
+            }
             Event::RouteChanged { shard, route } => {
                 self.shards.entry(*shard).or_default().route = route.clone()
             }
@@ -330,6 +343,24 @@ impl ClusterState {
             shard.history = Some(facts.replid.clone());
             shard.parent_history.clone_from(&facts.replid2);
         }
+        self.note_slots(id);
+    }
+
+    /// What the member serves whose grant is in force is the shard's, and no other's any more.
+    fn note_slots(&mut self, id: ShardId) {
+        let holder = self.shards.get(&id).and_then(|shard| shard.in_force);
+        let holder = holder.and_then(|h| self.members.get(&h)).filter(|m| m.is_primary());
+        let Some(slots) = holder.and_then(|m| m.node()).map(|node| node.slots.clone()) else { return };
+        self.give_slots(id, &slots);
+    }
+
+    fn give_slots(&mut self, to: ShardId, slots: &SlotSet) {
+        if self.shards.get(&to).is_some_and(|shard| shard.slots == *slots) {
+            return;
+        }
+        for (id, shard) in &mut self.shards {
+            shard.slots = if *id == to { shard.slots.with(slots) } else { shard.slots.without(slots) };
+        }
     }
 
     /// A promotion that was verified has been seen: the member is primary until another look says otherwise.
@@ -340,6 +371,9 @@ impl ClusterState {
             && facts.run_id == run_id
         {
             facts.role = ServerRole::Primary;
+        }
+        if let Some(node) = self.members.get_mut(&id).and_then(|m| m.facts.node.as_mut()) {
+            node.primary = None;
         }
     }
 
@@ -353,6 +387,12 @@ impl ClusterState {
                 known.in_force = Some(member);
             }
             self.note_history(shard);
+        }
+        for effect in &decision.effects {
+            if let Effect::AddSlots { server, node: _, slots, epoch: _ } = effect {
+                self.shards.entry(server.member.shard).or_default();
+                self.give_slots(server.member.shard, slots);
+            }
         }
         match &decision.operation {
             Some(OperationChange::Open { kind, phase, asked_by, member }) => {
@@ -424,10 +464,10 @@ impl ClusterState {
             Effect::DeletePod { member, pod_uid, grace_s: _ } => {
                 self.condemned.insert(*member, pod_uid.clone());
             }
-            Effect::Promote { server, replid: _, offset: _, consents: _ } => {
+            Effect::Promote { server, replid: _, offset: _, consents: _, by: _ } => {
                 self.note_promotion(server.member, &server.run_id);
             }
-            Effect::Handover { from, to, timeout_ms: _, consents: _ } => {
+            Effect::Handover { from, to, timeout_ms: _, consents: _, node: _ } => {
                 if let Some(MemberState {
                     facts: MemberFacts { server: Observed::Present(facts), .. }, ..
                 }) = self.members.get_mut(&from.member)
@@ -443,6 +483,9 @@ impl ClusterState {
                 }
             }
             Effect::Attach { .. }
+            | Effect::Meet { .. }
+            | Effect::AddSlots { .. }
+            | Effect::Forget { .. }
             | Effect::Promise { .. }
             | Effect::Brief { .. }
             | Effect::Route { .. }
@@ -515,6 +558,9 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Apply { object, .. } => format!("{scope}/apply/{object}"),
         Effect::Attach { server, .. } => format!("{scope}/attach/{}", server.member),
         Effect::Label { member, .. } => format!("{scope}/label/{member}"),
+        Effect::Meet { member, .. } => format!("{scope}/meet/{member}"),
+        Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
+        Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
         Effect::Promote { .. }
         | Effect::Handover { .. }
         | Effect::Promise { .. }

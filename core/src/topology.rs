@@ -1,6 +1,7 @@
 //! What differs between topologies: how to find, promote, attach. One exhaustive match each.
 
 pub mod choice;
+mod cluster;
 mod replication;
 
 use crate::{
@@ -49,6 +50,7 @@ pub fn serving_primary(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
 pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
     match view.spec.topology {
         Topology::Replication => replication::promote(view, chosen),
+        Topology::Cluster => cluster::promote(view, chosen),
     }
 }
 
@@ -56,6 +58,7 @@ pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
 pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     match view.spec.topology {
         Topology::Replication => replication::hand_over(view, from, to),
+        Topology::Cluster => cluster::hand_over(view, from, to),
     }
 }
 
@@ -88,6 +91,7 @@ pub fn isolation_ms(spec: &DesiredCluster, members: usize) -> i64 {
 pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
     match view.spec.topology {
         Topology::Replication => replication::attach(view, member, primary),
+        Topology::Cluster => cluster::attach(view, member, primary),
     }
 }
 
@@ -95,10 +99,31 @@ pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Ef
 pub fn is_ready(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
     match view.spec.topology {
         Topology::Replication => replication::is_ready(view, member, primary),
+        Topology::Cluster => {
+            replication::is_ready(view, member, primary) && cluster::is_settled(view, member, primary)
+        }
     }
 }
 
-/// The effect that moves the write route to `to`, if the slice is known and lists another address.
+/// True if clients can find the primary of a shard once there is one: its slice is there, or they ask the nodes.
+pub fn can_be_routed(view: &View<'_>, shard: ShardId) -> bool {
+    match view.spec.topology {
+        Topology::Replication => !view.shard(shard).route.is_absent(),
+        Topology::Cluster => true,
+    }
+}
+
+/// True if clients are sent to `primary`.
+pub fn is_routed(view: &View<'_>, primary: MemberId) -> bool {
+    match view.spec.topology {
+        Topology::Replication => {
+            view.shard(primary.shard).route.present().is_some() && route(view, primary).is_none()
+        }
+        Topology::Cluster => true,
+    }
+}
+
+/// The effect that moves the write route to `to`, if the slice is known and lists another address. A Valkey Cluster has none.
 pub fn route(view: &View<'_>, to: MemberId) -> Option<Effect> {
     let address = view.member(to)?.address()?.to_owned();
     let shard = view.shard(to.shard);

@@ -73,6 +73,9 @@ pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
         if known.agent != facts.agent {
             events.push(Event::AgentChanged { member: *id, agent: facts.agent.clone() });
         }
+        if let Some(node) = facts.node.as_ref().filter(|node| known.node.as_ref() != Some(*node)) {
+            events.push(Event::NodeChanged { member: *id, node: node.clone() });
+        }
     }
     for (shard, route) in routes {
         if state.shards.get(shard).cloned().unwrap_or_default().route != *route {

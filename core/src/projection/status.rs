@@ -119,17 +119,13 @@ fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
     let ready = u32::try_from(spec.members().filter(is_ready).count()).unwrap_or(u32::MAX);
     let wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
     let unserved =
-        spec.shard_ids().find(|s| !primaries.iter().any(|(shard, p)| shard == s && routed(&view, *p)));
+        spec.shard_ids().find(|s| !primaries.iter().any(|(shard, p)| shard == s && topology::is_routed(&view, *p)));
     Served { primaries, ready, wanted, unserved }
 }
 
 fn condition(kind: ConditionKind, holds: bool, why: Option<Why>, otherwise: &str) -> Condition {
     let (reason, message) = why.unwrap_or_else(|| (StatusReason::AsWanted.into(), otherwise.to_owned()));
     Condition { kind, holds, reason, message }
-}
-
-fn routed(view: &View<'_>, primary: MemberId) -> bool {
-    view.shard(primary.shard).route.present().is_some() && topology::route(view, primary).is_none()
 }
 
 fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Condition {

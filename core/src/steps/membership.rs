@@ -12,7 +12,7 @@ use crate::{
     },
     effect::Effect,
     ids::{MemberId, ShardId},
-    observation::{Link, Observed, Source},
+    observation::{Link, Source},
     state::failure_key,
     steps::{retry_at, unless_failing},
     topology::{self, choice},
@@ -108,7 +108,7 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
         // Holds nothing: a member that cannot start is the rollout's to mend, and it says who is awaited.
         return StepOutcome::Satisfied;
     }
-    if view.shard(shard).route == Observed::Absent {
+    if !topology::can_be_routed(view, shard) {
         // The first decision is also the first routing: the slice comes with the other objects, within a moment.
         return StepOutcome::Waiting(WaitReason::ObjectMissing, None, None);
     }
@@ -157,7 +157,7 @@ fn attach_strays(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutc
         decision.about = decision.about.or(Some(id));
         decision.discards.extend(topology::discard(view, id, primary));
         decision.effects.push(effect.clone());
-        if let (None, Effect::Attach { server, to: _, to_address: _ }) = (following, effect) {
+        if let (None, Effect::Attach { server, to: _, to_address: _, node: _ }) = (following, effect) {
             decision.reason = Reason::StalePrimaryDemoted;
             decision.effects.push(Effect::Disconnect { server });
         }

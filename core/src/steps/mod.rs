@@ -2,6 +2,7 @@
 
 pub mod failover;
 pub mod finalize;
+pub mod gossip;
 pub mod guard;
 pub mod membership;
 pub mod objects;

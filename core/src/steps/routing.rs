@@ -9,6 +9,7 @@ use crate::{
     effect::Effect,
     ids::{MemberId, ShardId},
     observation::{Observed, RoleLabel},
+    spec::Topology,
     state::failure_key,
     topology,
 };
@@ -19,6 +20,20 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         return StepOutcome::Satisfied;
     };
     let labels = labels(view, shard, primary);
+    match view.spec.topology {
+        Topology::Replication => by_slice(view, shard, primary, labels),
+        Topology::Cluster => by_label(view, shard, primary, labels),
+    }
+}
+
+/// Clients of a Valkey Cluster are sent to the owner of a slot by any node: only the labels are to be true.
+fn by_label(view: &View<'_>, shard: ShardId, primary: MemberId, labels: Vec<Effect>) -> StepOutcome {
+    let mut decision = Decision::new(StepName::Routing, Scope::Shard(shard), Reason::RoleLabelled);
+    (decision.about, decision.effects) = (Some(primary), labels);
+    super::unless_failing(view, decision)
+}
+
+fn by_slice(view: &View<'_>, shard: ShardId, primary: MemberId, labels: Vec<Effect>) -> StepOutcome {
     match &view.shard(shard).route {
         Observed::Unknown(_) => StepOutcome::Waiting(WaitReason::NotObserved, None, None),
         Observed::Absent => StepOutcome::Satisfied,

@@ -2,7 +2,7 @@
 
 use crate::{
     decide::View,
-    effect::Effect,
+    effect::{Effect, Promotion},
     ids::MemberId,
     observation::{Link, RoleLabel, Source},
     topology::{label, replica_link, route, server},
@@ -10,7 +10,7 @@ use crate::{
 
 /// Bound on the pause of writes in a planned handover: longer than any replica that is in sync needs, shorter than what
 /// clients take for an outage of their own. Milliseconds.
-const HANDOVER_MAX_MS: u32 = 3_000;
+pub(super) const HANDOVER_MAX_MS: u32 = 3_000;
 
 /// Demote, promote, route, then everything that may fail without harm.
 pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
@@ -21,7 +21,7 @@ pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
     };
     let (replid, offset, consents) = (facts.replid.clone(), reading.offset, consents(view, chosen));
     let mut effects = demote_others(view, chosen);
-    effects.push(Effect::Promote { server: target, replid, offset, consents });
+    effects.push(Effect::Promote { server: target, replid, offset, consents, by: Promotion::Detach });
     effects.extend(route(view, chosen));
     effects.extend(label(view, chosen, RoleLabel::Primary));
     effects.extend(attach_others(view, chosen, &[chosen]));
@@ -44,6 +44,7 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
         from: old.clone(),
         to: new,
         timeout_ms: HANDOVER_MAX_MS,
+        node: None,
         consents: consents(view, to),
     }];
     effects.extend(route(view, to));
@@ -55,12 +56,12 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
 }
 
 /// What the member's agent has consented to so far; it refuses to be promoted if that has changed meanwhile.
-fn consents(view: &View<'_>, member: MemberId) -> u64 {
+pub(super) fn consents(view: &View<'_>, member: MemberId) -> u64 {
     view.member(member).and_then(|m| m.agent()).map_or(0, |a| a.consents)
 }
 
 /// Every other member that answers as replica follows `primary`.
-fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec<Effect> {
+pub(super) fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec<Effect> {
     let others = view.state.members_of(primary.shard).filter(|(id, _)| !except.contains(id));
     others
         .filter(|(id, _)| view.reading(*id).is_some() && replica_link(view, *id).is_some())
@@ -72,7 +73,7 @@ fn attach_others(view: &View<'_>, primary: MemberId, except: &[MemberId]) -> Vec
 pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
     view.member(member)?.agent()?;
     let to_address = view.member(primary)?.address()?.to_owned();
-    Some(Effect::Attach { server: server(view, member)?, to: primary, to_address })
+    Some(Effect::Attach { server: server(view, member)?, to: primary, to_address, node: None })
 }
 
 /// A primary that answers, or a replica that streams from it.

@@ -1,0 +1,197 @@
+//! Wants: every node of a Valkey Cluster to know every other where it is now, and every slot to have an owner.
+//! Proof: what each member's node says itself (`CLUSTER NODES`), of members that answer in this look.
+//! Refuses: to give out slots as for a new cluster once any node owns one or knows another; to forget a node while a member is silent.
+//! Story: cluster_create, cluster_addresses_changed, cluster_volume_lost.
+
+use crate::{
+    decide::{StepOutcome, View},
+    decision::{Decision, Reason, Scope, StepName, WaitReason},
+    effect::Effect,
+    ids::{MemberId, NodeId, ShardId},
+    observation::NodeFacts,
+    slots::{SLOTS, SlotSet},
+    spec::Topology,
+    state::failure_key,
+    steps::{retry_at, unless_failing},
+    topology,
+};
+use std::collections::{BTreeMap, BTreeSet};
+
+/// A member that answers: its address now, and what its node says.
+#[derive(Clone, Copy)]
+struct Speaker<'a> {
+    address: &'a str,
+    node: &'a NodeFacts,
+}
+
+type Speakers<'a> = BTreeMap<MemberId, Speaker<'a>>;
+
+/// Slots of a new cluster, introductions, farewells, slots without an owner; in this order.
+pub fn step(view: &View<'_>) -> StepOutcome {
+    match view.spec.topology {
+        Topology::Replication => return StepOutcome::Satisfied,
+        Topology::Cluster => {}
+    }
+    let speakers = speakers(view);
+    let decision = if speakers.values().all(|s| s.node.knows.is_empty() && s.node.slots.is_empty()) {
+        // Slots first: a config epoch can only be set before anybody is met.
+        assign(view, &speakers)
+    } else {
+        introduce(view, &speakers)
+            .or_else(|| forget(view, &speakers))
+            .or_else(|| reclaim(view, &speakers))
+    };
+    match decision.map(|decision| unless_failing(view, decision)) {
+        Some(outcome) => outcome,
+        None if is_settled(view, &speakers) => StepOutcome::Satisfied,
+        None => StepOutcome::Waiting(WaitReason::GossipUnsettled, None, None),
+    }
+}
+
+fn speakers<'a>(view: &View<'a>) -> Speakers<'a> {
+    let speaker = |id: MemberId| {
+        view.reading(id)?;
+        let member = view.member(id)?;
+        member.server().filter(|server| !server.loading)?;
+        member.agent()?;
+        Some((id, Speaker { address: member.address()?, node: member.node()? }))
+    };
+    view.state.members.keys().filter_map(|id| speaker(*id)).collect()
+}
+
+/// True if everyone who answers knows everyone else, and every primary sees every slot served.
+fn is_settled(view: &View<'_>, speakers: &Speakers<'_>) -> bool {
+    let acquainted = speakers.values().all(|at| speakers.values().all(|other| is_known(at, other)));
+    let sees_all = |shard: ShardId| {
+        let primary = topology::serving_primary(view, shard).and_then(|id| speakers.get(&id));
+        primary.is_none_or(|s| s.node.covered == SLOTS)
+    };
+    acquainted && view.spec.shard_ids().all(sees_all)
+}
+
+/// `at` knows `other` by its id, at its address. Of itself a node may show an address of before; others go by theirs.
+fn is_known(at: &Speaker<'_>, other: &Speaker<'_>) -> bool {
+    at.node.id == other.node.id
+        || at.node.knows.get(&other.node.id).is_some_and(|known| known.as_deref() == Some(other.address))
+}
+
+/// The slots of a new cluster: one run for each shard, as even as can be.
+fn spread(shards: &[ShardId]) -> BTreeMap<ShardId, SlotSet> {
+    let count = shards.len().max(1);
+    let begin = |at: usize| u16::try_from(usize::from(SLOTS) * at / count).unwrap_or(SLOTS);
+    shards.iter().enumerate().map(|(at, shard)| (*shard, (begin(at)..begin(at + 1)).collect())).collect()
+}
+
+/// Gives out all slots, once every member answers and every shard has a primary.
+fn assign(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
+    if !view.spec.members().all(|id| speakers.contains_key(&id)) {
+        return None;
+    }
+    let shards: Vec<ShardId> = view.spec.shard_ids().collect();
+    let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::SlotsAssigned);
+    for (shard, slots) in spread(&shards) {
+        let epoch = Some(u64::from(shard.0) + 1);
+        decision.effects.push(add_slots(view, speakers, shard, slots, epoch)?);
+    }
+    Some(decision)
+}
+
+fn add_slots(
+    view: &View<'_>,
+    speakers: &Speakers<'_>,
+    shard: ShardId,
+    slots: SlotSet,
+    epoch: Option<u64>,
+) -> Option<Effect> {
+    let primary = topology::serving_primary(view, shard)?;
+    let node = speakers.get(&primary)?.node.id.clone();
+    Some(Effect::AddSlots { server: topology::server(view, primary)?, node, slots, epoch })
+}
+
+/// The one that knows most of the others where they are now, of equals the first, is told of the rest; gossip does the rest.
+fn introduce(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
+    let knows = |at: &Speaker<'_>| speakers.values().filter(|other| is_known(at, other)).count();
+    let best = speakers.iter().max_by_key(|(id, at)| (knows(at), std::cmp::Reverse(**id)));
+    let (anchor, at) = best.map(|(id, at)| (*id, *at))?;
+    let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::NodesMet);
+    decision.about = Some(anchor);
+    for (member, other) in speakers {
+        // A handshake that is under way is left to end by itself.
+        if is_known(&at, other) || at.node.meeting.contains(other.address) {
+            continue;
+        }
+        let (server, address) = (topology::server(view, anchor)?, other.address.to_owned());
+        let effect = Effect::Meet { server, member: *member, address };
+        if is_due(view, &effect) {
+            decision.effects.push(effect);
+        }
+    }
+    some(decision)
+}
+
+/// Node ids that are nobody's: only if every wanted member answers, else it may be the id of one who is silent; and only if nobody
+/// reaches it.
+fn forget(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
+    if !view.spec.members().all(|id| speakers.contains_key(&id)) {
+        return None;
+    }
+    let mine: BTreeSet<&NodeId> = speakers.values().map(|s| &s.node.id).collect();
+    let reached: BTreeSet<&NodeId> = speakers
+        .values()
+        .flat_map(|s| s.node.knows.keys().filter(|id| !s.node.failed.contains(*id)))
+        .collect();
+    let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::NodesForgotten);
+    for (id, at) in speakers {
+        let gone = at.node.knows.keys().filter(|known| !mine.contains(known) && !reached.contains(known));
+        for node in gone {
+            let effect = Effect::Forget { server: topology::server(view, *id)?, node: node.clone() };
+            if is_due(view, &effect) {
+                decision.effects.push(effect);
+            }
+        }
+    }
+    some(decision)
+}
+
+/// Slots that no node of a member serves, once every shard's primary answers: else its owner may only be silent.
+fn reclaim(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
+    let shards: Vec<ShardId> = view.spec.shard_ids().collect();
+    let mut unowned = SlotSet::all();
+    for shard in &shards {
+        let primary = topology::serving_primary(view, *shard)?;
+        unowned = unowned.without(&speakers.get(&primary)?.node.slots);
+    }
+    let served_by_others = |s: &&Speaker<'_>| s.node.primary.is_none() && !s.node.slots.is_empty();
+    for other in speakers.values().filter(served_by_others) {
+        unowned = unowned.without(&other.node.slots);
+    }
+    if unowned.is_empty() {
+        return None;
+    }
+    let mut recorded = SlotSet::default();
+    for shard in view.state.shards.values() {
+        recorded = recorded.with(&shard.slots);
+    }
+    let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::SlotsReclaimed);
+    for (shard, share) in spread(&shards) {
+        let owed = view.shard(shard).slots.with(&share.without(&recorded)).common(&unowned);
+        if owed.is_empty() {
+            continue;
+        }
+        let effect = add_slots(view, speakers, shard, owed, None)?;
+        if is_due(view, &effect) {
+            decision.effects.push(effect);
+        }
+    }
+    some(decision)
+}
+
+fn some(decision: Decision) -> Option<Decision> {
+    (!decision.effects.is_empty()).then_some(decision)
+}
+
+/// False while the effect has failed lately.
+fn is_due(view: &View<'_>, effect: &Effect) -> bool {
+    let failed = view.state.failures.get(&failure_key(Scope::Cluster, effect));
+    failed.is_none_or(|(count, last)| retry_at(*count, *last) <= view.now)
+}

@@ -1,0 +1,90 @@
+//! Valkey Cluster: one primary per shard, by `CLUSTER FAILOVER` and `CLUSTER REPLICATE`; nodes are known by their ids. Facts in
+//! `docs/CLUSTER.md`.
+
+use super::{
+    label,
+    replication::{HANDOVER_MAX_MS, attach_others, consents},
+    server, serving_primary,
+};
+use crate::{
+    decide::View,
+    effect::{Effect, Promotion},
+    ids::{MemberId, NodeId},
+    observation::{NodeFacts, RoleLabel},
+    slots::SLOTS,
+};
+
+/// Promote, then everything that may fail without harm. Who was primary before is made a replica by its own nodes.
+pub fn promote(view: &View<'_>, chosen: MemberId) -> Vec<Effect> {
+    let (Some(target), Some(facts), Some(reading), Some(by)) = (
+        server(view, chosen),
+        view.member(chosen).and_then(|m| m.server()),
+        view.reading(chosen),
+        promotion(view, chosen),
+    ) else {
+        return Vec::new();
+    };
+    let (replid, offset, consents) = (facts.replid.clone(), reading.offset, consents(view, chosen));
+    let mut effects = vec![Effect::Promote { server: target, replid, offset, consents, by }];
+    effects.extend(label(view, chosen, RoleLabel::Primary));
+    effects.extend(attach_others(view, chosen, &[chosen]));
+    effects
+}
+
+/// How a member's node becomes primary: by its gate alone, by vote, or, where there can be no majority, without.
+fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
+    let node = node_of(view, chosen)?;
+    if node.primary.is_none() {
+        return Some(Promotion::Open);
+    }
+    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
+    let (mut voters, mut votes) = (0_usize, 0_usize);
+    for shard in owners {
+        voters += 1;
+        let votes_for = |primary: MemberId| {
+            view.reading(primary).is_some() && node_of(view, primary).is_some_and(|n| n.primary.is_none())
+        };
+        votes += usize::from(shard != chosen.shard && serving_primary(view, shard).is_some_and(votes_for));
+    }
+    Some(if votes > voters / 2 { Promotion::Force } else { Promotion::Takeover })
+}
+
+/// `CLUSTER FAILOVER` on the replica; the old primary takes part and follows.
+pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
+    let (Some(old), Some(new), Some(node)) = (server(view, from), server(view, to), node_of(view, from)) else {
+        return Vec::new();
+    };
+    let mut effects = vec![Effect::Handover {
+        from: old,
+        to: new,
+        timeout_ms: HANDOVER_MAX_MS,
+        consents: consents(view, to),
+        node: Some(node.id.clone()),
+    }];
+    effects.extend(label(view, to, RoleLabel::Primary));
+    effects.extend(label(view, from, RoleLabel::Replica));
+    effects.extend(attach_others(view, to, &[from, to]));
+    effects
+}
+
+/// `CLUSTER REPLICATE` the primary's node, if the member's agent answers and its node has met that one.
+pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
+    view.member(member)?.agent()?;
+    let to: &NodeId = &node_of(view, primary)?.id;
+    node_of(view, member)?.knows.get(to)?;
+    let to_address = view.member(primary)?.address()?.to_owned();
+    Some(Effect::Attach { server: server(view, member)?, to: primary, to_address, node: Some(to.clone()) })
+}
+
+/// A primary in whose view every slot is served, or a replica that its node says is the primary's.
+pub fn is_settled(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
+    let (Some(node), Some(of)) = (node_of(view, member), node_of(view, primary)) else { return false };
+    if member == primary {
+        return node.primary.is_none() && node.covered == SLOTS;
+    }
+    node.primary.as_ref() == Some(&of.id)
+}
+
+fn node_of<'a>(view: &View<'a>, member: MemberId) -> Option<&'a NodeFacts> {
+    view.member(member)?.node()
+}
