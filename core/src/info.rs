@@ -2,7 +2,7 @@
 //! parse is [`Garbled`], never a panic and never a guess.
 
 use crate::{
-    config::{GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY},
+    config::{GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, GATE_USER_BLANK, GATE_USER_HISTORY},
     ids::{MemberId, ReplId, Timestamp},
     observation::{Link, Reading, ServerFacts, ServerRole, Source},
 };
@@ -120,6 +120,20 @@ impl Info {
             last_io_ms: if is_replica { fields.last_io_ms()? } else { None },
             replicas_online: fields.replicas_online(),
         })
+    }
+
+    /// The answer of a server in Cluster mode, which has these users (`ACL USERS`): behind the gate it follows the gate, whatever its
+    /// node is to the others. If both markers are there, the one that claims less counts.
+    #[must_use]
+    pub fn behind_gate(self, users: &[String]) -> Info {
+        let has = |marker: &str| users.iter().any(|user| user == marker);
+        let port = match () {
+            () if has(GATE_USER_BLANK) => GATE_PORT_BLANK,
+            () if has(GATE_USER_HISTORY) => GATE_PORT_HISTORY,
+            () => return self,
+        };
+        let source = RawSource { host: GATE_ADDRESS.to_owned(), port };
+        Info { role: RawRole::Replica { source, link: Link::Down }, last_io_ms: None, ..self }
     }
 
     /// The answer as facts and reading. `taken_at` is when it arrived, on the caller's clock.
@@ -358,6 +372,33 @@ mod tests {
             let mut bytes = text.clone().into_bytes();
             bytes[end] ^= 0x15;
             let _ = parse(&String::from_utf8_lossy(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_marker_among_the_users_means_that_a_node_follows_the_gate_whatever_it_is_to_the_others() {
+        let gate = |port| {
+            let source = RawSource { host: GATE_ADDRESS.to_owned(), port };
+            RawRole::Replica { source, link: Link::Down }
+        };
+        let users =
+            |names: &[&str]| ["default", "valkeeper"].iter().chain(names).map(|n| n.to_string()).collect();
+        for text in [PRIMARY.to_owned(), replica()] {
+            let plain = parse(&text).unwrap();
+            let behind = |names: &[&str]| -> Info {
+                let users: Vec<String> = users(names);
+                plain.clone().behind_gate(&users)
+            };
+            assert_eq!(behind(&[]), plain, "an open gate changes nothing");
+            assert_eq!(behind(&["valkeeper-gate"]), plain);
+            for (markers, port) in [
+                (&[GATE_USER_BLANK][..], GATE_PORT_BLANK),
+                (&[GATE_USER_HISTORY], GATE_PORT_HISTORY),
+                (&[GATE_USER_HISTORY, GATE_USER_BLANK], GATE_PORT_BLANK),
+            ] {
+                let gated = Info { role: gate(port), last_io_ms: None, ..plain.clone() };
+                assert_eq!(behind(markers), gated, "{markers:?}: offset and history stay");
+            }
         }
     }
 
