@@ -1,6 +1,7 @@
 //! Events and directories for the unit tests of this crate.
 
 use std::{
+    collections::{BTreeMap, BTreeSet},
     path::PathBuf,
     sync::atomic::{AtomicUsize, Ordering},
 };
@@ -8,7 +9,8 @@ use valkeeper_core::{
     decision::{Decision, Reason, Scope, Standing, StepName},
     event::{BaselineOrigin, CloseReason, Event},
     ids::{Digest, MemberId, Seq, ShardId},
-    observation::{Evidence, Executed, ObjectFacts, ObjectKind, ObjectRef, Observed, SpecFact},
+    observation::{Evidence, Executed, NodeFacts, ObjectFacts, ObjectKind, ObjectRef, Observed, SpecFact},
+    slots::{SLOTS, SlotSet},
 };
 
 /// One event of each kind, in the order of their numbers.
@@ -21,6 +23,16 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         shard: None,
         vital: false,
         live: Observed::Absent,
+    };
+    let node = NodeFacts {
+        id: "ab".repeat(20).parse().unwrap(),
+        primary: None,
+        epoch: 1,
+        slots: SlotSet::all(),
+        knows: BTreeMap::new(),
+        meeting: BTreeSet::new(),
+        failed: BTreeSet::new(),
+        covered: SLOTS,
     };
     vec![
         Event::Baseline {
@@ -51,6 +63,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
             archive: None,
         },
         Event::LevelRaised { level: 1, version: "0.1.0".to_owned() },
+        Event::NodeChanged { member: MemberId::new(0, 1), node },
     ]
 }
 

@@ -15,7 +15,8 @@ use std::{
 };
 use valkeeper_core::{
     event::{CloseReason, Event},
-    ids::Seq,
+    ids::{MemberId, NodeId, Seq},
+    observation::NodeFacts,
     state::ClusterState,
 };
 use valkeeper_journal::{
@@ -33,6 +34,23 @@ fn story() -> Vec<Stored> {
     import_lines(fs::read(path).unwrap().as_slice()).map(Result::unwrap).collect()
 }
 
+/// A node of a Valkey Cluster with everything that it can say.
+fn node() -> Event {
+    let id = |digit: &str| -> NodeId { digit.repeat(40).parse().unwrap() };
+    let knows = [(id("b"), Some("10.0.0.2".to_owned())), (id("c"), None)];
+    let node = NodeFacts {
+        id: id("a"),
+        primary: None,
+        epoch: 3,
+        slots: "0-5460 6000".parse().unwrap(),
+        knows: knows.into(),
+        meeting: ["10.0.0.4".to_owned()].into(),
+        failed: [id("c")].into(),
+        covered: 5_462,
+    };
+    Event::NodeChanged { member: MemberId::new(0, 1), node }
+}
+
 /// The story as a stream that was finalized and cut.
 async fn written() -> (Whole, Whole) {
     let story = story();
@@ -44,9 +62,9 @@ async fn written() -> (Whole, Whole) {
     let last = story.last().unwrap().record.time;
     journal.claim(None, "valkeeper-1", env!("CARGO_PKG_VERSION"), last).await.unwrap();
     let level = Event::LevelRaised { level: LEVEL_MAX, version: env!("CARGO_PKG_VERSION").to_owned() };
-    // The one kind that the story lacks.
+    // The kinds that the story lacks.
     let closed = Event::DecisionClosed { decision: Seq(8), how: CloseReason::Superseded };
-    journal.append(vec![closed, level], last).await.unwrap();
+    journal.append(vec![closed, node(), level], last).await.unwrap();
     let whole = read_all(&*memory, &stream).await.unwrap();
     journal.retain(Retention { keep_bytes: 20_000, keep_ms: None, may_go: MayGo::Any });
     assert_eq!(journal.trim(last).await.unwrap().records.len(), 1);

@@ -47,6 +47,7 @@ impl Report for StateAt {
         let _ = writeln!(text, "standing {}", line::standing(&state.standing));
         let _ = write!(text, "\n{}", members(state).aligned());
         let _ = write!(text, "\n{}", shards(state).aligned());
+        nodes(state, &mut text);
         if !state.operations.is_empty() {
             let _ = write!(text, "\n{}", operations(state).aligned());
         }
@@ -153,6 +154,18 @@ fn route(state: &ClusterState, id: ShardId, shard: &ShardState) -> String {
     }
 }
 
+/// Of a Valkey Cluster: the members' nodes as they said last, and which slots are whose.
+fn nodes(state: &ClusterState, text: &mut String) {
+    let said: Vec<String> =
+        state.members.iter().filter_map(|(id, m)| Some(line::node(*id, m.node()?))).collect();
+    let owners = state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty());
+    let owned = owners.map(|(id, shard)| format!("shard {id} slots {}", shard.slots));
+    for (at, line) in said.into_iter().chain(owned).enumerate() {
+        let gap = if at == 0 { "\n" } else { "" };
+        let _ = writeln!(text, "{gap}{line}");
+    }
+}
+
 fn operations(state: &ClusterState) -> Table<8> {
     let mut table =
         Table::new(["operation", "scope", "cause", "phase", "member", "asked by", "open for", "opened at"]);
@@ -213,6 +226,14 @@ mod tests {
         ] {
             assert!(text.contains(expected), "{expected:?} in\n{text}");
         }
+    }
+
+    #[test]
+    fn nodes_of_a_valkey_cluster_and_whose_slots_are_whose_are_told() {
+        let text = at(&story::clustered().0.into(), "13".parse().unwrap()).unwrap().text();
+        assert!(text.contains("\n\n0-0 node aaaaaaaa primary, epoch 3, 5461 slots, knows 2, "), "{text}");
+        assert!(text.contains("\nshard 0 slots 0-5460\n"), "{text}");
+        assert!(!told("22").contains(" slots "), "{}", told("22"));
     }
 
     #[test]

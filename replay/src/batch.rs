@@ -35,6 +35,7 @@ pub fn evidence(record: &Record) -> Option<&Evidence> {
         | Event::PodChanged { .. }
         | Event::ServerChanged { .. }
         | Event::AgentChanged { .. }
+        | Event::NodeChanged { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::EffectsEnded(_)
@@ -106,6 +107,7 @@ impl Stage {
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
+            | Event::NodeChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)

@@ -142,6 +142,7 @@ fn claims(stream: &Stream) -> Vec<Claim<'_>> {
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
+            | Event::NodeChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::Decided { .. }

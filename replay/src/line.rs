@@ -5,13 +5,14 @@ use crate::history::History;
 use std::collections::BTreeMap;
 use valkeeper_core::{
     decision::{Block, Candidate, Decision, Discard, OperationChange, Scope, Standing, Wait},
-    effect::{Effect, short},
+    effect::{Effect, Promotion, short},
     event::{BaselineOrigin, CloseReason, Event, Record},
     ids::{Digest, MemberId, Seq, ShardId},
     observation::{
-        AgentFacts, ContainerPhase, Executed, Gate, Link, NodeHealth, ObjectFacts, ObjectRef, Observed,
-        PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
+        AgentFacts, ContainerPhase, Executed, Gate, Link, NodeFacts, NodeHealth, ObjectFacts, ObjectRef,
+        Observed, PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
     },
+    slots::SLOTS,
     spec::DesiredCluster,
 };
 
@@ -39,6 +40,7 @@ pub fn kind(event: &Event) -> &'static str {
         Event::PodChanged { .. } => "pod",
         Event::ServerChanged { .. } => "server",
         Event::AgentChanged { .. } => "agent",
+        Event::NodeChanged { .. } => "node",
         Event::RouteChanged { .. } => "route",
         Event::ObjectChanged { .. } => "object",
         Event::Decided { .. } => "decided",
@@ -67,6 +69,7 @@ pub fn text(record: &Record) -> String {
         Event::PodChanged { member, pod: facts } => pod(*member, facts),
         Event::ServerChanged { member, server: facts } => server(*member, facts),
         Event::AgentChanged { member, agent: facts } => agent(*member, facts),
+        Event::NodeChanged { member, node: facts } => node(*member, facts),
         Event::RouteChanged { shard, route: facts } => route(*shard, facts),
         Event::ObjectChanged { object: name, facts } => object(name, facts),
         Event::Decided { decision: made, evidence: _ } => decision(made),
@@ -285,6 +288,22 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
     format!("{member} agent {version}: {}", said.join(", "))
 }
 
+/// A member's node in a Valkey Cluster in a few words: what it is, and what of the others is not as it should be.
+pub fn node(member: MemberId, node: &NodeFacts) -> String {
+    let NodeFacts { id, primary, epoch, slots, knows, meeting, failed, covered } = node;
+    let role = match primary {
+        None => "primary".to_owned(),
+        Some(of) => format!("replica of {}", short(&of.to_string())),
+    };
+    let mut said = vec![format!("{member} node {} {role}", short(&id.to_string())), format!("epoch {epoch}")];
+    said.extend(primary.is_none().then(|| format!("{} slots", slots.len())));
+    said.push(format!("knows {}", knows.len()));
+    said.extend((!meeting.is_empty()).then(|| format!("is meeting {}", meeting.len())));
+    said.extend((!failed.is_empty()).then(|| format!("holds {} for dead", failed.len())));
+    said.extend((*covered < SLOTS).then(|| format!("sees an owner for {covered} of {SLOTS} slots")));
+    said.join(", ")
+}
+
 /// A role in a few words.
 pub fn role(role: &ServerRole) -> String {
     match role {
@@ -402,18 +421,31 @@ pub fn candidate(candidate: &Candidate) -> String {
 /// Verb and object of an effect, without addresses and preconditions.
 pub fn effect_name(effect: &Effect) -> String {
     match effect {
-        Effect::Promote { server, .. } => format!("promote {}", server.member),
+        Effect::Promote { server, by, .. } => format!("promote {}{}", server.member, way(*by)),
         Effect::Promise { member, candidate, .. } => format!("promise of {member} for {candidate}"),
         Effect::Brief { member, .. } => format!("brief {member}"),
         Effect::Fence { server } => format!("end the server of {}", server.member),
         Effect::Attach { server, to, .. } => format!("attach {} to {to}", server.member),
         Effect::Handover { from, to, .. } => format!("hand over {} to {}", from.member, to.member),
+        Effect::Meet { server, member, .. } => format!("introduce {member} to {}", server.member),
+        Effect::AddSlots { server, slots, .. } => format!("give {} {} slots", server.member, slots.len()),
+        Effect::Forget { server, node } => format!("{} forgets {}", server.member, short(&node.to_string())),
         Effect::Route { shard, to, .. } => format!("route shard {shard} to {to}"),
         Effect::Label { member, role, .. } => format!("label {member} {}", role.as_str()),
         Effect::Disconnect { server } => format!("disconnect clients of {}", server.member),
         Effect::DeletePod { member, .. } => format!("delete pod of {member}"),
         Effect::Apply { object, .. } => format!("apply {object}"),
         Effect::ReleaseFinalizer => "release the finalizer".to_owned(),
+    }
+}
+
+/// How a server becomes primary, if there is more than one way.
+fn way(by: Promotion) -> &'static str {
+    match by {
+        Promotion::Detach => "",
+        Promotion::Open => " by its gate",
+        Promotion::Force => " by vote",
+        Promotion::Takeover => " by takeover",
     }
 }
 
@@ -463,6 +495,43 @@ mod tests {
     fn a_failover_reads_as_a_story() {
         let told = lines(&story::failover().into());
         assert_eq!(told, story::FAILOVER_LINES.lines().collect::<Vec<_>>(), "\n{}", told.join("\n"));
+    }
+
+    #[test]
+    fn a_node_and_what_is_done_to_it_read_in_words_of_a_valkey_cluster() {
+        let told = lines(&story::clustered().0.into());
+        let wanted = [
+            "   12  node      0-0 node aaaaaaaa primary, epoch 3, 5461 slots, knows 2, is meeting 1, holds 1 for dead, sees an \
+             owner for 10923 of 16384 slots",
+            "   13  decided   SlotsAssigned: give 0-0 the slots 0-5460; introduce 0-2 (10.0.0.3) to 0-0; 0-0 forgets the node \
+             cccccccc",
+        ];
+        assert_eq!(told.get(11..), Some(wanted.map(str::to_owned).as_slice()));
+        let names: Vec<String> = story::gossip().effects.iter().map(effect_name).collect();
+        assert_eq!(names, ["give 0-0 5461 slots", "introduce 0-2 to 0-0", "0-0 forgets cccccccc"]);
+        let replica = NodeFacts { primary: story::node().failed.first().cloned(), ..story::node() };
+        assert!(
+            node(MemberId::new(0, 1), &replica)
+                .starts_with("0-1 node aaaaaaaa replica of cccccccc, epoch 3, knows 2")
+        );
+    }
+
+    #[test]
+    fn a_promotion_says_how_where_there_is_more_than_one_way() {
+        let promotion = story::promotion();
+        let Some(Effect::Promote { server, replid, offset, consents, by: _ }) = promotion.effects.first()
+        else {
+            panic!("{promotion:?}")
+        };
+        let told = |by| {
+            let (server, replid) = (server.clone(), replid.clone());
+            effect_name(&Effect::Promote { server, replid, offset: *offset, consents: *consents, by })
+        };
+        let ways = [Promotion::Detach, Promotion::Open, Promotion::Force, Promotion::Takeover].map(told);
+        assert_eq!(
+            ways,
+            ["promote 0-1", "promote 0-1 by its gate", "promote 0-1 by vote", "promote 0-1 by takeover"]
+        );
     }
 
     #[test]

@@ -129,7 +129,8 @@ fn is_fact_about(record: &Record, subject: &Subject) -> bool {
         (
             Event::PodChanged { member, pod: _ }
             | Event::ServerChanged { member, server: _ }
-            | Event::AgentChanged { member, agent: _ },
+            | Event::AgentChanged { member, agent: _ }
+            | Event::NodeChanged { member, node: _ },
             Subject::Member(wanted),
         ) => member == wanted,
         (Event::RouteChanged { shard, route: _ }, Subject::Shard(wanted)) => shard == wanted,
@@ -142,6 +143,7 @@ fn is_fact_about(record: &Record, subject: &Subject) -> bool {
             | Event::PodChanged { .. }
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
+            | Event::NodeChanged { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::Decided { .. }
@@ -165,7 +167,11 @@ fn concerns(decision: &Decision, subject: &Subject) -> bool {
                 || decision.discards.iter().any(|d| d.member == *member)
                 || decision.effects.iter().any(|e| touches(e, *member))
         }
-        Subject::Shard(shard) => decision.scope == Scope::Shard(*shard),
+        Subject::Shard(shard) => {
+            let gives =
+                |e: &Effect| matches!(e, Effect::AddSlots { server, .. } if server.member.shard == *shard);
+            decision.scope == Scope::Shard(*shard) || decision.effects.iter().any(gives)
+        }
         Subject::Object(object) => decision
             .effects
             .iter()
@@ -175,9 +181,12 @@ fn concerns(decision: &Decision, subject: &Subject) -> bool {
 
 fn touches(effect: &Effect, member: MemberId) -> bool {
     match effect {
-        Effect::Promote { server, .. } | Effect::Disconnect { server } | Effect::Fence { server } => {
-            server.member == member
-        }
+        Effect::Promote { server, .. }
+        | Effect::Disconnect { server }
+        | Effect::Fence { server }
+        | Effect::AddSlots { server, .. }
+        | Effect::Forget { server, .. } => server.member == member,
+        Effect::Meet { server, member: met, .. } => server.member == member || *met == member,
         Effect::Brief { member: of, .. } => *of == member,
         Effect::Promise { member: of, candidate, .. } => *of == member || *candidate == member,
         Effect::Attach { server, to, .. } => server.member == member || *to == member,
@@ -207,14 +216,20 @@ fn now(state: &ClusterState, subject: &Subject) -> String {
                 Some((id, number)) => format!("grant {number} of shard {} is held by {id}", member.shard),
                 None => format!("nobody holds a grant of shard {}", member.shard),
             };
-            let server = state.members.get(member).map(|m| m.facts.server.clone()).unwrap_or_default();
-            format!("{}; {grant}", line::server(*member, &server))
+            let known = state.members.get(member).cloned().unwrap_or_default();
+            let node = known.node().map(|node| format!("; {}", line::node(*member, node)));
+            format!("{}; {grant}{}", line::server(*member, &known.facts.server), node.unwrap_or_default())
         }
         Subject::Shard(shard) => {
             let known = state.shards.get(shard).cloned().unwrap_or_default();
             let holder = known.holder().map(|(member, number)| format!("{member} holds grant {number}"));
             let holder = holder.unwrap_or_else(|| "nobody holds a grant".to_owned());
-            format!("{holder}; {}", line::route(*shard, &known.route))
+            // A Valkey Cluster has no route: clients find the owner of a slot themselves.
+            let reached = match known.slots.len() {
+                0 => line::route(*shard, &known.route),
+                _ => format!("shard {shard} has the slots {}", known.slots),
+            };
+            format!("{holder}; {reached}")
         }
         Subject::Object(object) => {
             let facts = state.objects.get(object).map(line::object_facts);
@@ -301,6 +316,19 @@ mod tests {
         let decided: Vec<u64> = causes.causes.iter().filter(|c| c.reason.is_some()).map(|c| c.seq).collect();
         assert_eq!(decided, [11, 13, 18, 20]);
         assert!(causes.now.starts_with("0-1 holds grant 13; shard 0 route to 10.0.0.2"), "{}", causes.now);
+    }
+
+    #[test]
+    fn slots_and_introductions_explain_a_member_and_its_shard() {
+        let asked = |subject: &str| why(&story::clustered().0.into(), &subject.parse().unwrap()).unwrap();
+        let seqs = |causes: Causes| causes.causes.iter().map(|c| c.seq).collect::<Vec<_>>();
+        let now = asked("0-0").now;
+        assert!(now.contains("; holds grant 11 of shard 0; 0-0 node aaaaaaaa primary, epoch 3, "), "{now}");
+        assert_eq!(seqs(asked("0-0")), [7, 11, 12, 13]);
+        assert_eq!(seqs(asked("0-2")).last(), Some(&13), "it was introduced");
+        assert_eq!(seqs(asked("shard/0")).last(), Some(&13), "it was given slots");
+        assert!(asked("shard/0").now.ends_with("; shard 0 has the slots 0-5460"), "{}", asked("shard/0").now);
+        assert!(!seqs(asked("0-1")).contains(&13));
     }
 
     #[test]

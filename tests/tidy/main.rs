@@ -34,6 +34,7 @@ const EVENTS: &[(&str, u16)] = &[
     ("AgentChanged", 12),
     ("Trimmed", 13),
     ("LevelRaised", 14),
+    ("NodeChanged", 15),
 ];
 
 /// Where a thread may sleep: time itself is what is wanted, or what is looked at cannot be waited for.
@@ -68,6 +69,7 @@ const WIRE_FILES: &[&str] = &[
     "agent/tests/",
     "benches/",
     "core/src/info.rs",
+    "core/src/nodes.rs",
     "tests/cluster/",
     "tests/e2e/support/resp.rs",
     "tests/tidy/",
@@ -188,7 +190,7 @@ fn core_awaits_nothing_and_asks_nobody() {
 
 #[test]
 fn data_never_imports_rules_or_readers() {
-    let data = ["ids", "spec", "observation", "effect", "decision", "event", "state"];
+    let data = ["ids", "slots", "spec", "observation", "effect", "decision", "event", "state"];
     let mut found = Vec::new();
     for module in data {
         let source = read(&format!("core/src/{module}.rs"));

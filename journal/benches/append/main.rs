@@ -15,7 +15,7 @@ use std::{
 };
 use valkeeper_core::{
     decision::{Decision, Reason, Scope, StepName},
-    effect::{Effect, Server},
+    effect::{Effect, Promotion, Server},
     event::{BaselineOrigin, Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{Evidence, Link, Observed, Reading, ServerFacts, ServerRole, Source},
@@ -63,6 +63,7 @@ fn decided(number: usize) -> Event {
         replid: ReplId("8f3a".repeat(10)),
         offset: number as i64,
         consents: 0,
+        by: Promotion::Detach,
     });
     let reading = Reading {
         taken_at: Timestamp(number as i64),

@@ -324,7 +324,7 @@ struct Promoted<'a> {
 }
 
 fn promoted(effect: &Effect) -> Option<Promoted<'_>> {
-    if let Effect::Promote { server, replid, offset, consents: _ } = effect {
+    if let Effect::Promote { server, replid, offset, consents: _, by: _ } = effect {
         Some(Promoted { member: server.member, replid, offset: *offset })
     } else {
         None

@@ -7,12 +7,12 @@ use valkeeper_core::{
         Candidate, Decision, Discard, OperationChange, OperationKind, Phase, Reason, RejectReason, Scope,
         Standing, StepName, Wait, WaitReason,
     },
-    effect::{Effect, Outcome, Server},
+    effect::{Effect, Outcome, Promotion, Server},
     event::{BaselineOrigin, Event, Record},
-    ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
+    ids::{Digest, MemberId, NodeId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        ContainerPhase, Evidence, Executed, Link, NodeHealth, Observed, PodFacts, Reading, RouteFacts,
-        ServerFacts, ServerRole, Source, SpecFact,
+        ContainerPhase, Evidence, Executed, Link, NodeFacts, NodeHealth, Observed, PodFacts, Reading,
+        RouteFacts, ServerFacts, ServerRole, Source, SpecFact,
     },
     spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, Topology},
     state::ClusterState,
@@ -129,7 +129,7 @@ pub fn process(ordinal: u16) -> Server {
 }
 
 pub fn attach(ordinal: u16, to: u16) -> Effect {
-    Effect::Attach { server: process(ordinal), to: member(to), to_address: address(to) }
+    Effect::Attach { server: process(ordinal), to: member(to), to_address: address(to), node: None }
 }
 
 pub fn decided(decision: Decision, evidence: Evidence) -> Event {
@@ -199,7 +199,13 @@ pub fn promotion() -> Decision {
         Candidate { member: member(0), offset: None, rejected: Some(RejectReason::LostPrimary) },
     ];
     decision.effects = vec![
-        Effect::Promote { server: process(1), replid: ReplId("a".repeat(40)), offset: 1200, consents: 0 },
+        Effect::Promote {
+            server: process(1),
+            replid: ReplId("a".repeat(40)),
+            offset: 1200,
+            consents: 0,
+            by: Promotion::Detach,
+        },
         Effect::Route {
             shard: ShardId(0),
             to: member(1),
@@ -209,6 +215,41 @@ pub fn promotion() -> Decision {
         attach(2, 1),
     ];
     decision
+}
+
+/// What the node of 0-0 says in a Valkey Cluster of three others, one of which is held for dead.
+pub fn node() -> NodeFacts {
+    let id = |digit: &str| -> NodeId { digit.repeat(40).parse().unwrap() };
+    NodeFacts {
+        id: id("a"),
+        primary: None,
+        epoch: 3,
+        slots: "0-5460".parse().unwrap(),
+        knows: [("b", 2), ("c", 3)].map(|(digit, ordinal)| (id(digit), Some(address(ordinal)))).into(),
+        meeting: [address(4)].into(),
+        failed: [id("c")].into(),
+        covered: 10_923,
+    }
+}
+
+/// 0-0 gets slots, meets another and forgets a third.
+pub fn gossip() -> Decision {
+    let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::SlotsAssigned);
+    let NodeFacts { id, slots, failed, .. } = node();
+    decision.effects = vec![
+        Effect::AddSlots { server: process(0), node: id, slots, epoch: Some(1) },
+        Effect::Meet { server: process(0), member: member(2), address: address(2) },
+    ];
+    decision.effects.extend(failed.into_iter().map(|node| Effect::Forget { server: process(0), node }));
+    decision
+}
+
+/// The adopted cluster, with a node that spoke and a decision about it.
+pub fn clustered() -> Book {
+    let mut book = adopted();
+    book.add(20, Event::NodeChanged { member: member(0), node: node() });
+    book.add(30, decided(gossip(), readings(30, &[])));
+    book
 }
 
 /// A replica is awaited.
