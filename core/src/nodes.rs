@@ -102,7 +102,7 @@ impl Nodes {
         let met = || self.others.iter().filter(|node| node.life != Life::Handshake);
         let shaking = |node: &Node| node.address.clone().filter(|_| node.life == Life::Handshake);
         let served = self.all().filter(|node| node.life != Life::Failed && node.primary.is_none());
-        let covered: SlotSet = served.flat_map(|node| node.slots.iter()).collect();
+        let covered = served.fold(SlotSet::default(), |all, node| all.with(&node.slots));
         NodeFacts {
             id: self.myself.id.clone(),
             primary: self.myself.primary.clone(),

@@ -58,17 +58,34 @@ impl SlotSet {
 
     /// Those that are in `other`, too.
     pub fn common(&self, other: &SlotSet) -> SlotSet {
-        self.iter().filter(|slot| other.contains(*slot)).collect()
+        self.combine(other, |mine, theirs| mine && theirs)
     }
 
     /// Those that are not in `other`.
     pub fn without(&self, other: &SlotSet) -> SlotSet {
-        self.iter().filter(|slot| !other.contains(*slot)).collect()
+        self.combine(other, |mine, theirs| mine && !theirs)
     }
 
     /// Those that are in either.
     pub fn with(&self, other: &SlotSet) -> SlotSet {
-        self.iter().chain(other.iter()).collect()
+        self.combine(other, |mine, theirs| mine || theirs)
+    }
+
+    /// The slots for which `keep` holds, told whether each set has them; by runs, as sets have few of them.
+    fn combine(&self, other: &SlotSet, keep: impl Fn(bool, bool) -> bool) -> SlotSet {
+        let mut bounds: Vec<u16> = self.runs().chain(other.runs()).flat_map(|(a, b)| [a, b + 1]).collect();
+        bounds.sort_unstable();
+        let mut runs: Vec<(u16, u16)> = Vec::new();
+        for (first, end) in bounds.iter().zip(bounds.iter().skip(1)).filter(|(first, end)| first < end) {
+            if !keep(self.contains(*first), other.contains(*first)) {
+                continue;
+            }
+            match runs.last_mut() {
+                Some((_, last)) if *last + 1 == *first => *last = end - 1,
+                Some(_) | None => runs.push((*first, end - 1)),
+            }
+        }
+        SlotSet { runs }
     }
 }
 

@@ -6,8 +6,8 @@ use super::{
 };
 use crate::{
     agent::Brief,
-    effect::{Effect, Outcome, Server},
-    ids::{Digest, MemberId, ReplId, ShardId},
+    effect::{Effect, Outcome, Promotion, Server},
+    ids::{Digest, MemberId, NodeId, ReplId, ShardId},
     observation::{LiveObject, ObjectKind, ObjectRef, RouteFacts},
 };
 use std::collections::BTreeSet;
@@ -16,8 +16,8 @@ impl World {
     /// Does one effect, checking its precondition as the real executor does.
     pub fn execute(&mut self, effect: &Effect, terms: &Brief) -> Outcome {
         match effect {
-            Effect::Promote { server, replid, offset, consents } => {
-                self.promote(server, replid, *offset, (terms, *consents))
+            Effect::Promote { server, replid, offset, consents, by } => {
+                self.promote((server, *by), replid, *offset, (terms, *consents))
             }
             Effect::Promise { member, address: _, candidate: _ } => match self.obeys(*member) {
                 Err(outcome) => outcome,
@@ -37,10 +37,25 @@ impl World {
                 }
                 Ok(()) => verified(self.kill(server.member)),
             },
-            Effect::Attach { server, to, to_address: _ } => self.attach(server, *to, terms),
-            Effect::Handover { from, to, timeout_ms: _, consents } => {
+            Effect::Attach { server, to, to_address: _, node } => {
+                self.attach(server, (*to, node.as_ref()), terms)
+            }
+            Effect::Handover { from, to, timeout_ms: _, consents, node: None } => {
                 self.hand_over(from, to, (terms, *consents))
             }
+            Effect::Handover { from, to, timeout_ms: _, consents, node: Some(_) } => {
+                self.hand_over_cluster(from, to, (terms, *consents))
+            }
+            Effect::Meet { server, member: _, address } => {
+                self.told_node(server, |world| world.meet(server.member, address))
+            }
+            Effect::AddSlots { server, node, slots, epoch } => {
+                self.told_node(server, |world| world.add_slots(server.member, node, slots, *epoch))
+            }
+            Effect::Forget { server, node } => self.told_node(server, |world| {
+                world.forget(node);
+                Ok(())
+            }),
             Effect::Route { shard, to: _, address, resource_version } => {
                 self.route(*shard, address, resource_version)
             }
@@ -84,12 +99,32 @@ impl World {
         }
     }
 
-    fn attach(&mut self, server: &Server, to: MemberId, terms: &Brief) -> Outcome {
+    /// A command for the member's node.
+    fn told_node(
+        &mut self,
+        server: &Server,
+        command: impl FnOnce(&mut World) -> Result<(), String>,
+    ) -> Outcome {
+        match self.server(server) {
+            Err(outcome) => outcome,
+            Ok(_) => command(self).map_or_else(Outcome::Failed, |()| Outcome::Verified),
+        }
+    }
+
+    fn attach(&mut self, server: &Server, (to, node): (MemberId, Option<&NodeId>), terms: &Brief) -> Outcome {
         if let Err(outcome) = self.server(server) {
             return outcome;
         }
         if let Err(outcome) = self.learn(server.member, terms) {
             return outcome;
+        }
+        let replicated = match node {
+            Some(node) => self.replicate_node(server.member, node),
+            None if self.is_cluster() => Err("REPLICAOF not allowed in cluster mode".to_owned()),
+            None => Ok(()),
+        };
+        if let Err(why) = replicated {
+            return Outcome::Failed(why);
         }
         match self.server(server) {
             Err(outcome) => outcome,
@@ -125,13 +160,36 @@ impl World {
             }
             Err(outcome) => return outcome,
         };
-        let demoted = self.attach(from, to.member, terms);
+        let demoted = self.attach(from, (to.member, None), terms);
         if demoted != Outcome::Verified {
             return demoted;
         }
-        let promoted = self.promote(to, &replid, offset, (terms, consents));
+        let promoted = self.promote((to, Promotion::Detach), &replid, offset, (terms, consents));
         self.replicate(&BTreeSet::new());
         promoted
+    }
+
+    /// `CLUSTER FAILOVER` on the replica, after its agent took the grant.
+    fn hand_over_cluster(&mut self, from: &Server, to: &Server, (terms, consents): (&Brief, u64)) -> Outcome {
+        let source = match self.server(from) {
+            Ok(p) if p.is_primary() => p.clone(),
+            Ok(_) => return Outcome::Superseded("it is not primary".into()),
+            Err(outcome) => return outcome,
+        };
+        let now = self.now;
+        match self.server(to) {
+            Ok(p) => p.talk(&source, now),
+            Err(outcome) => return outcome,
+        }
+        if let Err(refusal) = self.places.entry(to.member).or_default().ledger.accept(terms, consents) {
+            return Outcome::Superseded(refusal.to_string());
+        }
+        if let Err(why) = self.hand_over_node(to.member) {
+            return Outcome::Failed(why);
+        }
+        self.told(to.member, terms);
+        self.replicate(&BTreeSet::new());
+        Outcome::Verified
     }
 
     fn apply(&mut self, object: &ObjectRef, digest: &Digest) -> Outcome {
@@ -154,7 +212,7 @@ impl World {
 
     fn promote(
         &mut self,
-        server: &Server,
+        (server, by): (&Server, Promotion),
         replid: &ReplId,
         offset: i64,
         (terms, consents): (&Brief, u64),
@@ -171,7 +229,11 @@ impl World {
         if let Err(refusal) = self.places.entry(id).or_default().ledger.accept(terms, consents) {
             return Outcome::Superseded(refusal.to_string());
         }
-        if let Some(process) = self.process(id) {
+        if self.is_cluster() {
+            if let Err(why) = self.promote_node(id, by) {
+                return Outcome::Failed(why);
+            }
+        } else if let Some(process) = self.process(id) {
             process.promote();
         }
         self.told(id, terms);

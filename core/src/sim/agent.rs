@@ -8,6 +8,7 @@ use super::{
 use crate::{
     agent::{Answer, Brief, Confirmations, Data, History, PeerAnswer, PeerServer, Verdict, gate},
     decision::HoldReason,
+    effect::Promotion,
     ids::{MemberId, ReplId, Seq, Timestamp},
     observation::{AgentFacts, CertificateFacts, Gate, Link, ServerProcess, Source},
 };
@@ -213,20 +214,14 @@ impl World {
             agent.asked_at = now;
         }
         let everyone = peers.iter().all(|p| agent.consents.contains(p));
-        let process = place.pod.as_mut().and_then(|p| p.process.as_mut());
-        let gate = match (verdict, process) {
-            (Verdict::Attach(to), Some(process)) => {
-                process.follow(to);
-                Gate::Attached(to)
-            }
-            (Verdict::Resume, Some(process)) if everyone => {
-                process.promote();
-                Gate::Resumed
-            }
-            (Verdict::Hold(reason, _), _) => Gate::Holding(reason),
-            (Verdict::Resume | Verdict::Attach(_), _) => Gate::Holding(HoldReason::ConsentRefused),
-        };
         let (members, window_ms) = (place.ledger.brief.roster.len(), place.ledger.brief.isolation_ms);
+        let gate = match verdict {
+            Verdict::Attach(to) if self.follow(id, to) => Gate::Attached(to),
+            Verdict::Resume if everyone && self.resume(id) => Gate::Resumed,
+            Verdict::Hold(reason, _) => Gate::Holding(reason),
+            Verdict::Resume | Verdict::Attach(_) => Gate::Holding(HoldReason::ConsentRefused),
+        };
+        let Some(place) = self.places.get_mut(&id) else { return };
         if let Some(agent) = place.pod.as_mut().and_then(|p| p.agent.as_mut()) {
             agent.gate = gate;
             if gate == Gate::Resumed {
@@ -239,6 +234,27 @@ impl World {
                 self.post(id, peer, Mail::Consent { grant });
             }
         }
+    }
+
+    /// The server follows a member; false if it could not be made to.
+    fn follow(&mut self, id: MemberId, to: MemberId) -> bool {
+        if self.is_cluster() {
+            let node = self.node(to).map(|node| node.id.clone());
+            if node.and_then(|node| self.replicate_node(id, &node)).is_err() {
+                return false;
+            }
+        }
+        self.process(id).map(|process| process.follow(to)).is_some()
+    }
+
+    /// The server becomes primary again; false if it could not.
+    fn resume(&mut self, id: MemberId) -> bool {
+        if self.is_cluster() {
+            let is_primary = self.node(id).is_ok_and(|node| node.primary.is_none());
+            let by = if is_primary { Promotion::Open } else { Promotion::Force };
+            return self.promote_node(id, by).is_ok();
+        }
+        self.process(id).map(Process::promote).is_some()
     }
 
     fn receive(&mut self, from: MemberId, to: MemberId, mail: Mail) {

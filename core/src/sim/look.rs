@@ -23,6 +23,7 @@ impl World {
         let ids: BTreeSet<MemberId> = self.spec.members().chain(self.places.keys().copied()).collect();
         for id in ids {
             let (facts, reading) = self.look_at(id);
+            let facts = MemberFacts { node: reading.as_ref().and_then(|_| self.node_facts(id)), ..facts };
             let Evidence { readings, last_answers } = &mut seen.evidence;
             if facts.agent.present().is_some() || reading.is_some() {
                 self.greet(id);
@@ -34,7 +35,7 @@ impl World {
             readings.extend(reading.map(|r| (id, r)));
             seen.members.insert(id, facts);
         }
-        for shard in self.spec.shard_ids() {
+        for shard in self.spec.shard_ids().filter(|_| !self.is_cluster()) {
             let route = self.routes.get(&shard).cloned().map_or(Observed::Absent, Observed::Present);
             seen.routes.insert(shard, route);
         }
@@ -49,8 +50,12 @@ impl World {
         let (now, apart) = (self.now, self.side(id) != 0);
         let replicas_online = self.processes().filter(|(_, p)| p.source == Some(Source::Member(id))).count();
         let Some(pod) = self.places.get(&id).and_then(|p| p.pod.as_ref()) else {
-            let gone =
-                MemberFacts { pod: Observed::Absent, server: Observed::Absent, agent: Observed::Absent };
+            let gone = MemberFacts {
+                pod: Observed::Absent,
+                server: Observed::Absent,
+                agent: Observed::Absent,
+                node: None,
+            };
             return (gone, None);
         };
         let facts = PodFacts {
@@ -78,7 +83,7 @@ impl World {
             None if pod.agent.is_none() => Observed::Absent,
             None => Observed::Unknown(Why::Silent),
         };
-        (MemberFacts { pod: Observed::Present(facts), server, agent }, reading)
+        (MemberFacts { pod: Observed::Present(facts), server, agent, node: None }, reading)
     }
 }
 

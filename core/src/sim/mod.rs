@@ -4,6 +4,7 @@
 mod act;
 mod agent;
 mod faults;
+mod gossip;
 mod look;
 mod process;
 mod script;

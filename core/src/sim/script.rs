@@ -188,6 +188,13 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
     let (key, value) = setting.split_once('=').ok_or("expected KEY=VALUE")?;
     let spec = &mut sim.world.spec;
     match key {
+        "topology" => {
+            spec.topology = match value {
+                "Replication" => Topology::Replication,
+                "Cluster" => Topology::Cluster,
+                _ => return Err("topology is Replication or Cluster".into()),
+            }
+        }
         "shards" => spec.shards = number(value)?,
         "replicas" => spec.replicas_per_shard = number(value)?,
         "window" => spec.failover.detection_window_ms = millis(value)?,

@@ -3,12 +3,14 @@
 
 use super::{
     agent::{Agent, Post, history},
+    gossip::Node,
     process::Process,
 };
 use crate::{
     agent::Ledger,
-    ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp},
+    ids::{Digest, MemberId, NodeId, ReplId, Seq, ShardId, Timestamp},
     observation::{LiveObject, ObjectKind, ObjectRef, RoleLabel, RouteFacts, Source},
+    slots::SlotSet,
     spec::{DesiredCluster, Profile},
 };
 use std::collections::{BTreeMap, BTreeSet};
@@ -45,6 +47,8 @@ pub(super) struct Place {
     pub(super) free_since: Timestamp,
     /// What the agents of this member remember, on the volume.
     pub(super) ledger: Ledger,
+    /// Its node in a Valkey Cluster: nodes.conf, on the volume.
+    pub(super) node: Option<Node>,
 }
 
 /// The world of one cluster.
@@ -81,6 +85,10 @@ pub struct World {
     pub(super) acked: BTreeMap<ShardId, BTreeSet<u64>>,
     pub(super) counter: u64,
     pub(super) released: bool,
+    /// Nodes that are not on the bus, and since when.
+    pub(super) down_since: BTreeMap<NodeId, Timestamp>,
+    /// Slots of nodes whose volume is gone, as the others believe.
+    pub(super) ghosts: BTreeMap<NodeId, SlotSet>,
 }
 
 impl World {
@@ -108,6 +116,8 @@ impl World {
             acked: BTreeMap::new(),
             counter: 0,
             released: false,
+            down_since: BTreeMap::new(),
+            ghosts: BTreeMap::new(),
         }
     }
 
@@ -138,6 +148,7 @@ impl World {
             self.schedule();
             self.terminate();
             self.start();
+            self.gossip();
             self.replicate(&BTreeSet::new());
             self.agents();
             self.both_writable_ms += if self.has_two_writable() { TICK_MS } else { 0 };
@@ -145,7 +156,8 @@ impl World {
     }
 
     fn has_two_writable(&self) -> bool {
-        let writable: Vec<MemberId> = self.places.keys().copied().filter(|id| self.writable(*id)).collect();
+        let writable: Vec<MemberId> =
+            self.places.keys().copied().filter(|id| self.writable(*id) && self.owns_slots(*id)).collect();
         writable.iter().any(|a| writable.iter().any(|b| a != b && a.shard == b.shard))
     }
 
@@ -199,6 +211,7 @@ impl World {
     fn terminate(&mut self) {
         let (now, durable, away) =
             (self.now, self.spec.profile == Profile::Durable, self.authority.is_empty());
+        let mut lost = Vec::new();
         for (id, place) in &mut self.places {
             let Some(at) = place.pod.as_ref().and_then(|p| p.deleted_at) else { continue };
             let serves = place
@@ -217,8 +230,12 @@ impl World {
                 place.disk = Some((ReplId(format!("aof-{}", process.run_id)), process.writes));
             } else if !durable {
                 place.ledger = Ledger::default();
+                lost.push(*id);
             }
             place.free_since = now;
+        }
+        for id in lost {
+            self.lose_node(id);
         }
     }
 
@@ -231,11 +248,15 @@ impl World {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            let (run_id, local) = (format!("run-{}", self.count()), self.local(id));
+            let (number, local, clustered) = (self.count(), self.local(id), self.is_cluster());
+            let run_id = format!("run-{number}");
             let Some(place) = self.places.get_mut(&id) else {
                 continue;
             };
-            let disk = place.disk.clone();
+            let fresh = clustered && place.node.is_none();
+            place.node = if fresh { Node::new(number) } else { place.node.take() };
+            // Data of a node that is gone is put aside.
+            let disk = place.disk.clone().filter(|_| !fresh);
             let Some(pod) = place.pod.as_mut().filter(|p| !self.broken.contains(&p.revision)) else {
                 continue;
             };
@@ -276,11 +297,7 @@ impl World {
         let mut acked = 0;
         for _ in 0..n {
             let number = self.count();
-            let Some(address) = self.routes.get(&shard).and_then(|r| r.address.clone()) else {
-                continue;
-            };
-            let at_address = |p: &Place| p.pod.as_ref().is_some_and(|p| p.address == address);
-            let target = self.places.iter().find(|(_, p)| at_address(p)).map(|(id, _)| *id);
+            let target = self.routed(shard);
             if let Some(id) = target.filter(|id| self.side(*id) == 0)
                 && self.write_at(id, number)
             {
@@ -321,8 +338,12 @@ impl World {
         self.processes().filter(|(id, p)| id.shard == shard && p.is_primary()).map(|(id, _)| id).collect()
     }
 
-    /// The member that the write Service of a shard lists.
+    /// Where clients send the writes of a shard: the member that its Service lists, or the owner of its slots.
     pub fn routed(&self, shard: ShardId) -> Option<MemberId> {
+        if self.is_cluster() {
+            let serves = |id: &MemberId| id.shard == shard && self.writable(*id) && self.owns_slots(*id);
+            return self.places.keys().copied().find(serves);
+        }
         let address = self.routes.get(&shard)?.address.as_ref()?;
         self.places
             .iter()
@@ -412,6 +433,7 @@ impl World {
     pub fn wipe(&mut self, id: MemberId) {
         let place = self.places.entry(id).or_default();
         (place.disk, place.ledger) = (None, Ledger::default());
+        self.lose_node(id);
     }
 
     /// A person sends REPLICAOF NO ONE to one member and REPLICAOF it to all others of the shard.
@@ -435,6 +457,11 @@ impl World {
     pub(super) fn wanted_objects(&self) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
         let mut all = BTreeMap::new();
         for shard in self.spec.shard_ids() {
+            if self.is_cluster() {
+                let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
+                all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));
+                continue;
+            }
             all.insert(slice_name(shard), (Digest("slice".into()), None, Some(shard)));
             let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
             all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));

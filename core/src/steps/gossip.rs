@@ -37,9 +37,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         // Slots first: a config epoch can only be set before anybody is met.
         assign(view, &speakers)
     } else {
-        introduce(view, &speakers)
-            .or_else(|| forget(view, &speakers))
-            .or_else(|| reclaim(view, &speakers))
+        introduce(view, &speakers).or_else(|| forget(view, &speakers)).or_else(|| reclaim(view, &speakers))
     };
     match decision.map(|decision| unless_failing(view, decision)) {
         Some(outcome) => outcome,

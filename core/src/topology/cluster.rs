@@ -51,7 +51,8 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
 
 /// `CLUSTER FAILOVER` on the replica; the old primary takes part and follows.
 pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
-    let (Some(old), Some(new), Some(node)) = (server(view, from), server(view, to), node_of(view, from)) else {
+    let (Some(old), Some(new), Some(node)) = (server(view, from), server(view, to), node_of(view, from))
+    else {
         return Vec::new();
     };
     let mut effects = vec![Effect::Handover {

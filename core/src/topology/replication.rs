@@ -65,7 +65,7 @@ pub(super) fn attach_others(view: &View<'_>, primary: MemberId, except: &[Member
     let others = view.state.members_of(primary.shard).filter(|(id, _)| !except.contains(id));
     others
         .filter(|(id, _)| view.reading(*id).is_some() && replica_link(view, *id).is_some())
-        .filter_map(|(id, _)| attach(view, id, primary))
+        .filter_map(|(id, _)| super::attach(view, id, primary))
         .collect()
 }
 
