@@ -8,12 +8,14 @@ use crate::{
 };
 use std::time::Duration;
 use tokio::time::Instant;
+use valkeeper_agent::proto;
 use valkeeper_core::{
     agent::{Brief, ledger::PROMISE_MARGIN_MS},
-    effect::{Outcome, Server},
-    ids::MemberId,
+    effect::{Outcome, Promotion, Server},
+    ids::{MemberId, NodeId},
     info::{RawRole, RawSource},
     observation::{Link, Observed},
+    slots::SlotSet,
 };
 
 /// How long writes stay paused beyond the bound of a handover: the demotion must have been answered by then, or the old
@@ -28,8 +30,21 @@ const CATCH_UP_PAUSE: Duration = Duration::from_micros(100);
 type Told = Result<(), Outcome>;
 
 /// The agent takes the grant and makes its server primary.
-pub async fn promote(cluster: &Cluster, server: &Server, brief: &Brief, at: &Paused, consents: u64) -> Told {
-    Ok(agent_of(cluster, server)?.promote(server, brief, at, consents).await?)
+pub async fn promote(
+    cluster: &Cluster,
+    server: &Server,
+    brief: &Brief,
+    at: &Paused,
+    consents: u64,
+    by: Promotion,
+) -> Told {
+    let by = match by {
+        Promotion::Detach => proto::Promotion::Unspecified,
+        Promotion::Open => proto::Promotion::Open,
+        Promotion::Force => proto::Promotion::Force,
+        Promotion::Takeover => proto::Promotion::Takeover,
+    };
+    Ok(agent_of(cluster, server)?.promote_by(by, server, brief, at, consents).await?)
 }
 
 /// The agent learns who holds the grant.
@@ -42,9 +57,40 @@ pub async fn fence(cluster: &Cluster, server: &Server) -> Told {
     Ok(agent_of(cluster, server)?.fence(server).await?)
 }
 
-/// The server follows the one at an address.
-pub async fn attach(cluster: &Cluster, server: &Server, brief: &Brief, to_address: &str) -> Told {
-    Ok(agent_of(cluster, server)?.attach(server, brief, &Endpoint::of_member(to_address)).await?)
+/// The server follows the one at an address, or in a Valkey Cluster the one that is this node.
+pub async fn attach(
+    cluster: &Cluster,
+    server: &Server,
+    brief: &Brief,
+    to_address: &str,
+    node: Option<&NodeId>,
+) -> Told {
+    Ok(agent_of(cluster, server)?.attach(server, brief, &Endpoint::of_member(to_address, node)).await?)
+}
+
+/// The server's node is told where a member is. Two clusters that meet are one for good, and addresses change hands: so the
+/// member's agent must answer there now, with its certificate.
+pub async fn meet(cluster: &Cluster, server: &Server, member: MemberId, address: &str) -> Told {
+    let teller = agent_of(cluster, server)?;
+    let proven = agent(cluster, member, address)?.prove().await;
+    proven.map_err(|error| Outcome::Superseded(format!("{member} does not prove itself: {error}")))?;
+    Ok(teller.meet(server, &Endpoint::of_member(address, None)).await?)
+}
+
+/// Slots that nobody owns become the server's.
+pub async fn add_slots(
+    cluster: &Cluster,
+    server: &Server,
+    node: &NodeId,
+    slots: &SlotSet,
+    config_epoch: Option<u64>,
+) -> Told {
+    Ok(agent_of(cluster, server)?.add_slots(server, node, slots, config_epoch).await?)
+}
+
+/// The server's node forgets one that is nobody's any more.
+pub async fn forget(cluster: &Cluster, server: &Server, node: &NodeId) -> Told {
+    Ok(agent_of(cluster, server)?.forget(server, node).await?)
 }
 
 /// The server's clients look for the primary again.
@@ -52,17 +98,21 @@ pub async fn disconnect(cluster: &Cluster, server: &Server) -> Told {
     Ok(agent_of(cluster, server)?.disconnect(server).await?)
 }
 
-/// [`handover`] between two members of the cluster.
+/// [`handover`] between two members of the cluster, or [`swap_nodes`] if `node` says that the one is a node of a Valkey Cluster.
 pub async fn hand_over(
     cluster: &Cluster,
     (from, to): (&Server, &Server),
     brief: &Brief,
     consents: u64,
     timeout_ms: u32,
+    node: Option<&NodeId>,
 ) -> Outcome {
-    match (side(cluster, from), side(cluster, to)) {
-        (Ok(from), Ok(to)) => handover(&from, &to, brief, consents, timeout_ms).await,
-        (Err(superseded), _) | (_, Err(superseded)) => superseded,
+    match (side(cluster, from), side(cluster, to), node) {
+        (Ok(from), Ok(to), None) => handover(&from, &to, brief, consents, timeout_ms).await,
+        (Ok(from), Ok(to), Some(node)) => {
+            swap_nodes(&from, &to, node, brief, consents).await.err().unwrap_or(Outcome::Verified)
+        }
+        (Err(superseded), _, _) | (_, Err(superseded), _) => superseded,
     }
 }
 
@@ -145,13 +195,23 @@ pub async fn handover(
     }
 }
 
-/// Checks the pair, pauses writes and waits until the replica has them all.
-async fn prepared(
-    from: &Side<'_>,
-    to: &Side<'_>,
-    timeout_ms: u32,
-    until: Instant,
-) -> Result<Paused, Outcome> {
+/// Two nodes of a Valkey Cluster hand over between themselves: the one pauses and waits for the other, which is then elected. Until
+/// that has happened the primary is as it was, and what it paused goes on by itself.
+pub async fn swap_nodes(from: &Side<'_>, to: &Side<'_>, node: &NodeId, brief: &Brief, consents: u64) -> Told {
+    let (old, new) = checked(from, to).await?;
+    let is_pair = old.node.is_some_and(|old| old.id == *node)
+        && new.node.as_ref().is_some_and(|new| new.primary.as_ref() == Some(node));
+    if !is_pair {
+        return Err(Outcome::Superseded("the other's node does not replicate its node".to_owned()));
+    }
+    let at = Paused { replid: new.info.replid, offset: new.info.offset };
+    // What is wrong with that, the promotion says itself.
+    let _told = to.agent.tell(brief).await;
+    Ok(to.agent.promote_by(proto::Promotion::Handover, to.server, brief, &at, consents).await?)
+}
+
+/// A primary that answers, and its linked replica.
+async fn checked(from: &Side<'_>, to: &Side<'_>) -> Result<(Look, Look), Outcome> {
     let (old, new) = tokio::join!(from.look(), to.look());
     let (old, new) = (old?, new?);
     if old.role != RawRole::Primary {
@@ -162,6 +222,17 @@ async fn prepared(
     if new.role != (RawRole::Replica { source, link: Link::Up }) {
         return Err(Outcome::Superseded("the other is not a linked replica of it".to_owned()));
     }
+    Ok((old, new))
+}
+
+/// Checks the pair, pauses writes and waits until the replica has them all.
+async fn prepared(
+    from: &Side<'_>,
+    to: &Side<'_>,
+    timeout_ms: u32,
+    until: Instant,
+) -> Result<Paused, Outcome> {
+    checked(from, to).await?;
     let paused = from.agent.pause(from.server, timeout_ms.saturating_add(PAUSE_MARGIN_MS)).await;
     let paused = match paused {
         Ok(paused) => paused,
@@ -180,7 +251,7 @@ async fn prepared(
 
 async fn swap(from: &Side<'_>, to: &Side<'_>, brief: &Brief, paused: &Paused, consents: u64) -> Outcome {
     let target = to.link.target();
-    let endpoint = Endpoint { host: target.address.to_string(), port: target.port };
+    let endpoint = Endpoint { host: target.address.to_string(), port: target.port, node: None };
     // The successor's agent writes the grant down while the old primary is demoted: the promotion finds it there. What is
     // wrong with that, it says itself.
     let (_told, demoted) =

@@ -36,8 +36,8 @@ const PROMISED_AGE_MAX: Duration = Duration::from_millis(1_500);
 /// decision are asked for side by side, so this is what a peer that does not answer costs.
 const PROMISE_MAX: Duration = Duration::from_millis(400);
 
-/// A pod is deleted, or a server ended, for what was seen of it, and while an append hangs a silent primary may have come back. Longer than any
-/// append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
+/// A pod is deleted, a server ended, a node forgotten, or a slot given out for what was seen of all, and while an append hangs a silent primary
+/// may have come back. Longer than any append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
 const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// Bound on one effect. Every kind has tighter bounds of its own, except a handover, whose own limit comes on top of this.
@@ -112,9 +112,12 @@ fn age_max(effect: &Effect, promised: bool) -> Option<Duration> {
     match effect {
         Effect::Promote { .. } if promised => Some(PROMISED_AGE_MAX),
         Effect::Promote { .. } | Effect::Promise { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
-        Effect::DeletePod { .. } | Effect::Fence { .. } => Some(DELETION_AGE_MAX),
+        Effect::DeletePod { .. } | Effect::Fence { .. } | Effect::AddSlots { .. } | Effect::Forget { .. } => {
+            Some(DELETION_AGE_MAX)
+        }
         Effect::Attach { .. }
         | Effect::Brief { .. }
+        | Effect::Meet { .. }
         | Effect::Route { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
@@ -131,6 +134,9 @@ fn bound(effect: &Effect) -> Duration {
         | Effect::Brief { .. }
         | Effect::Fence { .. }
         | Effect::Attach { .. }
+        | Effect::Meet { .. }
+        | Effect::AddSlots { .. }
+        | Effect::Forget { .. }
         | Effect::Route { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
@@ -143,9 +149,9 @@ fn bound(effect: &Effect) -> Duration {
 async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) -> Outcome {
     let brief = &topology::terms(&cluster.state, decision.value());
     match effect {
-        Effect::Promote { server, replid, offset, consents } => {
+        Effect::Promote { server, replid, offset, consents, by } => {
             let at = Paused { replid: replid.clone(), offset: *offset };
-            of_command(command::promote(cluster, server, brief, &at, *consents).await)
+            of_command(command::promote(cluster, server, brief, &at, *consents, *by).await)
         }
         Effect::Promise { member, address, candidate: _ } => {
             of_command(command::promise(cluster, *member, address, brief).await)
@@ -154,12 +160,19 @@ async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) 
             of_command(command::tell(cluster, *member, address, brief).await)
         }
         Effect::Fence { server } => of_command(command::fence(cluster, server).await),
-        Effect::Attach { server, to: _, to_address } => {
-            of_command(command::attach(cluster, server, brief, to_address).await)
+        Effect::Attach { server, to: _, to_address, node } => {
+            of_command(command::attach(cluster, server, brief, to_address, node.as_ref()).await)
         }
+        Effect::Meet { server, member, address } => {
+            of_command(command::meet(cluster, server, *member, address).await)
+        }
+        Effect::AddSlots { server, node, slots, epoch } => {
+            of_command(command::add_slots(cluster, server, node, slots, *epoch).await)
+        }
+        Effect::Forget { server, node } => of_command(command::forget(cluster, server, node).await),
         Effect::Disconnect { server } => of_command(command::disconnect(cluster, server).await),
-        Effect::Handover { from, to, consents, timeout_ms } => {
-            command::hand_over(cluster, (from, to), brief, *consents, *timeout_ms).await
+        Effect::Handover { from, to, consents, timeout_ms, node } => {
+            command::hand_over(cluster, (from, to), brief, *consents, *timeout_ms, node.as_ref()).await
         }
         Effect::Route { shard, to, address, resource_version } => {
             of_request(route(cluster, *shard, *to, address, resource_version).await)
@@ -263,6 +276,7 @@ async fn release(cluster: &Cluster) -> Result<Outcome, k8s::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use valkeeper_core::effect::Promotion;
 
     #[test]
     fn promises_are_given_time_and_what_follows_them_as_well() {
@@ -271,7 +285,7 @@ mod tests {
         let server =
             valkeeper_core::effect::Server { member, run_id: "r".into(), address: "10.0.0.1".into() };
         let replid = valkeeper_core::ids::ReplId("a".into());
-        let promote = Effect::Promote { server, replid, offset: 1, consents: 0 };
+        let promote = Effect::Promote { server, replid, offset: 1, consents: 0, by: Promotion::Detach };
         assert_eq!(age_max(&promote, false), Some(DECISION_AGE_MAX));
         assert!(age_max(&promote, true).unwrap() > DECISION_AGE_MAX + bound(&promise));
         assert!(is_promise(&promise) && !is_promise(&promote));

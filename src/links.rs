@@ -7,7 +7,7 @@ use crate::{
 use futures::{StreamExt, stream::FuturesUnordered};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
-use valkeeper_core::{config::PORT, ids::MemberId, observation::Observed};
+use valkeeper_core::{config::PORT, ids::MemberId, observation::Observed, spec::Topology};
 
 /// How long a look waits for a silent member when there is something to act on: the others have answered after about a
 /// millisecond, and each millisecond here is one of outage.
@@ -43,13 +43,16 @@ impl Links {
     }
 
     /// Brings the connections in line with the members' addresses.
-    pub fn follow(&mut self, addresses: &BTreeMap<MemberId, IpAddr>) {
+    pub fn follow(&mut self, addresses: &BTreeMap<MemberId, IpAddr>, topology: Topology) {
         let Some(credentials) = &self.credentials else { return };
-        self.links.retain(|member, link| addresses.get(member) == Some(&link.target().address));
+        self.links.retain(|member, link| {
+            let Target { member: _, address, port: _, topology: asked } = link.target();
+            addresses.get(member) == Some(&address) && asked == topology
+        });
         self.answered.retain(|member, _| self.links.contains_key(member));
         for (member, address) in addresses {
             self.links.entry(*member).or_insert_with(|| {
-                let target = Target { member: *member, address: *address, port: PORT };
+                let target = Target { member: *member, address: *address, port: PORT, topology };
                 MemberLink::connect(target, credentials.clone(), Arc::clone(&self.lost))
             });
         }

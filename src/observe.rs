@@ -2,7 +2,7 @@
 //! look costs the API server nothing. What nobody could look at is left out or Unknown, never Absent.
 
 use crate::{
-    api::{Invalid, Parsed, parse_all, v1alpha1::ValkeyCluster},
+    api::{Invalid, Parsed, changed, parse_all, v1alpha1::ValkeyCluster},
     cluster::{Cluster, Pace},
     k8s::{slice, watch::node_ready},
     objects,
@@ -22,10 +22,10 @@ use std::{
 use valkeeper_core::{
     ids::{Digest, MemberId, ShardId},
     observation::{
-        AgentFacts, ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, ObjectRef, Observed,
-        PodFacts, Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
+        AgentFacts, ContainerPhase, Evidence, MemberFacts, NodeFacts, NodeHealth, ObjectFacts, ObjectRef,
+        Observed, PodFacts, Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
     },
-    spec::DesiredCluster,
+    spec::{DesiredCluster, Topology},
 };
 
 /// Looks at everything; `None` if the resource is gone.
@@ -41,7 +41,9 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
     let (spec, objects) = spec_and_objects(cluster, &resource).await;
     let pods = pods::look(cluster, wanted_or_known(cluster, &spec)).await;
     let addresses = addresses(cluster, &pods);
-    let (looks, agents) = servers(cluster, &addresses, pace).await?;
+    // Without any spec nothing is decided from what is seen.
+    let topology = in_force(cluster, &spec).map_or(Topology::Replication, |desired| desired.topology);
+    let (looks, agents) = servers(cluster, &addresses, topology, pace).await?;
     let (members, evidence) = members(cluster, pods, looks, agents, &addresses);
     let routes = routes(cluster, &spec);
     let executed = cluster.executed.clone();
@@ -56,7 +58,10 @@ async fn spec_and_objects(
     if resource.metadata.deletion_timestamp.is_some() {
         return (SpecFact::Deleting, BTreeMap::new());
     }
-    let parsed: Parsed = match parse_all(resource, &cluster.shell.defaults) {
+    let known = cluster.state.spec.as_ref();
+    let understood = parse_all(resource, &cluster.shell.defaults)
+        .and_then(|parsed| known.map_or(Ok(()), |known| changed(known, &parsed.desired)).map(|()| parsed));
+    let parsed: Parsed = match understood {
         Ok(parsed) => parsed,
         Err(invalid) => return refused(cluster, resource, &invalid).await,
     };
@@ -136,12 +141,13 @@ type Agents = BTreeMap<MemberId, Observed<AgentFacts>>;
 async fn servers(
     cluster: &mut Cluster,
     addresses: &BTreeMap<MemberId, IpAddr>,
+    topology: Topology,
     pace: Pace,
 ) -> Result<(Looks, Agents), Error> {
     if let Some(password) = cluster.owned.operator_password() {
         cluster.links.log_in_as(objects::USER_OPERATOR, password.expose());
     }
-    cluster.links.follow(addresses);
+    cluster.links.follow(addresses, topology);
     cluster.agents.follow(addresses);
     let first_word = match pace {
         Pace::Urgent => FIRST_WORD_WAIT_URGENT,
@@ -178,6 +184,7 @@ fn members(
     let mut facts = BTreeMap::new();
     let mut evidence = Evidence::default();
     for (id, pod) in pods {
+        let mut node = None;
         let server = match &pod {
             // A process does not outlive its pod.
             Observed::Absent => Observed::Absent,
@@ -188,8 +195,9 @@ fn members(
                 Some(look) => {
                     let trouble = cluster.links.get(id).and_then(MemberLink::trouble);
                     let look = with_container(look, trouble, pod.present().map(|p| container_of(p)));
-                    let (server, reading) = server(cluster, look, &by_address);
+                    let (server, reading, said) = server(cluster, look, &by_address);
                     evidence.readings.extend(reading.map(|r| (id, r)));
+                    node = said;
                     server
                 }
                 // Not answered while there was something to act on: not looked at, so what is known of it stays.
@@ -217,7 +225,7 @@ fn members(
             let heard = cluster.links.answered_at(id).max(cluster.agents.board().heard_at(id));
             evidence.last_answers.extend(heard.map(|at| (id, cluster.clock.at(at))));
         }
-        facts.insert(id, MemberFacts { pod, server, agent });
+        facts.insert(id, MemberFacts { pod, server, agent, node });
     }
     (facts, evidence)
 }
@@ -270,15 +278,14 @@ fn server(
     cluster: &Cluster,
     look: Observed<Look>,
     by_address: &BTreeMap<String, MemberId>,
-) -> (Observed<ServerFacts>, Option<Reading>) {
+) -> (Observed<ServerFacts>, Option<Reading>, Option<NodeFacts>) {
     match look {
-        Observed::Present(look) => {
-            let taken_at = cluster.clock.at(look.answered_at);
-            let (facts, reading) = look.info.resolved(by_address, taken_at);
-            (Observed::Present(facts), Some(reading))
+        Observed::Present(Look { answered_at, info, node }) => {
+            let (facts, reading) = info.resolved(by_address, cluster.clock.at(answered_at));
+            (Observed::Present(facts), Some(reading), node)
         }
-        Observed::Absent => (Observed::Absent, None),
-        Observed::Unknown(why) => (Observed::Unknown(why), None),
+        Observed::Absent => (Observed::Absent, None, None),
+        Observed::Unknown(why) => (Observed::Unknown(why), None, None),
     }
 }
 
@@ -327,7 +334,12 @@ fn container(status: Option<&ContainerStatus>) -> ContainerPhase {
 fn routes(cluster: &Cluster, spec: &SpecFact) -> BTreeMap<ShardId, Observed<RouteFacts>> {
     let (namespace, name) = &cluster.id.owner;
     let slices = &cluster.shell.world.slices;
-    let shards = in_force(cluster, spec).into_iter().flat_map(|d| d.shard_ids());
+    let has_routes = |desired: &&DesiredCluster| match desired.topology {
+        Topology::Replication => true,
+        // Its clients ask any node.
+        Topology::Cluster => false,
+    };
+    let shards = in_force(cluster, spec).filter(has_routes).into_iter().flat_map(|d| d.shard_ids());
     shards
         .map(|shard| {
             let live = slices.get(namespace, &objects::names::route(name, shard));

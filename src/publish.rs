@@ -367,6 +367,7 @@ pub fn news(before: &ClusterState, record: &Record) -> Vec<News> {
         | Event::PodChanged { .. }
         | Event::ServerChanged { .. }
         | Event::AgentChanged { .. }
+        | Event::NodeChanged { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::DecisionClosed { .. }

@@ -23,6 +23,10 @@ pub const GATE_USER_HISTORY: &str = "valkeeper-gate-history";
 
 /// Port of every member.
 pub const PORT: u16 = 6379;
+/// Port at which the nodes of a Valkey Cluster talk to each other: Valkey's rule.
+pub const BUS_PORT: u16 = PORT + 10_000;
+/// What a node of a Valkey Cluster keeps of it, in the data directory.
+pub const NODES_FILE: &str = "nodes.conf";
 /// Directory of the data files.
 pub const DATA_DIR: &str = "/data";
 /// Snapshot in the data directory.
@@ -52,6 +56,17 @@ const BACKLOG_DEFAULT_BYTES: u64 = 64 << 20;
 const BACKLOG_BYTES: (u64, u64) = (4 << 20, 256 << 20);
 /// Share of the memory limit for the backlog, in percent.
 const BACKLOG_PERCENT: u64 = 5;
+/// Least and greatest node timeout of a Valkey Cluster in milliseconds. Below, a stall by fork looks like death to the other nodes;
+/// above, a failover of their own while the operator is away takes longer for nothing.
+const NODE_TIMEOUT_MS: (i64, i64) = (1_000, 2_000);
+/// How much shorter than the detection window it is, in milliseconds: a primary that reaches no majority of the others refuses writes after
+/// this timeout, and shall have when the operator acts.
+const NODE_TIMEOUT_MARGIN_MS: i64 = 1_000;
+/// Node timeouts for which a replica may have been cut off and is still elected: Valkey's default. Without this bound the nodes elect
+/// one that is empty.
+const REPLICA_VALIDITY_FACTOR: i64 = 10;
+/// First version that hands its slots over when it is told to stop.
+const FAILOVER_ON_SIGTERM_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
 /// Snapshot times: after an hour with one change, five minutes with a hundred, a minute with ten thousand. A snapshot
 /// also carries the replication id and offset, without which a restarted member's history cannot be ordered.
 const SAVE_POINTS: &str = "3600 1 300 100 60 10000";
@@ -198,6 +213,12 @@ pub fn read(name: &str, value: &str, version: ServerVersion) -> Result<Setting, 
     directive.kind.read(value).ok_or_else(|| Refusal::Value { allowed: directive.kind.allowed() })
 }
 
+/// How long the nodes of a Valkey Cluster wait for one that does not answer, in milliseconds.
+pub fn node_timeout_ms(detection_window_ms: i64) -> i64 {
+    let (least, most) = NODE_TIMEOUT_MS;
+    (detection_window_ms - NODE_TIMEOUT_MARGIN_MS).clamp(least, most)
+}
+
 /// Everything that valkey.conf depends on.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ServerConfig {
@@ -205,6 +226,8 @@ pub struct ServerConfig {
     pub version: ServerVersion,
     /// What the data is worth.
     pub profile: Profile,
+    /// How long its node waits for another, in milliseconds; `None`: it is in no Valkey Cluster.
+    pub node_timeout_ms: Option<i64>,
     /// Which files it writes.
     pub files: Files,
     /// Memory limit of the container in bytes, if it has one.
@@ -246,6 +269,24 @@ impl ServerConfig {
         let (least, most) = BACKLOG_BYTES;
         let backlog = share(BACKLOG_PERCENT).map_or(BACKLOG_DEFAULT_BYTES, |b| b.clamp(least, most));
         all.insert("repl-backlog-size", Setting::Bytes(backlog));
+        all.extend(self.node_timeout_ms.into_iter().flat_map(|timeout_ms| self.of_node(timeout_ms)));
+        all
+    }
+
+    fn of_node(&self, timeout_ms: i64) -> BTreeMap<&'static str, Setting> {
+        let mut all = BTreeMap::from([
+            // Who belongs to which shard is the operator's.
+            ("cluster-allow-replica-migration", Setting::YesNo(false)),
+            ("cluster-config-file", Setting::Text(NODES_FILE.to_owned())),
+            ("cluster-enabled", Setting::YesNo(true)),
+            ("cluster-node-timeout", Setting::Integer(timeout_ms)),
+            ("cluster-replica-validity-factor", Setting::Integer(REPLICA_VALIDITY_FACTOR)),
+            // A shard that is down is no reason for the others to refuse.
+            ("cluster-require-full-coverage", Setting::YesNo(false)),
+        ]);
+        if self.version >= FAILOVER_ON_SIGTERM_SINCE {
+            all.insert("shutdown-on-sigterm", Setting::Text("failover".to_owned()));
+        }
         all
     }
 }
@@ -293,7 +334,14 @@ mod tests {
     const V8_0: ServerVersion = ServerVersion { major: 8, minor: 0 };
 
     fn config(profile: Profile, files: Files, limit: Option<u64>) -> ServerConfig {
-        ServerConfig { version: V9_1, profile, files, memory_limit_bytes: limit, settings: BTreeMap::new() }
+        ServerConfig {
+            version: V9_1,
+            profile,
+            node_timeout_ms: None,
+            files,
+            memory_limit_bytes: limit,
+            settings: BTreeMap::new(),
+        }
     }
 
     /// Splits a line as Valkey does: words, and double quotes with escapes.
@@ -395,9 +443,32 @@ mod tests {
     }
 
     #[test]
+    fn a_node_of_a_valkey_cluster_says_so_and_another_server_says_nothing_of_it() {
+        let alone = config(Profile::Durable, Files::RdbAof, None);
+        assert!(!alone.render().contains("cluster-") && !alone.render().contains("shutdown-on"));
+        let node = ServerConfig { node_timeout_ms: Some(node_timeout_ms(3_000)), ..alone };
+        for line in [
+            "cluster-enabled yes",
+            "cluster-config-file nodes.conf",
+            "cluster-node-timeout 2000",
+            "cluster-allow-replica-migration no",
+            "cluster-require-full-coverage no",
+            "cluster-replica-validity-factor 10",
+            "shutdown-on-sigterm failover",
+        ] {
+            assert!(node.render().lines().any(|l| l == line), "{line} in\n{}", node.render());
+        }
+        let older = ServerConfig { version: V8_0, ..node };
+        assert!(!older.render().contains("shutdown-on-sigterm"));
+        assert_eq!([2_000, 2_500, 60_000].map(node_timeout_ms), [1_000, 1_500, 2_000]);
+    }
+
+    #[test]
     fn what_the_operator_owns_is_refused_with_the_reason() {
         for name in
             ["port", "dir", "replicaof", "aclfile", "requirepass", "primaryauth", "masterauth", "include"]
+                .into_iter()
+                .chain(["cluster-enabled", "cluster-node-timeout", "cluster-announce-ip"])
         {
             assert!(matches!(read(name, "x", V9_1), Err(Refusal::Owned(_))), "{name}");
         }

@@ -6,20 +6,25 @@ use tonic::{Code, Response, Status, transport::Channel};
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{
-        self, AgentState, AttachRequest, Done, GreetRequest, PauseReply, PauseRequest, PromiseRequest,
-        PromoteRequest, ServerRequest, TellRequest, agent_client::AgentClient,
+        self, AddSlotsRequest, AgentState, AttachRequest, Done, ForgetRequest, GreetRequest, MeetRequest,
+        PauseReply, PauseRequest, PromiseRequest, PromoteRequest, Promotion, ServerRequest, TellRequest,
+        agent_client::AgentClient,
     },
 };
 use valkeeper_core::{
     agent::Brief,
     config::PORT,
     effect::{Outcome, Server},
-    ids::{ReplId, WriterEpoch},
+    ids::{NodeId, ReplId, WriterEpoch},
+    slots::SlotSet,
 };
 
 /// Bound on one command: longer than the stall of a fork and a slow sync of the agent's memory, shorter than the default
 /// detection window of 3 s.
 pub(super) const CALL_MAX: Duration = Duration::from_secs(2);
+
+/// The same where two servers of a Valkey Cluster hand over between themselves, for which the agent gives them 3 s.
+const SWAP_MAX: Duration = Duration::from_secs(5);
 
 /// Bound on a fence: the kernel needs a moment to take a large process apart.
 const FENCE_MAX: Duration = Duration::from_secs(5);
@@ -98,6 +103,21 @@ impl AgentLink {
         at: &Paused,
         consents: u64,
     ) -> Result<(), CallError> {
+        self.promote_by(Promotion::Unspecified, server, brief, at, consents).await
+    }
+
+    /// The same by these means.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn promote_by(
+        &self,
+        by: Promotion,
+        server: &Server,
+        brief: &Brief,
+        at: &Paused,
+        consents: u64,
+    ) -> Result<(), CallError> {
         let request = PromoteRequest {
             epoch: self.epoch().0,
             brief: Some(brief.into()),
@@ -105,8 +125,13 @@ impl AgentLink {
             replid: at.replid.0.clone(),
             offset: at.offset,
             consents,
+            by: by.into(),
         };
-        let promoted = self.call(CALL_MAX, |mut agent| async move { agent.promote(request).await }).await;
+        let bound = match by {
+            Promotion::Handover => SWAP_MAX,
+            Promotion::Unspecified | Promotion::Open | Promotion::Force | Promotion::Takeover => CALL_MAX,
+        };
+        let promoted = self.call(bound, |mut agent| async move { agent.promote(request).await }).await;
         self.spoke_for(brief);
         promoted.map(|done| self.learn(done))
     }
@@ -116,15 +141,64 @@ impl AgentLink {
     /// # Errors
     /// [`CallError`].
     pub async fn attach(&self, server: &Server, brief: &Brief, to: &Endpoint) -> Result<(), CallError> {
-        let Endpoint { host, port } = to.clone();
+        let Endpoint { host, port, node } = to.clone();
         let request = AttachRequest {
             epoch: self.epoch().0,
             brief: Some(brief.into()),
             run_id: server.run_id.clone(),
             host,
             port: u32::from(port),
+            node_id: node.map(String::from).unwrap_or_default(),
         };
         self.call(CALL_MAX, |mut agent| async move { agent.attach(request).await })
+            .await
+            .map(|done| self.learn(done))
+    }
+
+    /// The server's node is told where another is.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn meet(&self, server: &Server, other: &Endpoint) -> Result<(), CallError> {
+        let Endpoint { host, port, node: _ } = other.clone();
+        let (epoch, run_id) = (self.epoch().0, server.run_id.clone());
+        let request = MeetRequest { epoch, run_id, host, port: u32::from(port) };
+        self.call(CALL_MAX, |mut agent| async move { agent.meet(request).await })
+            .await
+            .map(|done| self.learn(done))
+    }
+
+    /// Slots that nobody owns become this node's; before that it gets this config epoch, if one is given.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn add_slots(
+        &self,
+        server: &Server,
+        node: &NodeId,
+        slots: &SlotSet,
+        config_epoch: Option<u64>,
+    ) -> Result<(), CallError> {
+        let request = AddSlotsRequest {
+            epoch: self.epoch().0,
+            run_id: server.run_id.clone(),
+            node_id: node.to_string(),
+            slots: slots.to_string(),
+            config_epoch: config_epoch.unwrap_or_default(),
+        };
+        self.call(CALL_MAX, |mut agent| async move { agent.add_slots(request).await })
+            .await
+            .map(|done| self.learn(done))
+    }
+
+    /// The server's node does not know this one any more.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn forget(&self, server: &Server, node: &NodeId) -> Result<(), CallError> {
+        let (epoch, run_id) = (self.epoch().0, server.run_id.clone());
+        let request = ForgetRequest { epoch, run_id, node_id: node.to_string() };
+        self.call(CALL_MAX, |mut agent| async move { agent.forget(request).await })
             .await
             .map(|done| self.learn(done))
     }
@@ -211,12 +285,14 @@ pub struct Endpoint {
     pub host: String,
     /// Port.
     pub port: u16,
+    /// Its node in a Valkey Cluster.
+    pub node: Option<NodeId>,
 }
 
 impl Endpoint {
     /// A member's server at the address of its pod.
-    pub fn of_member(address: &str) -> Endpoint {
-        Endpoint { host: address.to_owned(), port: PORT }
+    pub fn of_member(address: &str, node: Option<&NodeId>) -> Endpoint {
+        Endpoint { host: address.to_owned(), port: PORT, node: node.cloned() }
     }
 }
 

@@ -133,6 +133,14 @@ impl AgentLink {
         self.contact.deposed(by);
     }
 
+    /// Greets the agent now: whoever answers has the member's certificate.
+    ///
+    /// # Errors
+    /// Why there was no answer.
+    pub async fn prove(&self) -> Result<(), String> {
+        self.contact.greet().await
+    }
+
     /// Something is wrong with the member: ask the agent again, soon.
     pub fn check(&self) {
         self.contact.check.notify_one();

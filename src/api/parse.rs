@@ -14,9 +14,11 @@ use valkeeper_core::{
 pub const IMAGE_DEFAULT: &str = "valkey/valkey:9.1.2";
 /// Image with the agent unless the operator's flag names one: the operator's own.
 pub const AGENT_IMAGE_DEFAULT: &str = concat!("valkeeper/valkeeper:", env!("CARGO_PKG_VERSION"));
-/// Replicas of a shard of topology Replication unless the user says how many: two, so that after a failover there is
+/// Replicas of a shard of topology Replication or Cluster unless the user says how many: two, so that after a failover there is
 /// still one.
 pub const REPLICAS_DEFAULT: u16 = 2;
+/// Shards of topology Cluster unless the user says how many: the fewest whose primaries can lose one and still elect another.
+pub const CLUSTER_SHARDS_DEFAULT: u16 = 3;
 
 /// A spec that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -101,10 +103,10 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
     let desired = DesiredCluster {
         generation: cluster.metadata.generation.unwrap_or_default(),
         topology: topology(spec.topology)?,
-        shards: within("spec.shards", spec.shards, 1, api::SHARDS_MAX)?,
+        shards: within("spec.shards", spec.shards.unwrap_or_else(|| shards(spec)), 1, api::SHARDS_MAX)?,
         replicas_per_shard: replicas(spec)?,
         profile: profile(spec.profile),
-        failover: failover(&spec.failover)?,
+        failover: failover(spec.topology, &spec.failover)?,
         switchover: annotation(cluster, api::ANNOTATION_SWITCHOVER).map(switchover).transpose()?,
         confirm_blank: annotation(cluster, api::ANNOTATION_CONFIRM_BLANK).map(str::to_owned),
         paused: spec.paused,
@@ -119,6 +121,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
     let config = ServerConfig {
         version,
         profile: desired.profile,
+        node_timeout_ms: node_timeout_ms(&desired),
         files: files(spec, volume.is_some()),
         memory_limit_bytes,
         settings: settings(&spec.config, version, memory_limit_bytes)?,
@@ -147,11 +150,48 @@ fn name(cluster: &api::ValkeyCluster) -> Result<(), Invalid> {
 fn topology(topology: api::Topology) -> Result<Topology, Invalid> {
     match topology {
         api::Topology::Standalone | api::Topology::Replication => Ok(Topology::Replication),
-        api::Topology::Sentinel | api::Topology::Cluster => Err(Invalid::new(
+        api::Topology::Cluster => Ok(Topology::Cluster),
+        api::Topology::Sentinel => Err(Invalid::new(
             "spec.topology",
             format!("{topology:?}"),
-            "it is not available yet; allowed: Standalone, Replication",
+            "it is not available yet; allowed: Standalone, Replication, Cluster",
         )),
+    }
+}
+
+/// Shards where the user does not say how many.
+fn shards(spec: &api::ValkeyClusterSpec) -> u16 {
+    match spec.topology {
+        api::Topology::Standalone | api::Topology::Replication | api::Topology::Sentinel => 1,
+        api::Topology::Cluster => CLUSTER_SHARDS_DEFAULT,
+    }
+}
+
+/// What a spec may not be after another, whatever the API server has let through.
+///
+/// # Errors
+/// The field that cannot change.
+pub fn changed(before: &DesiredCluster, wanted: &DesiredCluster) -> Result<(), Invalid> {
+    if wanted.topology != before.topology {
+        let allowed = format!("topology cannot change; allowed: {:?}", before.topology);
+        return Err(Invalid::new("spec.topology", format!("{:?}", wanted.topology), allowed));
+    }
+    match wanted.topology {
+        Topology::Cluster if wanted.shards != before.shards => {
+            let allowed = format!(
+                "slots cannot be moved between the shards of topology Cluster yet; allowed: {}",
+                before.shards
+            );
+            Err(Invalid::new("spec.shards", wanted.shards, allowed))
+        }
+        Topology::Cluster | Topology::Replication => Ok(()),
+    }
+}
+
+fn node_timeout_ms(desired: &DesiredCluster) -> Option<i64> {
+    match desired.topology {
+        Topology::Replication => None,
+        Topology::Cluster => Some(config::node_timeout_ms(desired.failover.detection_window_ms)),
     }
 }
 
@@ -181,11 +221,15 @@ fn profile(profile: api::Profile) -> Profile {
     }
 }
 
-fn failover(failover: &api::Failover) -> Result<FailoverPolicy, Invalid> {
+fn failover(topology: api::Topology, failover: &api::Failover) -> Result<FailoverPolicy, Invalid> {
     let api::Failover { mode, detection_window_ms, isolation } = *failover;
-    if !api::DETECTION_WINDOW_MS.contains(&detection_window_ms) {
-        let (least, most) = api::DETECTION_WINDOW_MS.into_inner();
-        let allowed = format!("allowed: {least} to {most} milliseconds");
+    let (least, most) = api::DETECTION_WINDOW_MS.into_inner();
+    let least = match topology {
+        api::Topology::Standalone | api::Topology::Replication | api::Topology::Sentinel => least,
+        api::Topology::Cluster => api::CLUSTER_DETECTION_WINDOW_MIN_MS,
+    };
+    if !(least..=most).contains(&detection_window_ms) {
+        let allowed = format!("allowed in topology {topology:?}: {least} to {most} milliseconds");
         return Err(Invalid::new("spec.failover.detectionWindowMs", detection_window_ms, allowed));
     }
     let mode = match mode {

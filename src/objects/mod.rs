@@ -23,6 +23,7 @@ use std::{collections::BTreeMap, fmt, ops::Deref};
 use valkeeper_core::{
     ids::{Digest, ShardId},
     observation::{LiveObject, ObjectFacts, ObjectKind, ObjectRef, Observed},
+    spec::Topology,
 };
 
 /// Annotation of every owned object: digest of what it was rendered to. A field that is no longer wanted is not in
@@ -111,10 +112,16 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
         scene.seal(ObjectKind::Service, services::headless(&scene)),
     ]);
     for shard in parsed.desired.shard_ids() {
-        out.push(scene.seal(ObjectKind::Service, services::primary(&scene, shard)));
-        out.push(scene.seal(ObjectKind::Service, services::replicas(&scene, shard)));
-        let slice = endpointslice::render(&scene, shard);
-        out.extend(slice.map(|slice| scene.seal(ObjectKind::EndpointSlice, slice)));
+        match scene.topology() {
+            Topology::Replication => {
+                out.push(scene.seal(ObjectKind::Service, services::primary(&scene, shard)));
+                out.push(scene.seal(ObjectKind::Service, services::replicas(&scene, shard)));
+                let slice = endpointslice::render(&scene, shard);
+                out.extend(slice.map(|slice| scene.seal(ObjectKind::EndpointSlice, slice)));
+            }
+            // Any node sends a client to whom it looks for: the plain name is enough.
+            Topology::Cluster => {}
+        }
         out.push(scene.seal(ObjectKind::PodDisruptionBudget, pdb::render(&scene, shard)));
         let (set, revision) = statefulset::render(&scene, shard);
         let set = scene.seal(ObjectKind::StatefulSet, set);
@@ -142,6 +149,12 @@ impl<'a> Deref for Scene<'a> {
 
     fn deref(&self) -> &Frame<'a> {
         &self.frame
+    }
+}
+
+impl Scene<'_> {
+    fn topology(&self) -> Topology {
+        self.parsed.desired.topology
     }
 }
 

@@ -6,8 +6,9 @@ use crate::api::v1alpha1::{ANNOTATION_RESTART, ImagePullPolicy, Scheduling};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use valkeeper_core::{
-    config::{CONF_DIR, DATA_DIR, PORT, SECRET_DIR, SHUTDOWN_TIMEOUT_S},
+    config::{BUS_PORT, CONF_DIR, DATA_DIR, PORT, SECRET_DIR, SHUTDOWN_TIMEOUT_S},
     ids::ShardId,
+    spec::Topology,
 };
 
 /// Port of the agent's gRPC, for the operator and for the agents of the same shard.
@@ -70,7 +71,8 @@ fn annotations(scene: &Scene<'_>) -> Map<String, Value> {
     let workload = &scene.parsed.workload;
     let credentials = &scene.context.credentials;
     let config = digest::text(&workload.config.render(), &DigestKey::none());
-    let users = digest::text(&secret::users(credentials), &DigestKey::of(&credentials.operator));
+    let users =
+        digest::text(&secret::users(credentials, scene.topology()), &DigestKey::of(&credentials.operator));
     let mut all = object(&scene.cluster.spec.pod_annotations);
     all.insert(ANNOTATION_CONFIG.to_owned(), json!(config.0));
     all.insert(ANNOTATION_USERS.to_owned(), json!(users.0));
@@ -149,7 +151,7 @@ fn container(scene: &Scene<'_>) -> Value {
         "imagePullPolicy": pull,
         "command": [agent, "run", "--cluster", scene.name(), "--", "valkey-server", conf],
         "env": [field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("POD_IP", "status.podIP")],
-        "ports": [port("valkey", PORT), port("agent", AGENT_PORT), port("metrics", METRICS_PORT)],
+        "ports": ports(scene.topology()),
         "securityContext": security(),
         "startupProbe": probe("/startupz", STARTUP),
         "livenessProbe": probe("/livez", LIVENESS),
@@ -199,6 +201,15 @@ fn security() -> Value {
 
 fn field(name: &str, path: &str) -> Value {
     json!({ "name": name, "valueFrom": { "fieldRef": { "fieldPath": path } } })
+}
+
+fn ports(topology: Topology) -> Vec<Value> {
+    let mut ports = vec![port("valkey", PORT), port("agent", AGENT_PORT), port("metrics", METRICS_PORT)];
+    match topology {
+        Topology::Replication => {}
+        Topology::Cluster => ports.push(port("bus", BUS_PORT)),
+    }
+    ports
 }
 
 fn port(name: &str, number: u16) -> Value {

@@ -8,7 +8,7 @@ use rand::{Rng, distr::Alphanumeric};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
-use valkeeper_core::{config::PORT, ids::ShardId};
+use valkeeper_core::{config::PORT, ids::ShardId, spec::Topology};
 
 /// The user of clients.
 pub const USER_DEFAULT: &str = "default";
@@ -23,6 +23,8 @@ const KEY_OPERATOR: &str = "operator-password";
 const KEY_REPLICA: &str = "replica-password";
 const KEY_DEFAULT: &str = "default-password";
 const OPERATOR_RULES: &str = "+ping +info +role";
+/// The same in a Valkey Cluster: nodes, and whether the gate is open.
+const OPERATOR_RULES_CLUSTER: &str = "+ping +info +role +cluster|nodes +acl|users";
 const REPLICA_RULES: &str = "+ping +psync +replconf +sync";
 
 /// A secret text. It is shown only by `expose`, so that each use can be found.
@@ -112,7 +114,7 @@ pub(super) fn system(scene: &Scene<'_>) -> Value {
         "metadata": scene.metadata(&names::system(scene.name()), None),
         "type": "Opaque",
         "data": {
-            "users.acl": encoded(&users(&scene.context.credentials)),
+            "users.acl": encoded(&users(&scene.context.credentials, scene.topology())),
             // The included file: a password in valkey.conf would be in a ConfigMap.
             "auth.conf": encoded(&format!("primaryuser {USER_REPLICA}\nprimaryauth {}\n", replica.expose())),
             KEY_DEFAULT: encoded(default.expose()),
@@ -123,11 +125,15 @@ pub(super) fn system(scene: &Scene<'_>) -> Value {
 }
 
 /// users.acl: hashes only. Rules are read from left to right, a user starts with nothing allowed.
-pub(super) fn users(credentials: &Credentials) -> String {
+pub(super) fn users(credentials: &Credentials, topology: Topology) -> String {
     let Credentials { default, operator, replica } = credentials;
+    let operator_rules = match topology {
+        Topology::Replication => OPERATOR_RULES,
+        Topology::Cluster => OPERATOR_RULES_CLUSTER,
+    };
     format!(
         "user {USER_DEFAULT} on {} ~* &* +@all\n\
-         user {USER_OPERATOR} on {} resetchannels -@all {OPERATOR_RULES}\n\
+         user {USER_OPERATOR} on {} resetchannels -@all {operator_rules}\n\
          user {USER_REPLICA} on {} resetchannels -@all {REPLICA_RULES}\n",
         default.hashed(),
         operator.hashed(),
@@ -138,7 +144,11 @@ pub(super) fn users(credentials: &Credentials) -> String {
 /// Entries as the Service Binding specification names them.
 pub(super) fn auth(scene: &Scene<'_>) -> Value {
     let password = &scene.context.credentials.default;
-    let host = format!("{}.{}.svc", names::route(scene.name(), ShardId(0)), scene.namespace());
+    let service = match scene.topology() {
+        Topology::Replication => names::route(scene.name(), ShardId(0)),
+        Topology::Cluster => scene.name().to_owned(),
+    };
+    let host = format!("{service}.{}.svc", scene.namespace());
     // The scheme that every client library knows.
     let uri = format!("redis://{USER_DEFAULT}:{}@{host}:{PORT}/0", percent_encoded(password.expose()));
     json!({

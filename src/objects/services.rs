@@ -2,7 +2,12 @@
 
 use super::{Scene, names};
 use serde_json::{Value, json};
-use valkeeper_core::{config::PORT, ids::ShardId, observation::RoleLabel};
+use valkeeper_core::{
+    config::{BUS_PORT, PORT},
+    ids::ShardId,
+    observation::RoleLabel,
+    spec::Topology,
+};
 
 /// `-primary`: no selector; its EndpointSlice is moved by the operator, by one compare-and-swap.
 pub(super) fn primary(scene: &Scene<'_>, shard: ShardId) -> Value {
@@ -10,7 +15,7 @@ pub(super) fn primary(scene: &Scene<'_>, shard: ShardId) -> Value {
 }
 
 /// The plain name: every member that is ready, whatever its role. The first address of a client that asks for the topology
-/// itself and follows roles; writes of a client that does not belong to `-primary`.
+/// itself and follows roles; writes of a client that does not belong to `-primary`. In a Valkey Cluster it is the only one for clients.
 pub(super) fn members(scene: &Scene<'_>) -> Value {
     let spec = json!({ "type": "ClusterIP", "selector": scene.selector(None) });
     service(scene, scene.name(), None, spec)
@@ -32,11 +37,20 @@ pub(super) fn headless(scene: &Scene<'_>) -> Value {
         "publishNotReadyAddresses": true,
         "selector": scene.selector(None),
     });
-    service(scene, &names::headless(scene.name()), None, spec)
+    let mut service = service(scene, &names::headless(scene.name()), None, spec);
+    match scene.topology() {
+        Topology::Replication => {}
+        Topology::Cluster => service["spec"]["ports"] = json!([port("valkey", PORT), port("bus", BUS_PORT)]),
+    }
+    service
+}
+
+fn port(name: &str, number: u16) -> Value {
+    json!({ "name": name, "port": number, "targetPort": number, "protocol": "TCP" })
 }
 
 fn service(scene: &Scene<'_>, name: &str, shard: Option<ShardId>, mut spec: Value) -> Value {
-    spec["ports"] = json!([{ "name": "valkey", "port": PORT, "targetPort": PORT, "protocol": "TCP" }]);
+    spec["ports"] = json!([port("valkey", PORT)]);
     // Two families would need two slices, and two slices are not one compare-and-swap.
     spec["ipFamilyPolicy"] = json!("SingleStack");
     json!({ "apiVersion": "v1", "kind": "Service", "metadata": scene.metadata(name, shard), "spec": spec })

@@ -141,9 +141,53 @@ fn a_cluster_of_two_shards_has_these_objects_in_this_order() {
     );
 }
 
+fn valkey_cluster() -> Value {
+    json!({ "topology": "Cluster", "shards": 2, "replicas": 1 })
+}
+
+#[test]
+fn a_valkey_cluster_has_one_service_for_clients_and_no_route() {
+    let objects = rendered(valkey_cluster());
+    let names: Vec<String> = objects.iter().map(|r| r.object.to_string()).collect();
+    assert_eq!(
+        names,
+        [
+            "Secret/orders-system",
+            "Secret/orders-auth",
+            "Secret/orders-identity-0",
+            "Secret/orders-identity-1",
+            "ConfigMap/orders-config",
+            "Service/orders",
+            "Service/orders-headless",
+            "PodDisruptionBudget/orders-0",
+            "StatefulSet/orders-0",
+            "PodDisruptionBudget/orders-1",
+            "StatefulSet/orders-1",
+        ]
+    );
+    let auth: Secret = serde_json::from_value(find(&objects, "Secret/orders-auth").value).unwrap();
+    let ByteString(host) = &auth.data.unwrap()["host"];
+    assert_eq!(host, b"orders.shop.svc");
+}
+
+#[test]
+fn the_bus_is_open_between_the_nodes_of_a_valkey_cluster_and_nowhere_else() {
+    let ports = |spec: Value, object: &str, list: &str| -> Vec<u64> {
+        let value = find(&rendered(spec), object).value;
+        let ports = value.pointer(list).and_then(Value::as_array).unwrap();
+        ports.iter().map(|p| p["containerPort"].as_u64().or(p["port"].as_u64()).unwrap()).collect()
+    };
+    let container = "/spec/template/spec/containers/0/ports";
+    assert_eq!(ports(valkey_cluster(), "StatefulSet/orders-1", container), [6379, 7443, 9121, 16379]);
+    assert_eq!(ports(valkey_cluster(), "Service/orders-headless", "/spec/ports"), [6379, 16379]);
+    assert_eq!(ports(valkey_cluster(), "Service/orders", "/spec/ports"), [6379]);
+    assert_eq!(ports(full(), "StatefulSet/orders-1", container), [6379, 7443, 9121]);
+    assert_eq!(ports(full(), "Service/orders-headless", "/spec/ports"), [6379]);
+}
+
 #[test]
 fn every_field_is_one_that_kubernetes_has_and_reads_back_equal() {
-    for spec in [full(), json!({ "topology": "Standalone", "profile": "Cache" })] {
+    for spec in [full(), json!({ "topology": "Standalone", "profile": "Cache" }), valkey_cluster()] {
         for object in rendered(spec) {
             assert_eq!(object.live_digest(&served(&object)), object.digest, "{}", object.object);
         }
@@ -268,6 +312,11 @@ fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
     let names: Vec<&str> = users.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
     assert_eq!(names, ["default", "valkeeper", "replica"]);
     assert!(users.lines().nth(1).unwrap().ends_with("resetchannels -@all +ping +info +role"));
+    let nodes: Secret =
+        serde_json::from_value(find(&rendered(valkey_cluster()), "Secret/orders-system").value).unwrap();
+    let of_nodes = String::from_utf8(nodes.data.unwrap()["users.acl"].0.clone()).unwrap();
+    let more = "+ping +info +role +cluster|nodes +acl|users";
+    assert_eq!(of_nodes, users.replace("+ping +info +role", more), "only the operator sees more");
     assert!(users.lines().all(|l| l.split(' ').nth(3).unwrap().len() == 65));
     assert!(!users.contains(context().credentials.operator.expose()));
     let auth = read("Secret/orders-system", "auth.conf");

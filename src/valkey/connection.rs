@@ -19,9 +19,10 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
+use valkeeper_core::spec::Topology;
 
-/// Most that is read between two commands. The longest honest answer, INFO of a primary with a thousand replicas, is a
-/// tenth of it; a stranger at a member's former address shall not fill the memory.
+/// Most that is read between two questions. The longest honest answer, INFO of a primary with a thousand replicas or what each of a
+/// hundred nodes says of a hundred, is a tenth of it; a stranger at a member's former address shall not fill the memory.
 const ANSWER_BYTES_MAX: usize = 1 << 20;
 
 /// A logged-in connection. Clones share the socket, which closes with the last of them.
@@ -68,11 +69,22 @@ impl Connection {
     }
 
     /// Asks the server what it is, in one round trip. Unbounded.
-    pub(super) async fn look(&self) -> Result<Look, Error> {
+    pub(super) async fn look(&self, topology: Topology) -> Result<Look, Error> {
         let mut info = cmd("INFO");
         info.arg("server").arg("replication").arg("persistence");
-        let text: String = self.ask(&info).await?;
-        Ok(Look::parse(&text, Instant::now())?)
+        match topology {
+            Topology::Replication => {
+                let text: String = self.ask(&info).await?;
+                Ok(Look::parse(&text, Instant::now())?)
+            }
+            Topology::Cluster => {
+                let mut all = redis::pipe();
+                all.add_command(info).cmd("CLUSTER").arg("NODES").cmd("ACL").arg("USERS");
+                let (info, nodes, users): (String, String, Vec<String>) =
+                    all.query_async(&mut self.commands.clone()).await?;
+                Look::parse_node(&info, &nodes, &users, Instant::now())
+            }
+        }
     }
 
     /// True once the socket has ended.
@@ -87,7 +99,7 @@ impl Connection {
     }
 }
 
-/// A socket that gives up on a peer that talks without end. What it reads is counted anew with each command.
+/// A socket that gives up on a peer that talks without end. What it reads is counted anew with each question.
 struct Bounded {
     stream: TcpStream,
     left_bytes: usize,

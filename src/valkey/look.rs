@@ -2,21 +2,41 @@
 
 use std::ops::Deref;
 use tokio::time::Instant;
-use valkeeper_core::info::{Garbled, Info};
+use valkeeper_core::{
+    info::{Garbled, Info},
+    nodes::Nodes,
+    observation::NodeFacts,
+};
+
+use super::Error;
 
 /// One answer of a server.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Look {
     /// When it arrived.
     pub answered_at: Instant,
-    /// What it says.
+    /// What it says. At the gate it follows the gate.
     pub info: Info,
+    /// What its node says, in a Valkey Cluster.
+    pub node: Option<NodeFacts>,
 }
 
 impl Look {
     /// Parses the sections server, replication and persistence of INFO.
     pub fn parse(text: &str, answered_at: Instant) -> Result<Look, Garbled> {
-        Ok(Look { answered_at, info: Info::parse(text)? })
+        Ok(Look { answered_at, info: Info::parse(text)?, node: None })
+    }
+
+    /// Parses the same with `CLUSTER NODES` and `ACL USERS`, of a server in a Valkey Cluster.
+    pub fn parse_node(
+        info: &str,
+        nodes: &str,
+        users: &[String],
+        answered_at: Instant,
+    ) -> Result<Look, Error> {
+        let Look { answered_at, info, node: _ } = Look::parse(info, answered_at)?;
+        let nodes: Nodes = nodes.parse()?;
+        Ok(Look { answered_at, info: info.behind_gate(users), node: Some(nodes.facts()) })
     }
 }
 

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 use tokio::{sync::Notify, task::JoinHandle};
-use valkeeper_core::{ids::MemberId, observation::Observed};
+use valkeeper_core::{ids::MemberId, observation::Observed, spec::Topology};
 
 /// Bound on one look, connecting included. A server that forks 10 GiB stops for some 100 ms, so this is no alarm by
 /// itself; six looks fit into the default detection window of 3 s.
@@ -35,6 +35,8 @@ pub struct Target {
     pub address: IpAddr,
     /// Port of valkey-server.
     pub port: u16,
+    /// What there is to ask it.
+    pub topology: Topology,
 }
 
 impl Target {
@@ -126,7 +128,8 @@ impl MemberLink {
             return self.reconnect().await;
         };
         let was_silent = self.trouble() == Some(Error::Silent);
-        let answer = if was_silent { self.ask_both_ways(&held).await } else { held.look().await };
+        let answer =
+            if was_silent { self.ask_both_ways(&held).await } else { held.look(self.target.topology).await };
         match answer {
             Err(Error::Closed) => {
                 self.state().held = None;
@@ -141,7 +144,7 @@ impl MemberLink {
     /// the held one is open.
     async fn ask_both_ways(&self, held: &Connection) -> Result<Look, Error> {
         tokio::select! {
-            answer = held.look() => answer,
+            answer = held.look(self.target.topology) => answer,
             fresh = self.reconnect() => match fresh {
                 Err(Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_)) => {
                     held.ended().await;
@@ -169,7 +172,7 @@ impl MemberLink {
 
     async fn open(&self) -> Result<(Connection, Look), Error> {
         let connection = Connection::open(self.target.socket(), &self.credentials).await?;
-        let look = connection.look().await?;
+        let look = connection.look(self.target.topology).await?;
         Ok((connection, look))
     }
 

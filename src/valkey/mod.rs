@@ -16,7 +16,7 @@ pub use secret::{Credentials, Secret};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::{error::Error as _, io, sync::Arc};
-use valkeeper_core::{info::Garbled, observation::Why};
+use valkeeper_core::{info::Garbled, nodes::NodesError, observation::Why};
 
 /// Characters of a server's refusal that are kept: enough for every message Valkey has, and a bound on what a foreign
 /// server can put into the journal.
@@ -46,6 +46,9 @@ pub enum Error {
     /// The answer cannot be understood.
     #[error(transparent)]
     Garbled(#[from] Garbled),
+    /// What its node says cannot be understood.
+    #[error(transparent)]
+    Nodes(#[from] NodesError),
 }
 
 impl Error {
@@ -54,7 +57,7 @@ impl Error {
         match self {
             Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_) => Why::Silent,
             Error::Unauthorized(_) => Why::Unauthorized,
-            Error::Refusal(_) | Error::Garbled(_) => Why::Garbled,
+            Error::Refusal(_) | Error::Garbled(_) | Error::Nodes(_) => Why::Garbled,
         }
     }
 

@@ -237,7 +237,7 @@ impl Member {
     }
 
     pub fn endpoint(&self) -> Endpoint {
-        Endpoint { host: "127.0.0.1".to_owned(), port: self.port }
+        Endpoint { host: "127.0.0.1".to_owned(), port: self.port, node: None }
     }
 }
 

@@ -2,17 +2,14 @@
 
 use crate::{
     proxy::Proxy,
-    server::{OPERATOR_PASSWORD, Server, link_to, present, woken},
+    server::{OPERATOR_PASSWORD, Server, link_to, present, target_at, woken},
 };
 use std::{
     net::{Ipv4Addr, TcpListener},
     time::{Duration, Instant},
 };
 use valkeeper::valkey::{Error, Target};
-use valkeeper_core::{
-    ids::MemberId,
-    observation::{Observed, Why},
-};
+use valkeeper_core::observation::{Observed, Why};
 
 /// Kills measured: the median says what is usual, whatever else the machine is doing.
 const KILLS: usize = 9;
@@ -102,7 +99,7 @@ async fn a_refusal_where_no_connection_was_ever_held_is_no_death() {
     let free = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
     let port = free.local_addr().unwrap().port();
     drop(free);
-    let target = Target { member: MemberId::new(0, 0), address: Ipv4Addr::LOCALHOST.into(), port };
+    let target = target_at(port);
     let (link, _) = link_to(target, OPERATOR_PASSWORD);
     assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
     assert_eq!(link.trouble(), Some(Error::Refused));

@@ -85,7 +85,7 @@ async fn a_handover_to_a_replica_that_cannot_catch_up_fails_and_the_primary_goes
     let [primary, replica] = &pair.members;
     let proxy = Proxy::to(primary.port).await;
     let (_link, look) = replica.linked().await;
-    let through = Endpoint { host: "127.0.0.1".to_owned(), port: proxy.port };
+    let through = Endpoint { host: "127.0.0.1".to_owned(), port: proxy.port, node: None };
     pair.agents[1].attach(&replica.process(&look), &crate::agent::brief(1, primary), &through).await.unwrap();
     replica.in_sync().await;
     // Replication stalls, and both ends still believe in it.

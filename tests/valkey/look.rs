@@ -1,12 +1,12 @@
 //! What a look brings back.
 
-use crate::server::{OPERATOR_PASSWORD, Server, link_to, present};
+use crate::server::{OPERATOR_PASSWORD, Server, link_to, present, target_at};
 use std::{collections::BTreeMap, net::Ipv4Addr};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpListener,
 };
-use valkeeper::valkey::{Error, Target};
+use valkeeper::valkey::Error;
 use valkeeper_core::{
     ids::{MemberId, Timestamp},
     info::{RawRole, RawSource},
@@ -106,7 +106,7 @@ async fn a_stranger_at_the_address_is_garbled_and_not_absent() {
                 });
             }
         });
-        let target = Target { member: MemberId::new(0, 0), address: Ipv4Addr::LOCALHOST.into(), port };
+        let target = target_at(port);
         let (link, _) = link_to(target, OPERATOR_PASSWORD);
         assert_eq!(link.look().await, Observed::Unknown(Why::Garbled), "{answer:?}: {:?}", link.trouble());
         stranger.abort();
@@ -127,7 +127,7 @@ async fn a_stranger_that_talks_without_end_is_cut_off() {
         }
         sent
     });
-    let target = Target { member: MemberId::new(0, 0), address: Ipv4Addr::LOCALHOST.into(), port };
+    let target = target_at(port);
     let (link, _) = link_to(target, OPERATOR_PASSWORD);
     assert_eq!(link.look().await, Observed::Unknown(Why::Garbled), "{:?}", link.trouble());
     // What the kernel's two buffers hold comes on top of what was read.

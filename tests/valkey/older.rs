@@ -193,7 +193,7 @@ async fn an_agent_of_an_earlier_contract_is_understood_and_does_what_it_can() {
     assert_eq!(knows(&operator, &link, 1).await.brief, terms(1, peer));
     link.promise(&terms(2, peer)).await.unwrap();
     knows(&operator, &link, 2).await;
-    let to = Endpoint { host: "127.0.0.1".to_owned(), port: 1 };
+    let to = Endpoint { host: "127.0.0.1".to_owned(), port: 1, node: None };
     link.attach(&server, &terms(3, peer), &to).await.unwrap();
     knows(&operator, &link, 3).await;
     let from = valkeeper::agents::Paused { replid: valkeeper_core::ids::ReplId("b".repeat(40)), offset: 0 };
@@ -233,6 +233,7 @@ async fn an_agent_does_what_a_later_operator_says_as_far_as_it_knows_it() {
         replid: at(&look).replid.0,
         offset: look.offset,
         consents: 0,
+        by: 0,
     };
     let answer = asked(&channel, "Promote", with_more(&promotion)).await.unwrap();
     let told = Done::decode(&answer[..]).unwrap().state.and_then(|state| state.brief);

@@ -14,7 +14,7 @@ use std::{
 };
 use tokio::sync::Notify;
 use valkeeper::valkey::{Credentials, Look, MemberLink, Secret, Target, Wake};
-use valkeeper_core::{ids::MemberId, observation::Observed};
+use valkeeper_core::{ids::MemberId, observation::Observed, spec::Topology};
 
 /// Longest wait for anything a test expects. Only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -176,7 +176,7 @@ impl Instance {
     }
 
     pub fn target(&self) -> Target {
-        Target { member: MemberId::new(0, 0), address: IpAddr::V4(Ipv4Addr::LOCALHOST), port: self.port }
+        target_at(self.port)
     }
 
     /// A link that has not looked yet, with what it wakes.
@@ -190,6 +190,12 @@ impl Instance {
         let look = present(&link).await;
         (link, look)
     }
+}
+
+/// A server that is in no Valkey Cluster.
+pub fn target_at(port: u16) -> Target {
+    let (member, address) = (MemberId::new(0, 0), IpAddr::V4(Ipv4Addr::LOCALHOST));
+    Target { member, address, port, topology: Topology::Replication }
 }
 
 pub fn link_to(target: Target, password: &str) -> (MemberLink, Wake) {

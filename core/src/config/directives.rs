@@ -142,7 +142,8 @@ const fn owned(name: &'static str, why: &'static str) -> Directive {
 }
 
 const ADDRESS: &str = "members are found by it";
-const CLUSTER: &str = "it belongs to topology Cluster, which is not available yet";
+const CLUSTER: &str =
+    "the operator decides how the nodes of topology Cluster find each other and who is elected";
 const FILES: &str = "set spec.profile and spec.persistence instead";
 const LINK: &str = "the operator decides who follows whom and how closely it is watched";
 const PROCESS: &str = "the container runs one server in the foreground and logs to its output";
@@ -202,8 +203,8 @@ pub const DIRECTIVES: &[Directive] = &[
     user("busy-reply-threshold", COUNT),
     user("client-output-buffer-limit", Kind::Words),
     user("client-query-buffer-limit", Kind::Bytes),
-    owned("cluster-allow-pubsubshard-when-down", CLUSTER),
-    owned("cluster-allow-reads-when-down", CLUSTER),
+    user("cluster-allow-pubsubshard-when-down", YES_NO),
+    user("cluster-allow-reads-when-down", YES_NO),
     owned("cluster-allow-replica-migration", CLUSTER),
     owned("cluster-announce-bus-port", CLUSTER),
     owned("cluster-announce-client-ipv4", CLUSTER),
@@ -218,7 +219,7 @@ pub const DIRECTIVES: &[Directive] = &[
     owned("cluster-config-save-behavior", CLUSTER).since(9, 1),
     owned("cluster-databases", CLUSTER).since(9, 0),
     owned("cluster-enabled", CLUSTER),
-    owned("cluster-link-sendbuf-limit", CLUSTER),
+    user("cluster-link-sendbuf-limit", Kind::Bytes),
     owned("cluster-manual-failover-timeout", CLUSTER).since(8, 1),
     owned("cluster-migration-barrier", CLUSTER),
     owned("cluster-node-timeout", CLUSTER),
@@ -229,7 +230,7 @@ pub const DIRECTIVES: &[Directive] = &[
     owned("cluster-replica-validity-factor", CLUSTER),
     owned("cluster-require-full-coverage", CLUSTER),
     owned("cluster-slot-migration-log-max-len", CLUSTER).since(9, 0),
-    owned("cluster-slot-stats-enabled", CLUSTER),
+    user("cluster-slot-stats-enabled", YES_NO),
     user("commandlog-execution-slower-than", SIGNED).since(8, 1),
     user("commandlog-large-reply-max-len", COUNT).since(8, 1),
     user("commandlog-large-request-max-len", COUNT).since(8, 1),

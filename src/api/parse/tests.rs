@@ -44,6 +44,42 @@ fn standalone_is_replication_without_replicas() {
 }
 
 #[test]
+fn a_valkey_cluster_has_three_shards_and_a_node_timeout_below_the_window() {
+    let spec = |window: i64| json!({ "topology": "Cluster", "failover": { "detectionWindowMs": window } });
+    let Parsed { desired, workload } = parsed(json!({ "topology": "Cluster" }));
+    assert_eq!((desired.topology, desired.shards, desired.replicas_per_shard), (Topology::Cluster, 3, 2));
+    assert_eq!(workload.config.node_timeout_ms, Some(2_000));
+    assert_eq!(parsed(spec(2_500)).workload.config.node_timeout_ms, Some(1_500));
+    let alone = parsed(json!({ "topology": "Cluster", "shards": 1, "replicas": 0 })).desired;
+    assert_eq!((alone.shards, alone.replicas_per_shard), (1, 0));
+    assert_eq!(parsed(json!({ "topology": "Replication" })).workload.config.node_timeout_ms, None);
+    let tight = refused(spec(1_999));
+    assert_eq!(tight.field, "spec.failover.detectionWindowMs");
+    assert_eq!(tight.allowed, "allowed in topology Cluster: 2000 to 60000 milliseconds");
+}
+
+#[test]
+fn what_the_shape_of_a_cluster_was_stays() {
+    let of = |topology: &str, shards: u16, replicas: u16| {
+        parsed(json!({ "topology": topology, "shards": shards, "replicas": replicas })).desired
+    };
+    let before = of("Cluster", 3, 1);
+    assert_eq!(changed(&before, &of("Cluster", 3, 2)), Ok(()));
+    for shards in [1, 2, 4] {
+        assert_eq!(
+            changed(&before, &of("Cluster", shards, 1)).unwrap_err().to_string(),
+            format!(
+                "spec.shards: \"{shards}\" cannot be used; slots cannot be moved between the shards of topology Cluster yet; allowed: 3"
+            )
+        );
+    }
+    let other = of("Replication", 3, 1);
+    assert_eq!(changed(&before, &other).unwrap_err().field, "spec.topology");
+    assert_eq!(changed(&other, &before).unwrap_err().field, "spec.topology");
+    assert_eq!(changed(&other, &of("Replication", 4, 1)), Ok(()));
+}
+
+#[test]
 fn a_cache_has_no_volume_unless_asked_for() {
     let cache = parsed(json!({ "topology": "Replication", "profile": "Cache" })).workload;
     assert_eq!((cache.volume, cache.config.files), (None, Files::Nothing));
@@ -60,7 +96,6 @@ fn what_cannot_be_used_is_refused_by_field() {
         refused(spec).field
     };
     assert_eq!(base("topology", json!("Sentinel")), "spec.topology");
-    assert_eq!(base("topology", json!("Cluster")), "spec.topology");
     assert_eq!(base("shards", json!(0)), "spec.shards");
     assert_eq!(base("shards", json!(17)), "spec.shards");
     assert_eq!(base("replicas", json!(6)), "spec.replicas");

@@ -38,6 +38,8 @@ pub const NAME_LENGTH_MAX: usize = 40;
 /// Bounds of the detection window in milliseconds: below one second a healthy server in a long command looks dead,
 /// above a minute nobody is helped.
 pub const DETECTION_WINDOW_MS: std::ops::RangeInclusive<i64> = 1_000..=60_000;
+/// Shortest detection window of topology Cluster in milliseconds: the nodes' own timeout is a second less, and a second at least.
+pub const CLUSTER_DETECTION_WINDOW_MIN_MS: i64 = 2_000;
 /// Detection window unless the user sets one, in milliseconds.
 pub const DETECTION_WINDOW_DEFAULT_MS: i64 = 3_000;
 /// Size of a volume unless the user sets one.
@@ -81,24 +83,37 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
     )
     .message("spec.persistence.enabled cannot change: a StatefulSet's volumes are fixed when it is created")
     .field_path(".persistence"),
+    validation = Rule::new(
+        "self.topology == 'Cluster' || \
+         (has(self.shards) ? self.shards : 1) >= (has(oldSelf.shards) ? oldSelf.shards : 1)"
+    )
+    .message("shards cannot decrease: a removed shard is lost data")
+    .field_path(".shards"),
+    validation = Rule::new(
+        "self.topology != 'Cluster' || \
+         (has(self.shards) ? self.shards : 3) == (has(oldSelf.shards) ? oldSelf.shards : 3)"
+    )
+    .message("shards cannot change in topology Cluster yet: slots are not moved between shards")
+    .field_path(".shards"),
+    validation = Rule::new("self.topology != 'Cluster' || self.failover.detectionWindowMs >= 2000")
+        .message("topology Cluster needs a detectionWindowMs of 2000 or more: the nodes' own timeout is below it")
+        .field_path(".failover"),
 )]
 pub struct ValkeyClusterSpec {
     /// Shape of the cluster. Standalone is a primary without replicas; Replication has shards of one primary and its
-    /// replicas, failed over by the operator. Cannot change.
+    /// replicas, failed over by the operator; Cluster is Valkey Cluster: the shards share the slots. Cannot change.
     #[x_kube(
         validation = Rule::new("self != 'Sentinel'")
-            .message("topology Sentinel is not available yet; allowed: Standalone, Replication"),
-        validation = Rule::new("self != 'Cluster'")
-            .message("topology Cluster is not available yet; allowed: Standalone, Replication"),
+            .message("topology Sentinel is not available yet; allowed: Standalone, Replication, Cluster"),
         validation = Rule::new("self == oldSelf").message("topology cannot change"),
     )]
     pub topology: Topology,
-    /// Number of independent shards. Cannot decrease.
-    #[serde(default = "defaults::shards")]
+    /// Number of shards: independent ones, or in topology Cluster those that share the slots. Default: 3 for Cluster, else 1.
+    /// Cannot decrease, and in topology Cluster not increase yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
-    #[x_kube(validation = Rule::new("self >= oldSelf").message("shards cannot decrease: a removed shard is lost data"))]
-    pub shards: u16,
-    /// Replicas of each shard's primary. Default: 2 for Replication, 0 for Standalone.
+    pub shards: Option<u16>,
+    /// Replicas of each shard's primary. Default: 2 for Replication and Cluster, 0 for Standalone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 5))]
     pub replicas: Option<u16>,
@@ -160,7 +175,7 @@ pub enum Topology {
     Replication,
     /// Not available yet.
     Sentinel,
-    /// Not available yet.
+    /// Valkey Cluster: one primary with replicas per shard; clients are sent to the shard that has the key.
     Cluster,
 }
 
@@ -393,9 +408,6 @@ pub struct JournalPosition {
 mod defaults {
     use super::{DETECTION_WINDOW_DEFAULT_MS, Quantity, VOLUME_SIZE_DEFAULT};
 
-    pub(super) fn shards() -> u16 {
-        1
-    }
     pub(super) fn volume_size() -> Quantity {
         Quantity(VOLUME_SIZE_DEFAULT.to_owned())
     }
