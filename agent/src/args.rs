@@ -1,10 +1,12 @@
 //! The command line, and what Kubernetes gives in the environment.
 
+use crate::boot;
 use anyhow::Context;
 use std::{collections::BTreeMap, net::SocketAddr, path::PathBuf, str::FromStr};
 use valkeeper_core::{
     config::{DATA_DIR, PORT, SECRET_DIR},
     ids::MemberId,
+    spec::Topology,
 };
 
 /// PID 1 of a Valkey member.
@@ -87,6 +89,8 @@ pub struct Config {
     pub namespace: String,
     pub pod_ip: String,
     pub me: MemberId,
+    /// By the server's configuration file.
+    pub topology: Topology,
 }
 
 impl Config {
@@ -97,7 +101,8 @@ impl Config {
         let member = pod.strip_prefix(&args.cluster).and_then(|rest| rest.strip_prefix('-'));
         let member = member.with_context(|| format!("POD_NAME {pod} is not of cluster {}", args.cluster))?;
         let me = member.parse().with_context(|| format!("POD_NAME {pod}"))?;
-        Ok(Config { namespace: var("POD_NAMESPACE")?, pod_ip: var("POD_IP")?, me, args })
+        let topology = boot::topology(&args.command)?;
+        Ok(Config { namespace: var("POD_NAMESPACE")?, pod_ip: var("POD_IP")?, me, topology, args })
     }
 
     /// Peers whose addresses are given.

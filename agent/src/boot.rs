@@ -1,24 +1,33 @@
 //! How a server is started: always as a replica of an address where nobody answers, so that it serves nobody and feeds
-//! nobody until it is said what it is.
+//! nobody until it is said what it is. In Cluster mode, where a server refuses to follow an address, its users are the gate.
+
+mod users;
+
+pub use users::{Listed, Users};
 
 use crate::args::Config;
 use rand::{Rng, distr::Alphanumeric};
-use sha2::{Digest, Sha256};
 use std::{
     fs,
-    io::{self, Read, Write},
-    os::unix::fs::OpenOptionsExt,
+    io::{self, Read},
     path::{Path, PathBuf},
     process::Command,
 };
-use valkeeper_core::config::{AOF_DIR, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, RDB_FILE};
+use valkeeper_core::{
+    config::{AOF_DIR, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, RDB_FILE},
+    spec::Topology,
+};
 
-/// The agent's user at its server: what it needs and no key.
-const USER_RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +client +acl|users";
 /// The agent's user.
 pub const USER: &str = "valkeeper-agent";
 /// Length of its password: 62^32 is about 190 bits.
 const PASSWORD_LENGTH: usize = 32;
+/// What a replica at the gate of Cluster mode logs in at its primary with: nobody's password, so that it cannot be synchronised.
+const PRIMARYAUTH_NOBODYS: &str = "valkeeper-gate";
+/// Where a node keeps its id and what it knows of the others, in the data directory.
+const NODES_FILE: &str = "nodes.conf";
+/// Ending of a data file that is put aside.
+const ASIDE: &str = ".aside";
 /// Where a snapshot says which history it is of: among the first auxiliary fields.
 const RDB_HEAD_BYTES: u64 = 1024;
 
@@ -56,21 +65,38 @@ pub fn socket(config: &Config) -> PathBuf {
 /// Writes the copy of the users with the agent's own and prepares the command.
 ///
 /// A server that was `blank` begins so again: what files it has made since are no data of anybody's.
-pub fn prepare(config: &Config, password: &str, blank: bool) -> io::Result<Start> {
+pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start> {
     let args = &config.args;
-    let users = args.run_dir.join("valkeeper-users.acl");
-    write_users(&args.aclfile, &users, password)?;
-    let found = files(&args.data)?;
+    let found = match config.topology {
+        Topology::Replication => files(&args.data)?,
+        Topology::Cluster => files_of_node(&args.data)?,
+    };
     let aof_left_off = matches!(found, Files::Rdb | Files::RdbWithHistory) && wants_aof(&args.command)?;
     let files = if blank { Files::Blank } else { found };
-    let port = if files == Files::Blank { GATE_PORT_BLANK } else { GATE_PORT_HISTORY };
     let (program, given) = args.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let mut command = Command::new(program);
     command.args(given);
-    command.args(["--replicaof", GATE_ADDRESS, &port.to_string()]);
-    command.args(["--replica-announce-ip", &config.pod_ip]);
+    let (port, listed) = match files {
+        Files::Blank => (GATE_PORT_BLANK, Listed::GateBlank),
+        Files::RdbWithHistory | Files::Rdb | Files::Aof => (GATE_PORT_HISTORY, Listed::GateHistory),
+    };
+    match config.topology {
+        Topology::Replication => {
+            users.write(Listed::All)?;
+            command.args(["--replicaof", GATE_ADDRESS, &port.to_string()]);
+            command.args(["--replica-announce-ip", &config.pod_ip]);
+        }
+        Topology::Cluster => {
+            users.write(listed)?;
+            command.args(["--primaryauth", PRIMARYAUTH_NOBODYS]);
+            // Otherwise a node that has moved shows its own old address for ever.
+            command.args(["--cluster-announce-ip", &config.pod_ip]);
+            let name = format!("{}-{}", args.cluster, config.me);
+            command.args(["--cluster-announce-human-nodename", &name]);
+        }
+    }
     command.arg("--unixsocket").arg(socket(config)).args(["--unixsocketperm", "700"]);
-    command.arg("--aclfile").arg(&users);
+    command.arg("--aclfile").arg(users.file());
     if aof_left_off {
         // With the append-only file on, a server does not look at a snapshot that stands alone: it would start empty.
         command.args(["--appendonly", "no"]);
@@ -78,16 +104,42 @@ pub fn prepare(config: &Config, password: &str, blank: bool) -> io::Result<Start
     Ok(Start { command, files, aof_left_off })
 }
 
-fn write_users(from: &Path, to: &Path, password: &str) -> io::Result<()> {
-    let text =
-        fs::read_to_string(from).map_err(|e| io::Error::new(e.kind(), format!("{}: {e}", from.display())))?;
-    let hash: String = Sha256::digest(password.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
-    let own = format!("user {USER} ");
-    let others: String =
-        text.lines().filter(|line| !line.starts_with(&own)).map(|l| format!("{l}\n")).collect();
-    let _ = fs::remove_file(to);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(to)?;
-    writeln!(file, "{others}user {USER} on #{hash} resetkeys resetchannels -@all {USER_RULES}")
+/// Which topology the server is of, by its configuration file.
+pub fn topology(command: &[String]) -> io::Result<Topology> {
+    let enabled = configured(command, "cluster-enabled")?.as_deref() == Some("yes");
+    Ok(if enabled { Topology::Cluster } else { Topology::Replication })
+}
+
+/// The files that a node starts from. Without its id it would be a stranger that takes slots for the keys it has: data that is not
+/// known to be anybody's is put aside, and the member begins as a new one.
+fn files_of_node(data: &Path) -> io::Result<Files> {
+    let known = match fs::metadata(data.join(NODES_FILE)) {
+        Ok(found) => found.len() > 0,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(error),
+    };
+    let found = files(data)?;
+    if known || found == Files::Blank {
+        return Ok(found);
+    }
+    for name in [RDB_FILE, AOF_DIR] {
+        put_aside(data, name)?;
+    }
+    tracing::warn!("nodes.conf is lost: the data is put aside, and the member begins without any");
+    files(data)
+}
+
+/// Renames it; what was put aside before makes place.
+fn put_aside(data: &Path, name: &str) -> io::Result<()> {
+    let (from, to) = (data.join(name), data.join(format!("{name}{ASIDE}")));
+    if !from.try_exists()? {
+        return Ok(());
+    }
+    match if to.is_dir() { fs::remove_dir_all(&to) } else { fs::remove_file(&to) } {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        Ok(()) | Err(_) => {}
+    }
+    fs::rename(&from, &to)
 }
 
 fn files(data: &Path) -> io::Result<Files> {
@@ -128,12 +180,20 @@ fn has_manifest(dir: &Path) -> io::Result<bool> {
 
 /// Whether the configuration file turns the append-only file on.
 fn wants_aof(command: &[String]) -> io::Result<bool> {
+    Ok(configured(command, "appendonly")?.as_deref() == Some("yes"))
+}
+
+/// What the configuration file says of a directive last.
+fn configured(command: &[String], directive: &str) -> io::Result<Option<String>> {
     let Some(conf) = command.iter().skip(1).find(|arg| arg.ends_with(".conf")) else {
-        return Ok(false);
+        return Ok(None);
     };
-    let text = fs::read_to_string(conf)?;
-    let last = text.lines().filter_map(|line| line.trim().strip_prefix("appendonly ")).next_back();
-    Ok(last.is_some_and(|value| value.trim() == "yes"))
+    let text =
+        fs::read_to_string(conf).map_err(|error| io::Error::new(error.kind(), format!("{conf}: {error}")))?;
+    let words =
+        |line: &str| line.trim().split_once(' ').map(|(name, value)| (name.to_owned(), value.to_owned()));
+    let mut values = text.lines().filter_map(words).filter(|(name, _)| name == directive);
+    Ok(values.next_back().map(|(_, value)| value.trim().to_owned()))
 }
 
 #[cfg(test)]
@@ -154,13 +214,46 @@ mod tests {
         assert_eq!(files(&dir).unwrap(), Files::RdbWithHistory);
         fs::write(dir.join(AOF_DIR).join("appendonly.aof.manifest"), "").unwrap();
         assert_eq!(files(&dir).unwrap(), Files::Aof);
-
-        let (from, to) = (dir.join("users"), dir.join("copy"));
-        fs::write(&from, "user default off\nuser valkeeper-agent on nopass ~* +@all").unwrap();
-        write_users(&from, &to, "secret").unwrap();
-        let copy = fs::read_to_string(&to).unwrap();
-        assert!(copy.starts_with("user default off\nuser valkeeper-agent on #"), "{copy}");
-        assert!(!copy.contains("nopass") && !copy.contains("secret"), "{copy}");
         fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn data_without_a_node_that_it_is_of_is_put_aside_and_one_generation_of_it_kept() {
+        let dir = std::env::temp_dir().join(format!("valkeeper-aside-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let read = |name: &str| fs::read_to_string(dir.join(name)).ok();
+        for (text, nodes) in [("first", None), ("second", Some(""))] {
+            fs::write(dir.join(RDB_FILE), text).unwrap();
+            fs::create_dir(dir.join(AOF_DIR)).unwrap();
+            fs::write(dir.join(AOF_DIR).join("appendonly.aof.manifest"), text).unwrap();
+            if let Some(nodes) = nodes {
+                fs::write(dir.join(NODES_FILE), nodes).unwrap();
+            }
+            assert_eq!(files_of_node(&dir).unwrap(), Files::Blank);
+            assert_eq!(read("dump.rdb.aside").as_deref(), Some(text));
+            assert_eq!(read("appendonlydir.aside/appendonly.aof.manifest").as_deref(), Some(text));
+        }
+        fs::write(dir.join(RDB_FILE), "third").unwrap();
+        fs::write(dir.join(NODES_FILE), "a node").unwrap();
+        assert_eq!(files_of_node(&dir).unwrap(), Files::Rdb);
+        assert_eq!(read("dump.rdb.aside").as_deref(), Some("second"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_last_word_of_the_configuration_file_counts() {
+        let conf = std::env::temp_dir().join(format!("valkeeper-mode-{}.conf", std::process::id()));
+        let command = ["valkey-server".to_owned(), conf.display().to_string()];
+        for (text, expected) in [
+            ("port 1\n", Topology::Replication),
+            ("cluster-enabled yes\n", Topology::Cluster),
+            ("  cluster-enabled  yes \nport 1\n", Topology::Cluster),
+            ("cluster-enabled yes\ncluster-enabled no\n", Topology::Replication),
+            ("# cluster-enabled yes\n", Topology::Replication),
+        ] {
+            fs::write(&conf, text).unwrap();
+            assert_eq!(topology(&command).unwrap(), expected, "{text}");
+        }
+        fs::remove_file(&conf).unwrap();
     }
 }

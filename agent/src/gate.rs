@@ -1,10 +1,15 @@
 //! The server at the gate while the operator is away: asks every peer, has the core judge, and does what it says. And a
 //! replica whose primary came back at another address: it follows it there.
 
-use crate::shared::{Agent, Known};
+use crate::{
+    local,
+    peers::Place,
+    shared::{Agent, Known},
+};
 use futures::future::join_all;
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 use tokio::time::Instant;
+use valkeeper_agent::proto::Promotion;
 use valkeeper_core::{
     agent::{
         Answer, Data, Ledger, PeerAnswer, Verdict,
@@ -14,6 +19,7 @@ use valkeeper_core::{
     ids::{MemberId, Seq},
     info::{Info, RawRole, RawSource},
     observation::{Gate, Link},
+    spec::Topology,
 };
 
 /// Between two judgements: as often as peers are asked to confirm.
@@ -49,28 +55,28 @@ fn lost(known: &Known) -> bool {
 async fn ask(
     agent: &Arc<Agent>,
     ledger: &Ledger,
-) -> (BTreeMap<MemberId, PeerAnswer>, BTreeMap<MemberId, IpAddr>) {
-    let (mut answers, mut addresses) = (BTreeMap::new(), BTreeMap::new());
+) -> (BTreeMap<MemberId, PeerAnswer>, BTreeMap<MemberId, Place>) {
+    let (mut answers, mut places) = (BTreeMap::new(), BTreeMap::new());
     let asked = ledger.peers(agent.me()).map(|id| async move { (id, agent.peers.ask(id).await) });
     for (id, answer) in join_all(asked).await {
         match answer {
-            Ok((answer, ip)) => {
+            Ok((answer, place)) => {
                 answers.insert(id, answer);
-                addresses.insert(id, ip);
+                places.insert(id, place);
             }
             Err(error) => tracing::debug!(peer = %id, error = %error, "a peer has not answered"),
         }
     }
-    (answers, addresses)
+    (answers, places)
 }
 
 async fn find_holder(agent: &Arc<Agent>) {
     let (ledger, run_id) = agent.read(|known| (known.ledger.clone(), known.run_id.clone()));
-    let (answers, addresses) = ask(agent, &ledger).await;
+    let (answers, places) = ask(agent, &ledger).await;
     let holder = live_holder(&ledger, &answers);
-    let found = holder.and_then(|to| Some((to, answers.get(&to)?.grant, *addresses.get(&to)?)));
-    if let Some((to, grant, ip)) = found {
-        attach(agent, &run_id, to, grant, ip, lost).await;
+    let found = holder.and_then(|to| Some((to, answers.get(&to)?.grant, places.get(&to)?)));
+    if let Some((to, grant, place)) = found {
+        attach(agent, &run_id, (to, grant), place, lost).await;
     }
 }
 
@@ -78,13 +84,13 @@ async fn judge_once(agent: &Arc<Agent>, data: Data) {
     let (ledger, away, run_id) =
         agent.read(|known| (known.ledger.clone(), known.operator_away(), known.run_id.clone()));
     let me = agent.me();
-    let (answers, addresses) = if away { ask(agent, &ledger).await } else { Default::default() };
+    let (answers, places) = if away { ask(agent, &ledger).await } else { Default::default() };
     match judge(me, &ledger, &data, away, &answers) {
         Verdict::Hold(reason, about) => hold(agent, reason, about),
         Verdict::Attach(to) => {
             let grant = answers.get(&to).map(|answer| answer.grant);
-            if let (Some(grant), Some(ip)) = (grant, addresses.get(&to)) {
-                attach(agent, &run_id, to, grant, *ip, |known| waiting(known).is_some()).await;
+            if let (Some(grant), Some(place)) = (grant, places.get(&to)) {
+                attach(agent, &run_id, (to, grant), place, |known| waiting(known).is_some()).await;
             }
         }
         Verdict::Resume => resume(agent, &run_id, ledger.brief.grant).await,
@@ -108,22 +114,26 @@ fn still(agent: &Arc<Agent>, run_id: &str, holds: impl Fn(&Known) -> bool) -> bo
     agent.read(|known| holds(known) && known.operator_away() && known.run_id == run_id)
 }
 
+/// True if the server follows whoever is at that place already.
+fn follows(known: &Known, source: &RawSource, place: &Place) -> bool {
+    match &known.node {
+        Some(node) => !known.is_at_gate() && node.primary.is_some() && node.primary == place.node,
+        None => known.info.as_ref().is_some_and(
+            |info| matches!(&info.role, RawRole::Replica { source: of, link: _ } if of == source),
+        ),
+    }
+}
+
 async fn attach(
     agent: &Arc<Agent>,
     run_id: &str,
-    to: MemberId,
-    grant: Seq,
-    ip: IpAddr,
+    (to, grant): (MemberId, Seq),
+    place: &Place,
     holds: impl Fn(&Known) -> bool,
 ) {
     let _acting = agent.acting.lock().await;
-    if !still(agent, run_id, holds) {
-        return;
-    }
-    let source = RawSource { host: ip.to_string(), port: agent.config.args.server_port };
-    let follows =
-        |info: &Info| matches!(&info.role, RawRole::Replica { source: of, link: _ } if *of == source);
-    if agent.read(|known| known.info.as_ref().is_some_and(follows)) {
+    let source = RawSource { host: place.ip.to_string(), port: agent.config.args.server_port };
+    if !still(agent, run_id, holds) || agent.read(|known| follows(known, &source, place)) {
         return;
     }
     let learned = agent.write(|ledger| {
@@ -135,7 +145,12 @@ async fn attach(
         tracing::warn!(error = %error, to = %to, "the holder is not followed");
         return;
     }
-    match agent.local.attach(&source).await {
+    let attached = match (agent.config.topology, &place.node) {
+        (Topology::Replication, _) => agent.local.attach(&source).await,
+        (Topology::Cluster, Some(node)) => agent.local.replicate(node).await,
+        (Topology::Cluster, None) => Err(local::Error::Unverified("nobody knows its node")),
+    };
+    match attached {
         Ok(look) => {
             agent.seen(look);
             agent.update(|known| known.gate = Gate::Attached(to));
@@ -183,7 +198,12 @@ async fn resume(agent: &Arc<Agent>, run_id: &str, grant: Seq) {
         }
         return;
     }
-    match agent.promote(asked_at).await {
+    let by = agent.read(|known| match &known.node {
+        None => Promotion::Unspecified,
+        Some(node) if node.primary.is_none() => Promotion::Open,
+        Some(_) => Promotion::Force,
+    });
+    match agent.promote(asked_at, by).await {
         Ok(()) => {
             agent.update(|known| known.gate = Gate::Resumed);
             tracing::info!(

@@ -1,8 +1,11 @@
 //! The agent's own connection to its server, over a socket that nobody else can open: the only home of `redis` here.
 
+mod node;
+
+use crate::boot::Users;
 use redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError,
-    aio::MultiplexedConnection, cmd,
+    AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError, RedisResult,
+    Value, aio::MultiplexedConnection, cmd, from_redis_value,
 };
 use std::{
     collections::BTreeMap,
@@ -11,7 +14,13 @@ use std::{
     time::Duration,
 };
 use tokio::{net::UnixStream, sync::Mutex};
-use valkeeper_core::info::{Garbled, Info, RawRole, RawSource};
+use valkeeper_agent::proto::Promotion;
+use valkeeper_core::{
+    info::{Garbled, Info, RawRole, RawSource},
+    nodes::{Nodes, NodesError},
+    observation::NodeFacts,
+    spec::Topology,
+};
 
 /// Bound on a command: longer than the stall of a fork, shorter than the default detection window of 3 s.
 const COMMAND_TIMEOUT: Duration = Duration::from_secs(1);
@@ -43,6 +52,12 @@ pub enum Error {
     /// An answer that is none.
     #[error("the server's answer cannot be understood")]
     Garbled(#[from] Garbled),
+    /// What it says of the nodes is none.
+    #[error("the server's answer cannot be understood: {0}")]
+    Nodes(#[from] NodesError),
+    /// The gate is opened with the users, and their files cannot be read or written.
+    #[error("the users' files: {0}")]
+    Users(#[from] std::io::Error),
     /// Done, and not seen to have an effect.
     #[error("sent and accepted, but {0}")]
     Unverified(&'static str),
@@ -52,8 +67,8 @@ impl Error {
     /// True if the server is alive all the same: it has answered.
     pub fn is_answer(&self) -> bool {
         match self {
-            Error::Refused(_) | Error::Garbled(_) | Error::Unverified(_) => true,
-            Error::Silent | Error::Lost(_) => false,
+            Error::Refused(_) | Error::Garbled(_) | Error::Nodes(_) | Error::Unverified(_) => true,
+            Error::Silent | Error::Lost(_) | Error::Users(_) => false,
         }
     }
 
@@ -78,7 +93,10 @@ pub struct Configured {
 
 /// What the server said it is.
 pub struct Look {
+    /// Behind the gate of Cluster mode it follows the gate, whatever its node is to the others.
     pub info: Info,
+    /// Its node, in Cluster mode, once it has loaded.
+    pub node: Option<NodeFacts>,
     /// False if the last save or the last write of the append-only file failed.
     pub saves: bool,
     /// True while the append-only file is not what the server has: it is being written anew, or that failed.
@@ -87,18 +105,40 @@ pub struct Look {
     pub ticket: u64,
 }
 
+/// What a server in Cluster mode says beside INFO.
+struct Gossip {
+    users: Vec<String>,
+    /// `CLUSTER NODES`.
+    nodes: Result<String, Error>,
+}
+
+/// One answer of several.
+fn answer<T: FromRedisValue>(given: Option<RedisResult<Value>>) -> Result<T, Error> {
+    let value = given.ok_or(Error::Garbled(Garbled::NotAnAnswer))?.map_err(|error| Error::of(&error))?;
+    from_redis_value(value).map_err(|_| Error::Garbled(Garbled::NotAnAnswer))
+}
+
 /// The connection.
 pub struct Local {
     tickets: AtomicU64,
     socket: PathBuf,
     user: &'static str,
     password: String,
+    topology: Topology,
+    users: Users,
     held: Mutex<Option<MultiplexedConnection>>,
 }
 
 impl Local {
-    pub fn new(socket: PathBuf, user: &'static str, password: String) -> Local {
-        Local { tickets: AtomicU64::new(1), socket, user, password, held: Mutex::new(None) }
+    pub fn new(
+        socket: PathBuf,
+        user: &'static str,
+        password: String,
+        topology: Topology,
+        users: Users,
+    ) -> Local {
+        let (tickets, held) = (AtomicU64::new(1), Mutex::new(None));
+        Local { tickets, socket, user, password, topology, users, held }
     }
 
     /// Whatever is asked from now on has a higher one than whatever was asked before.
@@ -163,15 +203,43 @@ impl Local {
     /// Asks the server what it is.
     pub async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
         let ticket = self.ticket();
-        let mut info = cmd("INFO");
-        info.arg("server").arg("replication").arg("persistence");
-        let text: String = self.ask_within(bound, &info).await?;
+        let mut sections = cmd("INFO");
+        sections.arg("server").arg("replication").arg("persistence");
+        let (text, gossip): (String, Option<Gossip>) = match self.topology {
+            Topology::Replication => (self.ask_within(bound, &sections).await?, None),
+            Topology::Cluster => {
+                let (text, gossip) = self.ask_node(bound, sections).await?;
+                (text, Some(gossip))
+            }
+        };
         let fails = ["rdb_last_bgsave_status:err", "aof_last_write_status:err"];
         let saves = fails.iter().all(|fail| !text.contains(fail));
         let rewrites =
             ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1", "aof_last_bgrewrite_status:err"];
         let rewriting = rewrites.iter().any(|sign| text.contains(sign));
-        Ok(Look { info: Info::parse(&text)?, saves, rewriting, ticket })
+        let info = Info::parse(&text)?;
+        let (info, node) = match gossip {
+            None => (info, None),
+            // Before it has loaded it does not say.
+            Some(Gossip { users, nodes: _ }) if info.loading => (info.behind_gate(&users), None),
+            Some(Gossip { users, nodes }) => {
+                (info.behind_gate(&users), Some(nodes?.parse::<Nodes>()?.facts()))
+            }
+        };
+        Ok(Look { info, node, saves, rewriting, ticket })
+    }
+
+    /// In one go, so that all of it is of one moment.
+    async fn ask_node(&self, bound: Duration, sections: Cmd) -> Result<(String, Gossip), Error> {
+        let mut all: Pipeline = redis::pipe();
+        all.add_command(sections).cmd("ACL").arg("USERS").cmd("CLUSTER").arg("NODES").ignore_errors();
+        let asked = async {
+            let mut connection = self.connection().await?;
+            all.query_async::<Vec<RedisResult<Value>>>(&mut connection).await.map_err(|e| Error::of(&e))
+        };
+        let mut answers = self.settle(bound, asked).await?.into_iter();
+        let (text, users) = (answer(answers.next())?, answer(answers.next())?);
+        Ok((text, Gossip { users, nodes: answer(answers.next()) }))
     }
 
     /// [`Local::look_within`] with the bound of a command.
@@ -179,28 +247,38 @@ impl Local {
         self.look_within(COMMAND_TIMEOUT).await
     }
 
-    /// `REPLICAOF NO ONE`, seen to be done.
-    pub async fn promote(&self) -> Result<Look, Error> {
-        self.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
-        self.until(|info| info.role == RawRole::Primary, "it is not a primary").await
+    /// Makes it primary, seen to be done.
+    pub async fn promote(&self, by: Promotion) -> Result<Look, Error> {
+        let by = match by {
+            Promotion::Unspecified => {
+                self.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
+                let is_primary = |look: &Look| look.info.role == RawRole::Primary;
+                return self.until(is_primary, "it is not a primary").await;
+            }
+            Promotion::Open => None,
+            Promotion::Force => Some(node::Failover::FORCE),
+            Promotion::Takeover => Some(node::Failover::TAKEOVER),
+            Promotion::Handover => Some(node::Failover::HANDOVER),
+        };
+        self.promote_node(by).await
     }
 
     /// `REPLICAOF` an address, seen to be done; paused clients go on and learn that this is a replica now.
     pub async fn attach(&self, to: &RawSource) -> Result<Look, Error> {
         self.ask::<()>(cmd("REPLICAOF").arg(&to.host).arg(to.port)).await?;
         self.unpause().await?;
-        let follows = |info: &Info| match &info.role {
+        let follows = |look: &Look| match &look.info.role {
             RawRole::Primary => false,
             RawRole::Replica { source, link: _ } => source == to,
         };
         self.until(follows, "it does not follow that address").await
     }
 
-    async fn until(&self, holds: impl Fn(&Info) -> bool, otherwise: &'static str) -> Result<Look, Error> {
+    async fn until(&self, holds: impl Fn(&Look) -> bool, otherwise: &'static str) -> Result<Look, Error> {
         let until = tokio::time::Instant::now() + COMMAND_TIMEOUT;
         loop {
             let look = self.look().await?;
-            if holds(&look.info) {
+            if holds(&look) {
                 return Ok(look);
             }
             if tokio::time::Instant::now() >= until {

@@ -58,7 +58,13 @@ async fn look(agent: &Arc<Agent>) {
             known.last_answer = sent;
         }),
         Err(
-            Error::Silent | Error::Lost(_) | Error::Refused(_) | Error::Garbled(_) | Error::Unverified(_),
+            Error::Silent
+            | Error::Lost(_)
+            | Error::Refused(_)
+            | Error::Garbled(_)
+            | Error::Nodes(_)
+            | Error::Users(_)
+            | Error::Unverified(_),
         ) => {
             agent.update(|known| {
                 // Before its first answer a server is starting, not silent.

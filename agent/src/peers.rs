@@ -17,7 +17,7 @@ use valkeeper_agent::{
 };
 use valkeeper_core::{
     agent::{Answer, PeerAnswer},
-    ids::{MemberId, Seq},
+    ids::{MemberId, NodeId, Seq},
 };
 
 /// Port of every agent's gRPC services.
@@ -68,6 +68,14 @@ struct Found {
 struct Held {
     client: PeerClient<Channel>,
     ip: IpAddr,
+}
+
+/// Where a peer is.
+#[derive(Clone, Debug)]
+pub struct Place {
+    pub ip: IpAddr,
+    /// Its node, in Cluster mode, once it knows it.
+    pub node: Option<NodeId>,
 }
 
 /// Connections to the peers.
@@ -184,13 +192,14 @@ impl Peers {
         self.bounded(member, CONSENT_TIMEOUT, asked).await
     }
 
-    /// Asks a peer what it knows; with the address it answers at.
-    pub async fn ask(&self, member: MemberId) -> Result<(PeerAnswer, IpAddr), Unanswered> {
+    /// Asks a peer what it knows; with where it answers.
+    pub async fn ask(&self, member: MemberId) -> Result<(PeerAnswer, Place), Unanswered> {
         let asked = async {
             let mut held = self.client(member).await?;
             let question = proto::AskRequest { member: self.me.to_string() };
             let reply = held.client.ask(question).await?.into_inner();
-            Ok((PeerAnswer::try_from(reply)?, held.ip))
+            let node = wire::node_or_none(&reply.node_id, "node_id")?;
+            Ok((PeerAnswer::try_from(reply)?, Place { ip: held.ip, node }))
         };
         self.bounded(member, ASK_TIMEOUT, asked).await
     }

@@ -45,7 +45,8 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let (memory, ledger) = Memory::open(&config.args.data).context("the ledger")?;
     let identity = identity::read(&config).context("the identity")?;
     let password = boot::password();
-    let local = Local::new(boot::socket(&config), boot::USER, password.clone());
+    let users = boot::Users::new(&config, &password);
+    let local = Local::new(boot::socket(&config), boot::USER, password, config.topology, users.clone());
     let agent = Arc::new(Agent::new(config, Live::new(identity), local, memory, ledger));
     let _ = AGENT.set(agent.clone());
     tracing::info!(member = %agent.me(), "the agent starts");
@@ -53,7 +54,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let mut deaths: u32 = 0;
     loop {
         let begun = Instant::now();
-        let mut child = start(&agent, &supervisor, &password).await?;
+        let mut child = start(&agent, &supervisor, &users).await?;
         let ended = tokio::select! {
             ended = &mut child.ended => gone(ended),
             () = asked.again() => {
@@ -124,10 +125,10 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, password: &str) -> anyhow::Result<Child> {
+async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, users: &boot::Users) -> anyhow::Result<Child> {
     let blank = agent.read(|known| known.ledger.blank);
     let boot::Start { mut command, files, aof_left_off } =
-        boot::prepare(&agent.config, password, blank).context("preparing the server")?;
+        boot::prepare(&agent.config, users, blank).context("preparing the server")?;
     if files == boot::Files::Blank {
         // Before it makes files that look like data.
         agent.remember_blank(true).await.context("remembering that there is no data")?;

@@ -25,7 +25,7 @@ use valkeeper_core::{
     decision::HoldReason,
     ids::{MemberId, ReplId, Seq, Timestamp},
     info::{Info, RawRole, resolve},
-    observation::{Gate, Link, Source},
+    observation::{Gate, Link, NodeFacts, Source},
 };
 
 /// The operator is away if news has gone unanswered for this long, or nothing has been heard of one that nobody can be sent to: the
@@ -48,6 +48,8 @@ pub struct Known {
     pub exited_run_id: String,
     /// The last answer of this process.
     pub info: Option<Info>,
+    /// Its node in Cluster mode, as it said then.
+    pub node: Option<NodeFacts>,
     /// History that it had when it had loaded, which says nothing if nothing was loaded that could.
     pub drawn: Option<ReplId>,
     /// When the first question was sent that has no answer.
@@ -97,6 +99,7 @@ impl Known {
             exited: String::new(),
             exited_run_id: String::new(),
             info: None,
+            node: None,
             drawn: None,
             silent_since: None,
             last_answer: now,
@@ -163,7 +166,7 @@ impl Known {
 
     /// Forgets the server that has ended, or what was before the one that starts.
     pub fn forget_server(&mut self) {
-        (self.info, self.drawn, self.silent_since) = (None, None, None);
+        (self.info, self.node, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
     }
 
@@ -469,13 +472,17 @@ impl Agent {
 
     /// Makes the server primary under the grant that the ledger has, of which someone spoke at `spoken`. The grant is watched from
     /// before the command, whatever becomes of that: a server that does not answer may do it later.
-    pub async fn promote(&self, spoken: Instant) -> Result<(), local::Error> {
+    pub async fn promote(&self, spoken: Instant, by: proto::Promotion) -> Result<(), local::Error> {
         self.update(|known| known.promoting = Some(u64::MAX));
         self.told(spoken);
-        let promoted = self.local.promote().await;
+        let promoted = self.local.promote(by).await;
         let ticket = self.local.ticket();
         let result = promoted.map(|look| self.seen(look));
         self.update(|known| {
+            if result.is_ok() && known.node.is_some() {
+                // A node keeps the history it drew at its start: whatever it is to be taken for, it is the shard's data from now on.
+                known.files = Files::RdbWithHistory;
+            }
             known.promoting = result.is_err().then_some(ticket).filter(|_| known.process.is_some())
         });
         result
@@ -484,7 +491,7 @@ impl Agent {
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, saves, rewriting: _, ticket } = look;
+        let Look { info, node, saves, rewriting: _, ticket } = look;
         let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {
@@ -502,7 +509,7 @@ impl Agent {
                 self.judge_now.notify_one();
             }
             let is_primary = info.role == RawRole::Primary;
-            known.info = Some(info);
+            (known.info, known.node) = (Some(info), node);
             known.promoting = known.promoting.filter(|by| !is_primary && ticket <= *by);
             if !known.may_be_primary() {
                 known.held = None;

@@ -5,7 +5,7 @@ use crate::proto;
 use valkeeper_core::{
     agent::{Answer, Brief, Data, HISTORY_NONE, History, PeerAnswer, PeerServer},
     decision::HoldReason,
-    ids::{MemberId, ReplId, Seq, Timestamp},
+    ids::{MemberId, NodeId, ReplId, Seq, Timestamp},
     observation::{AgentFacts, CertificateFacts, Gate, ServerProcess},
 };
 
@@ -34,6 +34,22 @@ pub fn member_or_none(text: &str, field: &'static str) -> Result<Option<MemberId
 /// # Errors
 /// `field` if it is none.
 pub fn member(text: &str, field: &'static str) -> Result<MemberId, Malformed> {
+    text.parse().map_err(|_| Malformed(field))
+}
+
+/// Reads a node id; empty is none.
+///
+/// # Errors
+/// `field` if it is something else.
+pub fn node_or_none(text: &str, field: &'static str) -> Result<Option<NodeId>, Malformed> {
+    if text.is_empty() { Ok(None) } else { node(text, field).map(Some) }
+}
+
+/// Reads a node id.
+///
+/// # Errors
+/// `field` if it is none.
+pub fn node(text: &str, field: &'static str) -> Result<NodeId, Malformed> {
     text.parse().map_err(|_| Malformed(field))
 }
 
@@ -146,6 +162,7 @@ impl From<&PeerAnswer> for proto::AskReply {
             holder: holder.map(|id| id.to_string()).unwrap_or_default(),
             server: server.into(),
             data,
+            node_id: String::new(),
         }
     }
 }
@@ -155,7 +172,8 @@ impl TryFrom<proto::AskReply> for PeerAnswer {
 
     fn try_from(reply: proto::AskReply) -> Result<Self, Malformed> {
         let state = reply.server();
-        let proto::AskReply { grant, holder, server: _, data } = reply;
+        // Where it is, is no part of what it knows.
+        let proto::AskReply { grant, holder, server: _, data, node_id: _ } = reply;
         let data = || -> Result<Data, Malformed> { data.ok_or(Malformed("data"))?.try_into() };
         let server = match state {
             proto::ServerState::Primary => PeerServer::Primary,

@@ -1,14 +1,19 @@
 //! What the operator tells.
 
+mod nodes;
+
 use super::{caller, malformed, unchanged};
-use crate::{local, shared::Agent};
+use crate::{
+    local::{self, Look},
+    shared::Agent,
+};
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
 use valkeeper_agent::{proto, tls::Peer, wire};
 use valkeeper_core::{
     agent::{Ledger, Refusal},
-    ids::WriterEpoch,
+    ids::{NodeId, WriterEpoch},
     info::{Info, RawRole, RawSource},
     observation::{Gate, Link},
 };
@@ -24,6 +29,21 @@ pub struct Commands(pub Arc<Agent>);
 
 type Answer<T> = Result<Response<T>, Status>;
 
+/// Whom a server shall follow.
+#[derive(Debug)]
+enum Target {
+    Address(RawSource),
+    Node(NodeId),
+}
+
+fn address(host: String, port: u32) -> Result<RawSource, Status> {
+    let port = u16::try_from(port).map_err(|_| malformed(wire::Malformed("port")))?;
+    if host.len() > ADDRESS_CHARS_MAX || host.is_empty() || port == 0 {
+        return Err(malformed(wire::Malformed("host")));
+    }
+    Ok(RawSource { host, port })
+}
+
 fn superseded(why: impl Into<String>) -> Status {
     Status::failed_precondition(why.into())
 }
@@ -32,9 +52,11 @@ fn failed(error: &local::Error) -> Status {
     match error {
         local::Error::Silent => Status::deadline_exceeded(error.to_string()),
         local::Error::Lost(_) => Status::unavailable(error.to_string()),
-        local::Error::Refused(_) | local::Error::Garbled(_) | local::Error::Unverified(_) => {
-            Status::unknown(error.to_string())
-        }
+        local::Error::Users(_) => Status::internal(error.to_string()),
+        local::Error::Refused(_)
+        | local::Error::Garbled(_)
+        | local::Error::Nodes(_)
+        | local::Error::Unverified(_) => Status::unknown(error.to_string()),
     }
 }
 
@@ -81,13 +103,13 @@ impl Commands {
     }
 
     /// The server, if it is the process that the operator means.
-    async fn checked(&self, run_id: &str) -> Result<Info, Status> {
-        let info = self.0.local.look().await;
-        let info = info.map_err(|error| superseded(format!("could not check the server: {error}")))?.info;
-        if info.run_id != run_id {
-            return Err(superseded(format!("it is another process: {}, not {run_id}", info.run_id)));
+    async fn checked(&self, run_id: &str) -> Result<Look, Status> {
+        let look = self.0.local.look().await;
+        let look = look.map_err(|error| superseded(format!("could not check the server: {error}")))?;
+        if look.info.run_id != run_id {
+            return Err(superseded(format!("it is another process: {}, not {run_id}", look.info.run_id)));
         }
-        Ok(info)
+        Ok(look)
     }
 
     fn promotable(info: &Info, replid: &str, offset: i64) -> Result<(), Status> {
@@ -112,35 +134,39 @@ impl Commands {
 
     async fn promote_whole(&self, request: Request<proto::PromoteRequest>) -> Answer<proto::Done> {
         let spoken = Instant::now();
-        let proto::PromoteRequest { epoch, brief, run_id, replid, offset, consents } =
+        let proto::PromoteRequest { epoch, brief, run_id, replid, offset, consents, by } =
             Self::from_operator(request)?;
+        let by = proto::Promotion::try_from(by).map_err(|_| malformed(wire::Malformed("by")))?;
         let brief = wire::brief(brief).map_err(malformed)?;
         if brief.holder != Some(self.0.me()) {
             return Err(superseded("the grant is another member's"));
         }
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
-        let info = self.checked(&run_id).await?;
+        let Look { info, node, .. } = self.checked(&run_id).await?;
         Self::promotable(&info, &replid, offset)?;
+        nodes::is_so(by, node.as_ref())?;
         let accept = |ledger: &mut Ledger| {
             ledger.accept(&brief, consents)?;
             (ledger.left, ledger.blank) = (None, false);
             Ok(())
         };
         self.obey(epoch, accept).await?;
-        self.0.promote(spoken).await.map_err(|error| failed(&error))?;
+        self.0.promote(spoken, by).await.map_err(|error| failed(&error))?;
         self.0.update(|known| known.gate = Gate::Commanded);
         tracing::info!(grant = brief.grant.0, "the server is primary");
         self.done()
     }
 
     async fn attach_whole(&self, request: Request<proto::AttachRequest>) -> Answer<proto::Done> {
-        let proto::AttachRequest { epoch, brief, run_id, host, port } = Self::from_operator(request)?;
+        let proto::AttachRequest { epoch, brief, run_id, host, port, node_id } =
+            Self::from_operator(request)?;
         let brief = wire::brief(brief).map_err(malformed)?;
-        let port = u16::try_from(port).map_err(|_| malformed(wire::Malformed("port")))?;
-        if host.len() > ADDRESS_CHARS_MAX || host.is_empty() || port == 0 {
-            return Err(malformed(wire::Malformed("host")));
-        }
+        let node = wire::node_or_none(&node_id, "node_id").map_err(malformed)?;
+        let to = match node {
+            Some(node) => Target::Node(node),
+            None => Target::Address(address(host, port)?),
+        };
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
         self.checked(&run_id).await?;
@@ -153,14 +179,19 @@ impl Commands {
         };
         rule(&mut self.0.read(|known| known.ledger.clone()))
             .map_err(|refusal: Refusal| unchanged(refusal.into()))?;
-        let to = RawSource { host, port };
-        let (remembered, look) = tokio::join!(self.obey(epoch, rule), self.0.local.attach(&to));
+        let attached = async {
+            match &to {
+                Target::Node(node) => self.0.local.replicate(node).await,
+                Target::Address(source) => self.0.local.attach(source).await,
+            }
+        };
+        let (remembered, look) = tokio::join!(self.obey(epoch, rule), attached);
         let look = look.map_err(|error| failed(&error))?;
         remembered?;
         self.0.seen(look);
         self.0.update(|known| known.gate = Gate::Commanded);
         self.0.confirm_now.notify_one();
-        tracing::info!(host = to.host, port, "the server follows");
+        tracing::info!(?to, "the server follows");
         self.done()
     }
 }
@@ -220,7 +251,7 @@ impl proto::agent_server::Agent for Commands {
         let proto::PauseRequest { epoch, run_id, timeout_ms } = Self::from_operator(request)?;
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
-        if self.checked(&run_id).await?.role != RawRole::Primary {
+        if self.checked(&run_id).await?.info.role != RawRole::Primary {
             return Err(superseded("it is not a primary any more"));
         }
         self.0.local.pause(timeout_ms).await.map_err(|error| failed(&error))?;
@@ -249,6 +280,21 @@ impl proto::agent_server::Agent for Commands {
         let ended = self.0.local.disconnect(spared).await.map_err(|error| failed(&error))?;
         tracing::info!(ended, "clients are disconnected");
         self.done()
+    }
+
+    async fn meet(&self, request: Request<proto::MeetRequest>) -> Answer<proto::Done> {
+        let all = self.clone();
+        whole(async move { all.meet_whole(request).await }).await
+    }
+
+    async fn add_slots(&self, request: Request<proto::AddSlotsRequest>) -> Answer<proto::Done> {
+        let all = self.clone();
+        whole(async move { all.add_slots_whole(request).await }).await
+    }
+
+    async fn forget(&self, request: Request<proto::ForgetRequest>) -> Answer<proto::Done> {
+        let all = self.clone();
+        whole(async move { all.forget_whole(request).await }).await
     }
 
     async fn fence(&self, request: Request<proto::ServerRequest>) -> Answer<proto::Done> {

@@ -83,12 +83,15 @@ impl proto::peer_server::Peer for Questions {
 
     async fn ask(&self, request: Request<proto::AskRequest>) -> Result<Response<proto::AskReply>, Status> {
         from_member(&request, &request.get_ref().member)?;
-        let answer = self.0.read(|known| PeerAnswer {
-            grant: known.ledger.brief.grant,
-            holder: known.ledger.brief.holder,
-            server: known.server(),
-        });
-        Ok(Response::new((&answer).into()))
+        Ok(Response::new(self.0.read(|known| {
+            let answer = PeerAnswer {
+                grant: known.ledger.brief.grant,
+                holder: known.ledger.brief.holder,
+                server: known.server(),
+            };
+            let node_id = known.node.as_ref().map(|node| node.id.to_string()).unwrap_or_default();
+            proto::AskReply { node_id, ..(&answer).into() }
+        })))
     }
 
     async fn consent(

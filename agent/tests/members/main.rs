@@ -7,6 +7,7 @@
     reason = "the helpers of a test are a test"
 )]
 
+mod cluster;
 mod news;
 mod pki;
 mod support;
@@ -398,6 +399,7 @@ async fn hand_over(shard: &Shard, grant: u64) -> Duration {
         run_id: run_id.clone(),
         host: shard.members[1].ip.to_string(),
         port: u32::from(shard.members[1].port),
+        node_id: String::new(),
     };
     let begun = Instant::now();
     let pause = proto::PauseRequest { epoch: 1, run_id, timeout_ms: 5_000 };

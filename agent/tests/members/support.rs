@@ -156,8 +156,9 @@ impl Shard {
             brief: Some(self.brief(grant, ordinal, isolation_ms)),
             run_id: member.field("run_id").await,
             replid: member.field("master_replid").await,
-            offset: member.field("slave_repl_offset").await.parse().unwrap(),
+            offset: member.offset().await,
             consents: state.consents,
+            by: proto::Promotion::Unspecified.into(),
         }
     }
 
@@ -175,6 +176,7 @@ impl Shard {
             run_id: member.field("run_id").await,
             host: source.ip.to_string(),
             port: u32::from(source.port),
+            node_id: String::new(),
         };
         self.agent(ordinal).await.attach(request).await.unwrap();
         member.linked().await;
@@ -200,13 +202,17 @@ impl Member {
         fs::create_dir_all(&run).unwrap();
         let text = format!(
             "port {port}\nbind {ip}\nbind-source-addr {ip}\ndir {}\nprotected-mode no\nrepl-diskless-sync-delay 0\n\
-             repl-ping-replica-period 1\n{conf}\n",
-            data.display()
+             repl-ping-replica-period 1\ninclude {}\n{conf}\n",
+            data.display(),
+            dir.join("auth.conf").display()
         );
         fs::write(dir.join("valkey.conf"), text).unwrap();
+        fs::write(dir.join("auth.conf"), "primaryuser replica\nprimaryauth of-replicas\n").unwrap();
         fs::write(
             dir.join("users.acl"),
-            "user default on nopass ~* &* +@all\nuser valkeeper on nopass +ping +info +role\n",
+            "user default on nopass ~* &* +@all\n\
+             user valkeeper on nopass +ping +info +role +acl|users +cluster|nodes\n\
+             user replica on >of-replicas +ping +psync +replconf\n",
         )
         .unwrap();
         let path = |path: PathBuf| path.display().to_string();
@@ -307,7 +313,7 @@ impl Member {
         eventually("a server that answers", || self.connection(user)).await
     }
 
-    async fn connection(&self, user: &str) -> Option<MultiplexedConnection> {
+    pub async fn connection(&self, user: &str) -> Option<MultiplexedConnection> {
         let client = redis::Client::open(format!("redis://{user}:any@{}:{}", self.ip, self.port)).unwrap();
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(2)));
         client.get_multiplexed_async_connection_with_config(&config).await.ok()
@@ -315,7 +321,11 @@ impl Member {
 
     /// Runs a command given as words.
     pub async fn run<T: redis::FromRedisValue>(&self, words: &str) -> redis::RedisResult<T> {
-        let mut connection = self.connect("default").await;
+        self.run_as("default", words).await
+    }
+
+    pub async fn run_as<T: redis::FromRedisValue>(&self, user: &str, words: &str) -> redis::RedisResult<T> {
+        let mut connection = self.connect(user).await;
         let mut command = redis::Cmd::new();
         words.split_whitespace().for_each(|word| {
             command.arg(word);
@@ -325,9 +335,16 @@ impl Member {
 
     /// A field of INFO.
     pub async fn field(&self, name: &str) -> String {
-        let info: String = self.run("INFO everything").await.unwrap();
+        let info: String = self.run_as("valkeeper", "INFO everything").await.unwrap();
         let line = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
         line.unwrap_or_default().to_owned()
+    }
+
+    /// Its replication offset, whatever its role.
+    async fn offset(&self) -> i64 {
+        let (replica, primary) =
+            (self.field("slave_repl_offset").await, self.field("master_repl_offset").await);
+        if replica.is_empty() { primary } else { replica }.parse().unwrap()
     }
 
     /// Waits until its link is up.

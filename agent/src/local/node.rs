@@ -1,0 +1,135 @@
+//! What a server in Cluster mode is told: to become primary or to follow, by the words of Valkey Cluster, and its gate, which opens by
+//! its users. `OK` does not mean done there, so everything is seen in what the node says afterwards.
+
+use super::{COMMAND_TIMEOUT, Error, Local, Look, POLL_PAUSE, cmd};
+use crate::{boot::Listed, shared::is_at_gate};
+use std::time::Duration;
+use tokio::time::Instant;
+use valkeeper_core::{ids::NodeId, info::RawSource, observation::NodeFacts, slots::SlotSet};
+
+/// Between two requests for a vote: a refused one is not repeated by the server itself for four times the node timeout.
+const FORCE_PAUSE: Duration = Duration::from_millis(100);
+/// Bound on a planned handover, in which the old primary pauses its writes: the same that the operator plans with.
+const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
+/// Between two tries to follow a node: gossip takes 22 to 47 ms to make a replica of an old primary, which refuses until then.
+const REPLICATE_PAUSE: Duration = Duration::from_millis(10);
+
+/// How a replica becomes primary.
+pub struct Failover {
+    option: Option<&'static str>,
+    /// Between two requests.
+    pause: Duration,
+    timeout: Duration,
+}
+
+impl Failover {
+    /// By vote.
+    pub const FORCE: Failover =
+        Failover { option: Some("FORCE"), pause: FORCE_PAUSE, timeout: COMMAND_TIMEOUT };
+    /// Without.
+    pub const TAKEOVER: Failover =
+        Failover { option: Some("TAKEOVER"), pause: FORCE_PAUSE, timeout: COMMAND_TIMEOUT };
+    /// With the old primary, which would begin anew if it were asked again.
+    pub const HANDOVER: Failover =
+        Failover { option: None, pause: HANDOVER_TIMEOUT, timeout: HANDOVER_TIMEOUT };
+}
+
+/// True of a node that is a primary to the others, whatever gate it is behind.
+fn is_primary(look: &Look) -> bool {
+    look.node.as_ref().is_some_and(|node| node.primary.is_none())
+}
+
+impl Local {
+    /// Makes the node primary, or waits for nothing if it is one, and opens the gate.
+    pub(super) async fn promote_node(&self, by: Option<Failover>) -> Result<Look, Error> {
+        let begun = Instant::now();
+        let (mut refused, mut due) = (Error::Unverified("its node is not a primary"), begun);
+        loop {
+            let look = self.look().await?;
+            if is_primary(&look) {
+                return self.open(look).await;
+            }
+            let Some(Failover { option, pause, timeout }) = &by else { return Err(refused) };
+            if begun.elapsed() >= *timeout {
+                return Err(refused);
+            }
+            if due <= Instant::now() {
+                due = Instant::now() + *pause;
+                match self.ask::<()>(cmd("CLUSTER").arg("FAILOVER").arg(*option)).await {
+                    Ok(()) => {}
+                    Err(error @ Error::Refused(_)) => refused = error,
+                    Err(error) => return Err(error),
+                }
+            }
+            tokio::time::sleep(POLL_PAUSE).await;
+        }
+    }
+
+    /// Makes the node replicate another, unless it does, and opens the gate; paused clients go on and learn what it is now.
+    pub async fn replicate(&self, to: &NodeId) -> Result<Look, Error> {
+        let begun = Instant::now();
+        let mut refused = Error::Unverified("its node does not replicate that one");
+        loop {
+            let look = self.look().await?;
+            if look.node.as_ref().is_some_and(|node| node.primary.as_ref() == Some(to)) {
+                self.unpause().await?;
+                return self.open(look).await;
+            }
+            if begun.elapsed() >= COMMAND_TIMEOUT {
+                return Err(refused);
+            }
+            match self.ask::<()>(cmd("CLUSTER").arg("REPLICATE").arg(to.to_string())).await {
+                Ok(()) => tokio::time::sleep(POLL_PAUSE).await,
+                Err(error @ Error::Refused(_)) => {
+                    refused = error;
+                    tokio::time::sleep(REPLICATE_PAUSE).await;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+    }
+
+    /// Opens the gate if it is closed.
+    async fn open(&self, look: Look) -> Result<Look, Error> {
+        if !is_at_gate(&look.info) {
+            return Ok(look);
+        }
+        let primaryauth = self.users.primaryauth()?;
+        self.users.write(Listed::All)?;
+        // In this order: the users are loaded while the server has no link of its own, whose user would not be among them.
+        self.ask::<()>(cmd("ACL").arg("LOAD")).await?;
+        self.ask::<()>(cmd("CONFIG").arg("SET").arg("primaryauth").arg(primaryauth)).await?;
+        self.until(|look| !is_at_gate(&look.info), "its gate is closed").await
+    }
+
+    /// `CLUSTER MEET`: accepted, and the rest is gossip's.
+    pub async fn meet(&self, at: &RawSource) -> Result<(), Error> {
+        self.ask(cmd("CLUSTER").arg("MEET").arg(&at.host).arg(at.port)).await
+    }
+
+    /// Config epoch of a node that has met nobody: any other refuses, and has one by itself in time.
+    pub async fn set_config_epoch(&self, epoch: u64) -> Result<(), Error> {
+        self.ask(cmd("CLUSTER").arg("SET-CONFIG-EPOCH").arg(epoch)).await
+    }
+
+    /// Slots that nobody owns, seen to be the node's.
+    pub async fn add_slots(&self, slots: &SlotSet) -> Result<Look, Error> {
+        let mut add = cmd("CLUSTER");
+        add.arg("ADDSLOTSRANGE");
+        for (first, last) in slots.runs() {
+            add.arg(first).arg(last);
+        }
+        self.ask::<()>(&add).await?;
+        let has = |node: &NodeFacts| slots.without(&node.slots).is_empty();
+        self.until(|look| look.node.as_ref().is_some_and(has), "its node does not have all of the slots")
+            .await
+    }
+
+    /// `CLUSTER FORGET`; a node that it does not know is forgotten.
+    pub async fn forget_node(&self, id: &NodeId) -> Result<(), Error> {
+        match self.ask(cmd("CLUSTER").arg("FORGET").arg(id.to_string())).await {
+            Err(Error::Refused(said)) if said.contains("Unknown node") => Ok(()),
+            done => done,
+        }
+    }
+}

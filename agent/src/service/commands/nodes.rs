@@ -1,0 +1,79 @@
+//! What the operator tells a node of a Valkey Cluster: whom it meets, which slots it gets, whom it forgets.
+
+use super::{Answer, Commands, address, failed, superseded};
+use crate::{local, service::malformed};
+use tonic::{Request, Status};
+use valkeeper_agent::{
+    proto::{self, Promotion},
+    wire,
+};
+use valkeeper_core::{observation::NodeFacts, slots::SlotSet};
+
+/// Whether the node is what this promotion was decided for.
+pub fn is_so(by: Promotion, node: Option<&NodeFacts>) -> Result<(), Status> {
+    match (by, node) {
+        (Promotion::Unspecified, None) => Ok(()),
+        (Promotion::Unspecified, Some(_)) => Err(superseded("it is in Cluster mode")),
+        (Promotion::Open | Promotion::Force | Promotion::Takeover | Promotion::Handover, None) => {
+            Err(superseded("it is not in Cluster mode"))
+        }
+        (Promotion::Open, Some(node)) if node.primary.is_some() => Err(superseded("its node is a replica")),
+        (Promotion::Open | Promotion::Force | Promotion::Takeover | Promotion::Handover, Some(_)) => Ok(()),
+    }
+}
+
+impl Commands {
+    pub(super) async fn meet_whole(&self, request: Request<proto::MeetRequest>) -> Answer<proto::Done> {
+        let proto::MeetRequest { epoch, run_id, host, port } = Self::from_operator(request)?;
+        let at = address(host, port)?;
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        self.checked(&run_id).await?;
+        self.0.local.meet(&at).await.map_err(|error| failed(&error))?;
+        tracing::info!(host = at.host, port, "the node is told of another");
+        self.done()
+    }
+
+    pub(super) async fn add_slots_whole(
+        &self,
+        request: Request<proto::AddSlotsRequest>,
+    ) -> Answer<proto::Done> {
+        let proto::AddSlotsRequest { epoch, run_id, node_id, slots, config_epoch } =
+            Self::from_operator(request)?;
+        let id = wire::node(&node_id, "node_id").map_err(malformed)?;
+        let slots: SlotSet = slots.parse().map_err(|_| malformed(wire::Malformed("slots")))?;
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        let node = self.checked(&run_id).await?.node;
+        let Some(node) = node.filter(|node| node.id == id) else {
+            return Err(superseded(format!("it is not the node {id}")));
+        };
+        if config_epoch > 0 {
+            match self.0.local.set_config_epoch(config_epoch).await {
+                Ok(()) => {}
+                Err(local::Error::Refused(said)) => {
+                    tracing::info!(said, config_epoch, "the node has a config epoch of its own");
+                }
+                Err(error) => return Err(failed(&error)),
+            }
+        }
+        let missing = slots.without(&node.slots);
+        if !missing.is_empty() {
+            let look = self.0.local.add_slots(&missing).await.map_err(|error| failed(&error))?;
+            self.0.seen(look);
+            tracing::info!(slots = %missing, "the node has more slots");
+        }
+        self.done()
+    }
+
+    pub(super) async fn forget_whole(&self, request: Request<proto::ForgetRequest>) -> Answer<proto::Done> {
+        let proto::ForgetRequest { epoch, run_id, node_id } = Self::from_operator(request)?;
+        let id = wire::node(&node_id, "node_id").map_err(malformed)?;
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        self.checked(&run_id).await?;
+        self.0.local.forget_node(&id).await.map_err(|error| failed(&error))?;
+        tracing::info!(node = %id, "the node forgets another");
+        self.done()
+    }
+}

@@ -1,0 +1,223 @@
+//! Members of a Valkey Cluster: the gate is the list of users, and the operator speaks of nodes.
+
+use super::support::{Member, Shard, eventually, signal};
+use std::fs;
+use tonic::{Code, Status};
+use valkeeper_agent::proto::{self, Promotion};
+use valkeeper_core::{
+    nodes::Nodes,
+    observation::NodeFacts,
+    slots::{SLOTS, SlotSet},
+};
+
+const NODES: &str = "cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-node-timeout 2000\n\
+    cluster-require-full-coverage no\ncluster-allow-replica-migration no";
+/// Of the operator, who is the same all the time.
+const EPOCH: u64 = 1;
+
+impl Member {
+    /// What its node says.
+    async fn node(&self) -> NodeFacts {
+        let text: String = self.run_as("valkeeper", "CLUSTER NODES").await.unwrap();
+        text.parse::<Nodes>().unwrap().facts()
+    }
+
+    /// The marker among its users.
+    async fn marker(&self) -> Option<String> {
+        let users: Vec<String> = self.run_as("valkeeper", "ACL USERS").await.unwrap();
+        users.into_iter().find(|user| user.starts_with("valkeeper-gate"))
+    }
+
+    async fn keys(&self) -> usize {
+        self.run("DBSIZE").await.unwrap()
+    }
+
+    async fn fill(&self, keys: usize) {
+        // A primary that has just got slots looks around for up to two seconds before it takes writes.
+        eventually("a node that takes writes", || async { self.run::<()>("SET key:0 value").await.ok() })
+            .await;
+        for n in 1..keys {
+            let _: () = self.run(&format!("SET key:{n} value")).await.unwrap();
+        }
+    }
+}
+
+impl Shard {
+    fn with_nodes(count: u16, conf: &str) -> Shard {
+        Shard::start(count, &format!("{NODES}\n{conf}"))
+    }
+
+    async fn promote_by(&self, ordinal: u16, grant: u64, by: Promotion) -> Result<(), Status> {
+        let request = self.promotion(ordinal, EPOCH, grant, 0).await;
+        let request = proto::PromoteRequest { by: by.into(), ..request };
+        self.agent(ordinal).await.promote(request).await.map(drop)
+    }
+
+    async fn add_slots(&self, ordinal: u16, node_id: String, slots: &str) -> Result<(), Status> {
+        let run_id = self.members[usize::from(ordinal)].field("run_id").await;
+        let config_epoch = u64::from(ordinal) + 1;
+        let request =
+            proto::AddSlotsRequest { epoch: EPOCH, run_id, node_id, slots: slots.to_owned(), config_epoch };
+        self.agent(ordinal).await.add_slots(request).await.map(drop)
+    }
+
+    /// Opens a node and gives it slots.
+    async fn begin(&self, ordinal: u16, grant: u64, slots: &str) {
+        let member = &self.members[usize::from(ordinal)];
+        self.at_gate(ordinal, EPOCH).await;
+        self.promote_by(ordinal, grant, Promotion::Open).await.unwrap();
+        self.add_slots(ordinal, member.node().await.id.to_string(), slots).await.unwrap();
+    }
+
+    async fn meet(&self, ordinal: u16, other: u16) {
+        let (member, other) = (&self.members[usize::from(ordinal)], &self.members[usize::from(other)]);
+        let (host, port) = (other.ip.to_string(), u32::from(other.port));
+        let request = proto::MeetRequest { epoch: EPOCH, run_id: member.field("run_id").await, host, port };
+        self.agent(ordinal).await.meet(request).await.unwrap();
+        let (mine, theirs) = (member.node().await.id, other.node().await.id);
+        eventually("two nodes that know each other", || async {
+            let known = member.node().await.knows.contains_key(&theirs)
+                && other.node().await.knows.contains_key(&mine);
+            known.then_some(())
+        })
+        .await;
+    }
+
+    /// Attaches a member to another's node and waits until its link is up.
+    async fn follow(&self, ordinal: u16, to: u16, grant: u64) {
+        let (member, source) = (&self.members[usize::from(ordinal)], &self.members[usize::from(to)]);
+        let request = proto::AttachRequest {
+            epoch: EPOCH,
+            brief: Some(self.brief(grant, to, 0)),
+            run_id: member.field("run_id").await,
+            node_id: source.node().await.id.to_string(),
+            ..proto::AttachRequest::default()
+        };
+        self.agent(ordinal).await.attach(request).await.unwrap();
+        member.linked().await;
+    }
+}
+
+#[tokio::test]
+async fn a_blank_node_holds_at_the_gate_until_it_is_opened_where_it_is() {
+    let shard = Shard::with_nodes(1, "save \"\"");
+    let member = &shard.members[0];
+    shard.at_gate(0, EPOCH).await;
+    assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-blank"));
+    assert!(member.connection("default").await.is_none(), "no client gets in");
+    assert!(member.connection("replica").await.is_none(), "and no replica");
+    let (ready, why) = member.page("/readyz").await.unwrap();
+    assert_eq!((ready, why.trim()), (503, "at the boot gate"));
+    let refused = shard.promote_by(0, 5, Promotion::Unspecified).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert_eq!(shard.members[0].ledger().brief.holder, None, "a refused promotion leaves no grant");
+
+    shard.promote_by(0, 5, Promotion::Open).await.unwrap();
+    assert_eq!((member.marker().await, member.page("/readyz").await.unwrap().0), (None, 200));
+    assert!(!member.ledger().blank);
+    let refused = shard.promote_by(0, 6, Promotion::Open).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+
+    let id = member.node().await.id.to_string();
+    let refused = shard.add_slots(0, "0".repeat(40), "0-16383").await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    shard.add_slots(0, id.clone(), "0-100").await.unwrap();
+    shard.add_slots(0, id, "0-16383").await.unwrap();
+    let node = member.node().await;
+    assert_eq!((node.slots, node.covered, node.epoch), (SlotSet::all(), SLOTS, 1));
+    member.fill(3).await;
+    assert_eq!(member.keys().await, 3);
+    assert!(!member.log().contains("of-replicas"), "no password in the log");
+}
+
+#[tokio::test]
+async fn a_primary_that_comes_back_blank_waits_at_the_gate_and_gets_its_data_from_who_took_over() {
+    let shard = Shard::with_nodes(2, "save \"\"");
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    shard.begin(0, 5, "0-16383").await;
+    first.fill(100).await;
+    shard.at_gate(1, EPOCH).await;
+    shard.meet(0, 1).await;
+    shard.follow(1, 0, 5).await;
+    assert_eq!((second.keys().await, second.marker().await), (100, None));
+
+    signal(first.server_pid().await, "KILL");
+    shard.at_gate(0, EPOCH).await;
+    assert_eq!(first.marker().await.as_deref(), Some("valkeeper-gate-blank"));
+    assert!(first.connection("default").await.is_none());
+    assert_eq!(first.node().await.slots, SlotSet::all(), "to the others it is what it was");
+    assert_eq!(second.keys().await, 100, "nothing is copied from it");
+    shard.promote_by(1, 6, Promotion::Takeover).await.unwrap();
+    assert_eq!(second.node().await.slots, SlotSet::all());
+    shard.follow(0, 1, 6).await;
+    assert_eq!((first.keys().await, first.marker().await), (100, None));
+    assert!(first.run::<()>("SET key:1 other").await.is_err(), "it is a replica");
+    second.fill(101).await;
+
+    // And back, in order: writes go on at the one or at the other.
+    shard.promote_by(0, 7, Promotion::Handover).await.unwrap();
+    shard.follow(1, 0, 7).await;
+    first.fill(102).await;
+    eventually("the last writes", || async { (second.keys().await == 102).then_some(()) }).await;
+}
+
+#[tokio::test]
+async fn a_majority_of_the_primaries_votes_for_who_is_promoted_by_force() {
+    let shard = Shard::with_nodes(4, "save \"\"");
+    for (ordinal, slots) in [(0, "0-5460"), (1, "5461-10922"), (2, "10923-16383")] {
+        shard.begin(ordinal, 5, slots).await;
+    }
+    shard.at_gate(3, EPOCH).await;
+    for other in 1..4 {
+        shard.meet(0, other).await;
+    }
+    shard.follow(3, 0, 5).await;
+    let (first, replica) = (&shard.members[0], &shard.members[3]);
+    eventually("three primaries that its replica knows", || async {
+        (replica.node().await.covered == SLOTS).then_some(())
+    })
+    .await;
+    signal(first.server_pid().await, "KILL");
+    shard.at_gate(0, EPOCH).await;
+    shard.promote_by(3, 6, Promotion::Force).await.unwrap();
+    assert_eq!(replica.node().await.slots.to_string(), "0-5460");
+    shard.follow(0, 3, 6).await;
+    assert_eq!(first.marker().await, None);
+    let gone = proto::ForgetRequest {
+        epoch: EPOCH,
+        run_id: replica.field("run_id").await,
+        node_id: first.node().await.id.to_string(),
+    };
+    shard.agent(3).await.forget(gone.clone()).await.unwrap();
+    let stranger = proto::ForgetRequest { node_id: "0".repeat(40), ..gone.clone() };
+    shard.agent(3).await.forget(stranger).await.unwrap();
+    let deposed = proto::ForgetRequest { epoch: 0, ..gone };
+    assert_eq!(shard.agent(3).await.forget(deposed).await.unwrap_err().code(), Code::Aborted);
+}
+
+#[tokio::test]
+async fn a_member_that_has_lost_its_node_begins_as_a_new_one_and_its_data_is_put_aside() {
+    let mut shard = Shard::with_nodes(1, "save 3600 1");
+    shard.begin(0, 5, "0-16383").await;
+    let member = &mut shard.members[0];
+    member.fill(10).await;
+    let before = member.node().await.id;
+    member.terminate();
+    assert!(member.ended().await.success());
+    let data = member.dir.join("data");
+    assert!(data.join("dump.rdb").exists());
+    member.start();
+    shard.at_gate(0, EPOCH).await;
+    let member = &mut shard.members[0];
+    assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-history"));
+    assert_eq!(member.node().await.id, before);
+    member.kill();
+    fs::remove_file(data.join("nodes.conf")).unwrap();
+    member.start();
+    shard.at_gate(0, EPOCH).await;
+    let member = &shard.members[0];
+    assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-blank"));
+    let node = member.node().await;
+    assert!(node.id != before && node.slots.is_empty());
+    assert!(data.join("dump.rdb.aside").exists());
+}
