@@ -15,6 +15,7 @@ mod gate;
 mod handover;
 mod look;
 mod news;
+mod nodes;
 mod older;
 mod proxy;
 mod server;

@@ -1,0 +1,133 @@
+//! What a look at a node of a Valkey Cluster brings back.
+
+use crate::server::{OPERATOR_PASSWORD, Server, eventually, free_port, link_to, present, target_at};
+use std::{collections::BTreeMap, net::Ipv4Addr};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpListener,
+};
+use valkeeper::valkey::{Look, MemberLink, Target};
+use valkeeper_core::{
+    config::{GATE_USER_BLANK, GATE_USER_HISTORY},
+    ids::Timestamp,
+    info::RawRole,
+    observation::{Link, NodeFacts, Observed, ServerRole, Source, Why},
+    spec::Topology,
+};
+
+/// Further lines of a node's configuration.
+fn conf(bus_port: u16) -> String {
+    format!("cluster-enabled yes\ncluster-require-full-coverage no\ncluster-port {bus_port}")
+}
+
+/// A server that is a node, and whom the operator may ask what nodes are asked.
+async fn node(bus_port: u16) -> Server {
+    let server = Server::start(&conf(bus_port)).await;
+    may_ask(&server).await;
+    server
+}
+
+async fn may_ask(server: &Server) {
+    server.run::<String>("ACL SETUSER valkeeper +cluster|nodes +acl|users").await.unwrap();
+}
+
+fn link(server: &Server) -> MemberLink {
+    link_to(as_node(server.target()), OPERATOR_PASSWORD).0
+}
+
+fn as_node(target: Target) -> Target {
+    Target { topology: Topology::Cluster, ..target }
+}
+
+async fn says(link: &MemberLink) -> NodeFacts {
+    present(link).await.node.unwrap()
+}
+
+#[tokio::test]
+async fn a_node_says_in_one_look_who_it_is_what_it_owns_and_whom_it_knows() {
+    let bus_port = free_port();
+    let (one, other) = (node(free_port()).await, node(bus_port).await);
+    let (link, to_other) = (link(&one), link(&other));
+    let alone = says(&link).await;
+    assert_eq!(alone.id.to_string(), one.run::<String>("CLUSTER MYID").await.unwrap());
+    assert_eq!((alone.primary, alone.covered, alone.knows), (None, 0, BTreeMap::new()));
+    one.run::<String>("CLUSTER ADDSLOTSRANGE 0 5460 6000 6000").await.unwrap();
+    one.run::<String>(&format!("CLUSTER MEET 127.0.0.1 {} {bus_port}", other.port)).await.unwrap();
+    let of_other = says(&to_other).await.id;
+    let (met, is_met) = eventually("two nodes that know each other", || async {
+        let (met, is_met) = (says(&link).await, says(&to_other).await);
+        (met.knows.len() == 1 && is_met.covered > 0).then_some((met, is_met))
+    })
+    .await;
+    assert_eq!(met.knows, BTreeMap::from([(of_other.clone(), Some("127.0.0.1".to_owned()))]));
+    assert_eq!((met.slots.to_string().as_str(), met.covered), ("0-5460 6000", 5_462));
+    assert_eq!((is_met.slots.len(), is_met.covered), (0, 5_462));
+    other.run::<String>(&format!("CLUSTER REPLICATE {}", met.id)).await.unwrap();
+    let replica = eventually("a replica", || async { says(&to_other).await.primary }).await;
+    assert_eq!(replica, met.id);
+}
+
+#[tokio::test]
+async fn a_marker_among_the_users_is_a_closed_gate_whatever_the_node_is() {
+    let server = node(free_port()).await;
+    let link = link(&server);
+    let role = |look: Look| {
+        let (facts, _) = look.info.resolved(&BTreeMap::new(), Timestamp(0));
+        (facts.role, look.node.unwrap().primary)
+    };
+    for (marker, had_history) in [(GATE_USER_BLANK, false), (GATE_USER_HISTORY, true)] {
+        server.run::<String>(&format!("ACL SETUSER {marker} off")).await.unwrap();
+        let gated = ServerRole::Replica { source: Source::Gate { had_history }, link: Link::Down };
+        assert_eq!(role(present(&link).await), (gated, None));
+        server.run::<u32>(&format!("ACL DELUSER {marker}")).await.unwrap();
+        assert_eq!(present(&link).await.role, RawRole::Primary);
+    }
+}
+
+#[tokio::test]
+async fn a_node_that_loads_answers_and_says_so() {
+    let mut server = node(free_port()).await;
+    server.run::<String>("CLUSTER ADDSLOTSRANGE 0 16383").await.unwrap();
+    server.run::<String>("DEBUG POPULATE 20000").await.unwrap();
+    server.run::<String>("SAVE").await.unwrap();
+    let id = says(&link(&server)).await.id;
+    // A millisecond for each key, so that it is still loading whenever the look comes.
+    let slow = "key-load-delay 1000\nloading-process-events-interval-bytes 1024";
+    server.restart(&format!("{}\n{slow}", conf(free_port()))).await;
+    may_ask(&server).await;
+    let look = present(&link(&server)).await;
+    assert!(look.loading, "{look:?}");
+    assert_eq!(look.node.map(|node| node.id), Some(id));
+}
+
+#[tokio::test]
+async fn who_may_not_ask_for_nodes_or_asks_no_node_learns_nothing() {
+    let server = Server::start(&conf(free_port())).await;
+    assert_eq!(link(&server).look().await, Observed::Unknown(Why::Unauthorized));
+    let alone = Server::start("").await;
+    may_ask(&alone).await;
+    assert_eq!(link(&alone).look().await, Observed::Unknown(Why::Garbled));
+}
+
+#[tokio::test]
+async fn three_answers_are_not_longer_than_one_may_be() {
+    // Each is below the bound that all of them have together.
+    let text = "x".repeat(600 << 10);
+    let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+    let port = listener.local_addr().unwrap().port();
+    let stranger = tokio::spawn(async move {
+        let (mut socket, _) = listener.accept().await.unwrap();
+        let mut asked = [0; 1024];
+        assert!(socket.read(&mut asked).await.unwrap() > 0, "who logs in");
+        socket.write_all(b"+OK\r\n").await.unwrap();
+        assert!(socket.read(&mut asked).await.unwrap() > 0, "three questions");
+        let answer = format!("${}\r\n{text}\r\n", text.len());
+        let _ = socket.write_all(format!("+short\r\n{answer}*1\r\n{answer}").as_bytes()).await;
+        // What was written stays to be read.
+        std::future::pending::<()>().await;
+    });
+    let (link, _) = link_to(as_node(target_at(port)), OPERATOR_PASSWORD);
+    assert_eq!(link.look().await, Observed::Unknown(Why::Garbled));
+    assert_eq!(link.trouble().map(|error| error.to_string()).unwrap(), "the answer is too long");
+    stranger.abort();
+}
