@@ -4,8 +4,8 @@ use crate::{
     decision::{Decision, Standing},
     ids::{Digest, MemberId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        AgentFacts, Evidence, Executed, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts,
-        SpecFact,
+        AgentFacts, Evidence, Executed, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
+        ServerFacts, SpecFact,
     },
 };
 use serde::{Deserialize, Serialize};

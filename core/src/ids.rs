@@ -157,7 +157,8 @@ impl FromStr for NodeId {
     type Err = String;
 
     fn from_str(text: &str) -> Result<NodeId, String> {
-        let is_id = text.len() == NODE_ID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
+        let is_id =
+            text.len() == NODE_ID_CHARS && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
         if is_id {
             Ok(NodeId(text.to_owned()))
         } else {

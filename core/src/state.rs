@@ -7,8 +7,8 @@ use crate::{
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        AgentFacts, Executed, Link, MemberFacts, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
-        ServerFacts, ServerRole, Source, SpecFact, Why,
+        AgentFacts, Executed, Link, MemberFacts, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts,
+        RouteFacts, ServerFacts, ServerRole, Source, SpecFact, Why,
     },
     slots::SlotSet,
     spec::DesiredCluster,

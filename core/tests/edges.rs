@@ -80,7 +80,7 @@ fn replicas_of_an_address_that_is_gone_can_be_promoted() {
     let mut seen = sim.world.look();
     seen.members.insert(
         member(0),
-        MemberFacts { pod: Observed::Absent, server: Observed::Absent, agent: Observed::Absent },
+        MemberFacts { pod: Observed::Absent, server: Observed::Absent, agent: Observed::Absent, node: None },
     );
     seen.evidence.readings.remove(&member(0));
     for ordinal in [1, 2] {

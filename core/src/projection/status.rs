@@ -118,8 +118,9 @@ fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
         |id: &MemberId| primaries.iter().any(|(s, p)| *s == id.shard && topology::is_ready(&view, *id, *p));
     let ready = u32::try_from(spec.members().filter(is_ready).count()).unwrap_or(u32::MAX);
     let wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
-    let unserved =
-        spec.shard_ids().find(|s| !primaries.iter().any(|(shard, p)| shard == s && topology::is_routed(&view, *p)));
+    let unserved = spec
+        .shard_ids()
+        .find(|s| !primaries.iter().any(|(shard, p)| shard == s && topology::is_routed(&view, *p)));
     Served { primaries, ready, wanted, unserved }
 }
 

@@ -162,9 +162,11 @@ impl World {
         for id in ids {
             let Some(primary) = self.node(id).ok().and_then(|n| n.primary.clone()) else { continue };
             let dead = self.down_since.get(&primary).is_some_and(due);
+            // Nobody votes for one that never had its primary's data (`cluster-replica-validity-factor`).
+            let has_data = |p: &Process| p.is_complete() && p.drawn.as_ref() != Some(&p.replid);
             let fit = self
                 .process(id)
-                .is_some_and(|p| p.is_complete() && !matches!(p.source, Some(Source::Gate { .. })));
+                .is_some_and(|p| has_data(p) && !matches!(p.source, Some(Source::Gate { .. })));
             let heir = contacts.iter().all(|(_, other)| {
                 let rival = self.places.get(other).and_then(|p| p.node.as_ref());
                 rival.is_none_or(|n| n.primary.as_ref() != Some(&primary) || id <= *other)

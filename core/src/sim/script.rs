@@ -245,11 +245,12 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
             let lost = sim.world.lost(member(id)?);
             shown(lost == 0, format!("{lost} acknowledged writes are missing"))
         }
-        ["no-write-lost"] => {
-            let live = sim.world.primaries(ShardId(0));
+        ["no-write-lost"] => (0..sim.world.spec.shards).map(ShardId).try_for_each(|shard| {
+            let live = sim.world.primaries(shard);
             let lost = live.first().map(|id| sim.world.lost(*id));
-            shown(live.len() == 1 && lost == Some(0), format!("primaries {live:?}, missing {lost:?}"))
-        }
+            let is_whole = live.len() == 1 && lost == Some(0);
+            shown(is_whole, format!("shard {shard}: primaries {live:?}, missing {lost:?}"))
+        }),
         ["ready"] => {
             let conditions = status(&sim.state).conditions;
             let ready = conditions.iter().find(|c| c.kind == ConditionKind::Ready);

@@ -195,8 +195,7 @@ fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome 
         (Profile::Cache, None) => "operator",
         (Profile::Durable, None) => return blocked(BlockReason::DataMissing, holder),
     };
-    let answering = |id: &MemberId| view.member(*id).is_some_and(|m| m.is_blank());
-    let Some(first) = view.wanted(shard).find(answering) else {
+    let Some(first) = choice::first_blank(view, shard) else {
         return StepOutcome::Waiting(WaitReason::MembersStarting, Some(holder), None);
     };
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::Bootstrap);

@@ -114,7 +114,7 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
     }
     let mut decision = Decision::new(StepName::Membership, Scope::Shard(shard), Reason::Bootstrap);
     let chosen = if choice::all_blank(view, shard) {
-        view.wanted(shard).next()
+        choice::first_blank(view, shard)
     } else {
         let found = choice::choose(view, shard, None);
         if found.chosen.is_none() {

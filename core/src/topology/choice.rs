@@ -243,6 +243,15 @@ pub fn all_blank(view: &View<'_>, shard: ShardId) -> bool {
     view.wanted(shard).all(|id| view.member(id).is_some_and(blank))
 }
 
+/// The blank member that a shard begins with: the one whose node owns slots, else the first.
+pub fn first_blank(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
+    let blank = || view.wanted(shard).filter(|id| view.member(*id).is_some_and(|m| m.is_blank()));
+    let owns = |id: &MemberId| {
+        view.member(*id).and_then(|m| m.node()).is_some_and(|n| n.primary.is_none() && !n.slots.is_empty())
+    };
+    blank().find(owns).or_else(|| blank().next())
+}
+
 /// The first wanted member that was there and did not answer in this look: what is remembered of it may be old, and the next
 /// look settles it.
 pub fn unread(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Option<MemberId> {
