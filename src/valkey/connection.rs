@@ -13,7 +13,7 @@ use std::{
     task::{Context, Poll},
 };
 use tokio::{
-    io::{AsyncRead, AsyncWrite, ReadBuf},
+    io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take},
     net::TcpStream,
     sync::watch,
     task::JoinHandle,
@@ -23,7 +23,7 @@ use valkeeper_core::spec::Topology;
 
 /// Most that is read between two questions. The longest honest answer, INFO of a primary with a thousand replicas or what each of a
 /// hundred nodes says of a hundred, is a tenth of it; a stranger at a member's former address shall not fill the memory.
-const ANSWER_BYTES_MAX: usize = 1 << 20;
+const ANSWER_BYTES_MAX: u64 = 1 << 20;
 
 /// A logged-in connection. Clones share the socket, which closes with the last of them.
 #[derive(Clone)]
@@ -100,42 +100,36 @@ impl Connection {
 }
 
 /// A socket that gives up on a peer that talks without end. What it reads is counted anew with each question.
-struct Bounded {
-    stream: TcpStream,
-    left_bytes: usize,
-}
+struct Bounded(Take<TcpStream>);
 
 impl Bounded {
     fn new(stream: TcpStream) -> Bounded {
-        Bounded { stream, left_bytes: ANSWER_BYTES_MAX }
+        Bounded(stream.take(ANSWER_BYTES_MAX))
     }
 }
 
 impl AsyncRead for Bounded {
     fn poll_read(self: Pin<&mut Self>, cx: &mut Context<'_>, buf: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let Bounded { stream, left_bytes } = self.get_mut();
-        if *left_bytes == 0 {
+        let Bounded(stream) = self.get_mut();
+        if stream.limit() == 0 {
             return Poll::Ready(Err(io::ErrorKind::InvalidData.into()));
         }
-        let before = buf.filled().len();
-        let polled = Pin::new(stream).poll_read(cx, buf);
-        *left_bytes = left_bytes.saturating_sub(buf.filled().len() - before);
-        polled
+        Pin::new(stream).poll_read(cx, buf)
     }
 }
 
 impl AsyncWrite for Bounded {
     fn poll_write(self: Pin<&mut Self>, cx: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let Bounded { stream, left_bytes } = self.get_mut();
-        *left_bytes = ANSWER_BYTES_MAX;
-        Pin::new(stream).poll_write(cx, bytes)
+        let Bounded(stream) = self.get_mut();
+        stream.set_limit(ANSWER_BYTES_MAX);
+        Pin::new(stream.get_mut()).poll_write(cx, bytes)
     }
 
     fn poll_flush(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_flush(cx)
+        Pin::new(self.get_mut().0.get_mut()).poll_flush(cx)
     }
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.get_mut().stream).poll_shutdown(cx)
+        Pin::new(self.get_mut().0.get_mut()).poll_shutdown(cx)
     }
 }
