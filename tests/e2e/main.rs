@@ -1,6 +1,6 @@
 //! End-to-end tests on a real cluster: the operator from its image, real pods, real faults. The scenarios run in order on
-//! one ValkeyCluster; each ends with the same questions to the journal and to the API server's audit log. `tests/e2e/run`
-//! prepares everything; words given as arguments choose scenarios by name.
+//! one ValkeyCluster, and after it on one of topology Cluster; each ends with the same questions to the journal and to the API
+//! server's audit log. `tests/e2e/run` prepares everything; words given as arguments choose scenarios by name.
 
 mod scenarios;
 mod support;
@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use support::{Place, audit_log::AuditLog, journal::Journal, operator::Operator};
+use support::{Place, audit_log::AuditLog, journal::Journal, operator::Operator, subject::Subject};
 
 /// Longest time for one scenario with its questions: repeated kills wait for kubelet's back-off, and the operator may be asked to stay
 /// away for ten minutes.
@@ -69,7 +69,7 @@ async fn tell(world: &World, scenario: &Scenario) -> bool {
         }
         Err(error) => {
             println!("FAIL {:<22} {seconds:6.1} s  {error:#}", scenario.name);
-            report(world).await;
+            report(world, world.subject_of(scenario)).await;
             // The next scenario shall not fail for this one's sake.
             if let Err(error) = world.start_over().await {
                 println!("     starting over failed: {error:#}");
@@ -83,9 +83,10 @@ async fn tell(world: &World, scenario: &Scenario) -> bool {
 async fn whole(world: &World, scenario: &Scenario) -> anyhow::Result<String> {
     world.begin(scenario.begins).await.context("before the scenario")?;
     let figures = (scenario.run)(world).await?;
-    if world.subject.exists().await? {
-        world.subject.ready().await.context("after the scenario")?;
-        Journal::of(&world.subject).await?.holds()?;
+    let subject = world.subject_of(scenario);
+    if subject.exists().await? {
+        subject.ready().await.context("after the scenario")?;
+        Journal::of(subject).await?.holds()?;
     }
     if let Some(audit) = &world.audit {
         audit.quiet().await?;
@@ -94,10 +95,10 @@ async fn whole(world: &World, scenario: &Scenario) -> anyhow::Result<String> {
 }
 
 /// What someone who looks for the cause wants to see.
-async fn report(world: &World) {
-    if let Ok(cluster) = world.subject.get().await {
+async fn report(world: &World, subject: &Subject) {
+    if let Ok(cluster) = subject.get().await {
         println!("     status: {}", serde_json::to_string(&cluster.status).unwrap_or_default());
-        let log = match Journal::of(&world.subject).await {
+        let log = match Journal::of(subject).await {
             Ok(journal) => {
                 let kept = journal
                     .path
@@ -110,7 +111,7 @@ async fn report(world: &World) {
         };
         println!("{}", log.unwrap_or_else(|error| format!("{error:#}")));
     }
-    for (member, role) in world.subject.roles().await.unwrap_or_default() {
+    for (member, role) in subject.roles().await.unwrap_or_default() {
         println!("     {} {:?} {:?}", member.name, member.address, role);
     }
     println!("{}", world.operator.log_tail(TAIL_LINES).await);

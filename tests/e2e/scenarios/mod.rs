@@ -2,6 +2,7 @@
 
 mod agent;
 mod bad_input;
+mod cluster;
 mod fencing;
 mod handover;
 mod isolation;
@@ -28,6 +29,12 @@ use std::{future::Future, pin::Pin, time::Duration};
 const NAMESPACE: &str = "valkeeper-e2e";
 /// Name of the ValkeyCluster.
 const NAME: &str = "orders";
+/// Namespace of the one of topology Cluster.
+const LEDGER_NAMESPACE: &str = "valkeeper-e2e-ledger";
+/// Its name.
+const LEDGER_NAME: &str = "ledger";
+/// Until volumes that nobody uses any more are gone.
+const CLAIMS_MAX: Duration = Duration::from_secs(60);
 
 /// What must be there before a scenario.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,6 +43,10 @@ pub enum Begins {
     WithNothing,
     /// One that is Ready, with two replicas.
     WithAReadyCluster,
+    /// None of topology Cluster, and no volumes of one.
+    WithoutALedger,
+    /// One of topology Cluster that is Ready, of three shards with a replica each.
+    WithAReadyLedger,
 }
 
 type Story<'a> = Pin<Box<dyn Future<Output = anyhow::Result<String>> + 'a>>;
@@ -93,6 +104,11 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
     scenario!("kept-volumes", WithAReadyCluster, false, life::kept_volumes),
     scenario!("delete", WithAReadyCluster, false, life::delete),
+    scenario!("cluster-create-alone", WithoutALedger, false, cluster::create_alone),
+    scenario!("cluster-create", WithoutALedger, false, cluster::create),
+    scenario!("cluster-kill", WithAReadyLedger, false, cluster::kill),
+    scenario!("cluster-two-killed", WithAReadyLedger, false, cluster::two_killed),
+    scenario!("cluster-all-deleted", WithAReadyLedger, false, cluster::all_deleted),
 ];
 
 /// Everything a scenario works with.
@@ -105,6 +121,8 @@ pub struct World {
     pub audit: Option<AuditLog>,
     /// The ValkeyCluster.
     pub subject: Subject,
+    /// The one of topology Cluster.
+    pub ledger: Subject,
     /// Where all this is.
     pub place: Place,
 }
@@ -122,16 +140,20 @@ impl World {
             Place::Local => Reach::Direct,
             Place::Existing => tunnel::open(&client, NAMESPACE).await?,
         };
-        let subject = Subject {
+        restricted_namespace(&client, LEDGER_NAMESPACE).await?;
+        let subject = |namespace: &str, name: &str| Subject {
             client: client.clone(),
-            namespace: NAMESPACE.to_owned(),
-            name: NAME.to_owned(),
-            reach,
+            namespace: namespace.to_owned(),
+            name: name.to_owned(),
+            reach: reach.clone(),
             place,
         };
-        let world = World { client, operator, audit, subject, place };
+        let (orders, ledger) = (subject(NAMESPACE, NAME), subject(LEDGER_NAMESPACE, LEDGER_NAME));
+        let world = World { client, operator, audit, subject: orders, ledger, place };
         world.remove().await?;
         world.subject.delete_claims().await?;
+        remove(&world.ledger).await?;
+        world.ledger.delete_claims().await?;
         Ok(world)
     }
 
@@ -144,30 +166,70 @@ impl World {
                 self.subject.ready().await?;
                 Ok(())
             }
+            Begins::WithoutALedger => {
+                // One at a time: the machine has memory for nine members, and no time for them.
+                self.remove().await?;
+                remove_with_claims(&self.ledger).await
+            }
+            Begins::WithAReadyLedger => {
+                self.remove().await?;
+                self.ledger.apply(&cluster::ledger()).await?;
+                self.ledger.ready().await?;
+                Ok(())
+            }
+        }
+    }
+
+    /// The ValkeyCluster that a scenario is about.
+    pub fn subject_of(&self, scenario: &Scenario) -> &Subject {
+        match scenario.begins {
+            Begins::WithNothing | Begins::WithAReadyCluster => &self.subject,
+            Begins::WithoutALedger | Begins::WithAReadyLedger => &self.ledger,
         }
     }
 
     /// Removes the ValkeyCluster and waits until its pods are gone, too.
     pub async fn remove(&self) -> anyhow::Result<()> {
-        if self.subject.exists().await? {
-            self.subject.delete().await?;
-        }
-        gone(&self.subject).await
+        remove(&self.subject).await
     }
 
     /// After a failure: the operator runs, and the next scenario begins with a new ValkeyCluster.
     pub async fn start_over(&self) -> anyhow::Result<()> {
         self.operator.scale(1).await?;
         self.remove().await?;
-        self.subject.delete_claims().await
+        self.subject.delete_claims().await?;
+        remove(&self.ledger).await?;
+        self.ledger.delete_claims().await
     }
 
     /// After the last scenario: nothing that cannot be made again is left, except journals.
     pub async fn clean_up(&self) -> anyhow::Result<()> {
         self.start_over().await?;
         delete_namespace(&self.client, NAMESPACE).await?;
+        delete_namespace(&self.client, LEDGER_NAMESPACE).await?;
         Operator::uninstall()
     }
+}
+
+async fn remove(subject: &Subject) -> anyhow::Result<()> {
+    if subject.exists().await? {
+        subject.delete().await?;
+    }
+    gone(subject).await
+}
+
+/// Removes a ValkeyCluster, and its volumes, so that another of that name begins with nothing.
+async fn remove_with_claims(subject: &Subject) -> anyhow::Result<()> {
+    remove(subject).await?;
+    subject.delete_claims().await?;
+    until("its volumes to be gone", CLAIMS_MAX, || async {
+        match subject.claims().await?.as_slice() {
+            [] => Ok(()),
+            left => bail!("{left:?} are left"),
+        }
+    })
+    .await
+    .map(|_| ())
 }
 
 /// Waits until the resource and its pods are gone.

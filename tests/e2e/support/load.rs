@@ -1,9 +1,10 @@
-//! Two writers, as applications are: one tries the members and asks for their role, one uses the write Service. Each
-//! writes a new number about every millisecond and notes when it was acknowledged; afterwards every acknowledged number
-//! is looked for.
+//! Two writers, as applications are: one tries the members and asks for their role, one uses the write Service. In a Valkey Cluster
+//! there is one for each shard, which asks the nodes who serves its slot. Each writes a new number about every millisecond and notes when
+//! it was acknowledged; afterwards every acknowledged number is looked for.
 
 use super::{
     resp::{Connection, Reach, Reply, Role},
+    slots::{self, Tag},
     subject::Subject,
 };
 use anyhow::{Context, bail};
@@ -44,7 +45,7 @@ struct Ack {
 /// What one writer saw.
 #[derive(Debug)]
 pub struct Log {
-    /// `roles` or `service`.
+    /// `roles` or `service`; in a Valkey Cluster the shard.
     pub client: &'static str,
     /// Name of the set that it wrote to.
     pub key: String,
@@ -82,13 +83,29 @@ impl Load {
         Ok(load)
     }
 
+    /// Starts a writer for each tag of a Valkey Cluster and waits for the first acknowledgement of each.
+    pub async fn on_slots(subject: &Subject, tags: Vec<(&'static str, Tag)>) -> anyhow::Result<Load> {
+        let members = Arc::new(Mutex::new(addresses(subject).await?));
+        let owner = |tag| Target::Owner { members: Arc::clone(&members), tag };
+        let targets = tags.into_iter().map(|(client, tag)| (client, owner(tag))).collect();
+        let mut load = Load::on(targets, &subject.reach, &subject.password().await?)?;
+        load.addresses = Some(tokio::spawn(follow_addresses(subject.clone(), members)));
+        load.flows(Duration::from_secs(30)).await.context("the first writes")?;
+        Ok(load)
+    }
+
     /// Starts a writer for each target.
     pub fn on(targets: Vec<(&'static str, Target)>, reach: &Reach, password: &str) -> anyhow::Result<Load> {
         let stop = Arc::new(AtomicBool::new(false));
         let run = format!("{:x}", std::time::UNIX_EPOCH.elapsed()?.as_nanos());
         let (mut acknowledged, mut writers, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (client, target) in targets {
-            let key = format!("tests:{run}:{client}");
+            let key = match &target {
+                Target::Owner { members: _, tag } => tag.key(&format!("tests:{run}:{client}")),
+                Target::Members(_) | Target::Service(_) | Target::Member(_) => {
+                    format!("tests:{run}:{client}")
+                }
+            };
             keys.push(key.clone());
             let count = Arc::new(AtomicUsize::new(0));
             let writer = Writer {
@@ -185,6 +202,13 @@ pub enum Target {
     Service(IpAddr),
     /// One member, whatever it is: a refusal is no reason to connect again.
     Member(IpAddr),
+    /// Whoever serves the slot of the tag, by what these nodes of a Valkey Cluster say.
+    Owner {
+        /// Addresses to ask.
+        members: Arc<Mutex<Vec<IpAddr>>>,
+        /// Tag of the writer's key.
+        tag: Tag,
+    },
 }
 
 struct Writer {
@@ -215,29 +239,58 @@ impl Writer {
                     std::thread::sleep(PACE);
                 }
                 (Ok(Reply::Error(_)), Target::Member(_)) => std::thread::sleep(PACE),
+                (Ok(refused @ Reply::Error(_)), Target::Owner { .. }) => {
+                    connection = slots::moved(&refused).and_then(|owner| self.open(owner));
+                    std::thread::sleep(PACE);
+                }
                 (Ok(_) | Err(_), _) => connection = None,
             }
         }
         self.log
     }
 
-    fn connect(&self) -> Option<Connection> {
+    fn open(&self, address: IpAddr) -> Option<Connection> {
         let timeout = match self.reach {
             Reach::Direct => TIMEOUT_DIRECT,
             Reach::Through { .. } => TIMEOUT_THROUGH,
         };
-        let open = |address| Connection::open(&self.reach, address, &self.password, timeout);
+        Connection::open(&self.reach, address, &self.password, timeout).ok()
+    }
+
+    fn connect(&self) -> Option<Connection> {
         match &self.target {
-            Target::Service(address) | Target::Member(address) => open(*address).ok(),
+            Target::Service(address) | Target::Member(address) => self.open(*address),
             Target::Members(members) => {
                 let members = members.lock().ok()?.clone();
                 let primary = |address| {
-                    let mut connection = open(address).ok()?;
+                    let mut connection = self.open(address)?;
                     (connection.role().ok()? == Role::Primary).then_some(connection)
                 };
                 members.into_iter().find_map(primary)
             }
+            Target::Owner { members, tag } => {
+                let members = members.lock().ok()?.clone();
+                self.connect_to_owner(members, tag)
+            }
         }
+    }
+
+    /// Asks one node after the other who serves the slot, until one that is named answers.
+    fn connect_to_owner(&self, members: Vec<IpAddr>, tag: &Tag) -> Option<Connection> {
+        let mut silent: Vec<IpAddr> = Vec::new();
+        for address in members {
+            let Some(runs) = self.open(address).and_then(|mut node| slots::runs(&mut node).ok()) else {
+                continue;
+            };
+            let Some(owner) = slots::owner(&runs, tag.slot).filter(|owner| !silent.contains(owner)) else {
+                continue;
+            };
+            match self.open(owner) {
+                Some(connection) => return Some(connection),
+                None => silent.push(owner),
+            }
+        }
+        None
     }
 }
 
@@ -302,7 +355,8 @@ impl Figures {
         Ok(())
     }
 
-    fn add_loss(&mut self, log: &Log, kept: &HashSet<u64>, faults: &[Instant]) {
+    /// Adds what of one writer is not there. Only what may have been under way at one of these faults is excused.
+    pub fn add_loss(&mut self, log: &Log, kept: &HashSet<u64>, faults: &[Instant]) {
         self.loss.acknowledged += log.acks.len();
         for ack in log.acks.iter().filter(|ack| !kept.contains(&ack.id)) {
             let excused = faults.iter().any(|fault| {
@@ -388,7 +442,7 @@ impl Log {
     }
 
     /// Longest time between two acknowledgements that touches the time from `fault` to `next`.
-    fn gap_ms(&self, fault: Instant, next: Option<Instant>) -> anyhow::Result<f64> {
+    pub fn gap_ms(&self, fault: Instant, next: Option<Instant>) -> anyhow::Result<f64> {
         let last = self.acks.last().context("nothing was acknowledged")?;
         if last.at < fault {
             bail!("the {} client was not served after the fault", self.client);

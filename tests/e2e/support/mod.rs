@@ -12,6 +12,7 @@ pub mod operator;
 pub mod process;
 pub mod resp;
 pub mod secrets;
+pub mod slots;
 pub mod stock;
 pub mod subject;
 pub mod tunnel;

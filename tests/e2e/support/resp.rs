@@ -38,6 +38,14 @@ impl Reply {
         }
     }
 
+    /// The number, if it is one.
+    pub fn integer(&self) -> Option<i64> {
+        match self {
+            Reply::Integer(number) => Some(*number),
+            Reply::Error(_) | Reply::Text(_) | Reply::Nil | Reply::List(_) => None,
+        }
+    }
+
     /// The elements, if it is a list.
     pub fn list(&self) -> &[Reply] {
         match self {

@@ -163,6 +163,17 @@ impl Subject {
         Ok(found.with_context(|| format!("{name} has no container {CONTAINER}"))?.restart_count)
     }
 
+    /// How many of its members' containers run.
+    pub async fn running(&self) -> anyhow::Result<usize> {
+        let pods = self.pods().list(&self.selector()).await?.items;
+        let runs = |pod: &Pod| {
+            let statuses = pod.status.as_ref().and_then(|status| status.container_statuses.as_ref());
+            let found = statuses.into_iter().flatten().find(|status| status.name == CONTAINER);
+            found.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some())
+        };
+        Ok(pods.iter().filter(|pod| runs(pod)).count())
+    }
+
     /// Nodes of its pods, by pod name.
     pub async fn nodes(&self) -> anyhow::Result<BTreeMap<String, String>> {
         let pods = self.pods().list(&self.selector()).await?.items;

@@ -1,0 +1,134 @@
+//! The smallest client of a Valkey Cluster: it asks a node who serves a slot, and goes where it is sent. Slots of keys are the servers'
+//! own answers, too: a mistake of ours about them must not hide here.
+
+use super::resp::{Connection, Reach, Reply};
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io,
+    net::IpAddr,
+    time::Duration,
+};
+
+/// Redirections that one command follows. One is usual after slots have moved, two while nodes learn of it; more is a circle.
+const REDIRECTIONS_MAX: usize = 5;
+/// Tags that are tried until each primary has one of its own. A hundred numbers are spread over the slots by a checksum: none of a few
+/// shards is missed.
+const TAGS_MAX: usize = 100;
+
+/// A run of slots and the node that serves it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    first: u16,
+    last: u16,
+    owner: IpAddr,
+}
+
+/// A hash tag: every key that has it in braces is in the same slot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Tag {
+    /// What is between the braces.
+    pub text: String,
+    /// The slot.
+    pub slot: u16,
+}
+
+impl Tag {
+    /// A key with this tag.
+    pub fn key(&self, name: &str) -> String {
+        format!("{name}:{{{}}}", self.text)
+    }
+}
+
+/// Who serves which slots, as one node sees it.
+pub fn runs(node: &mut Connection) -> io::Result<Vec<Run>> {
+    let reply = node.call(&["CLUSTER", "SLOTS"])?;
+    let garbled = || io::Error::other(format!("CLUSTER SLOTS: {reply:?}"));
+    let Reply::List(entries) = &reply else { return Err(garbled()) };
+    entries.iter().map(|entry| run(entry).ok_or_else(garbled)).collect()
+}
+
+/// `[first, last, [address, port, ...], ...]`: the first node is the primary.
+fn run(entry: &Reply) -> Option<Run> {
+    let [first, last, owner, ..] = entry.list() else { return None };
+    let slot = |reply: &Reply| reply.integer().and_then(|slot| u16::try_from(slot).ok());
+    let owner = owner.list().first()?.text()?.parse().ok()?;
+    Some(Run { first: slot(first)?, last: slot(last)?, owner })
+}
+
+/// The node that serves a slot.
+pub fn owner(runs: &[Run], slot: u16) -> Option<IpAddr> {
+    runs.iter().find(|run| run.first <= slot && slot <= run.last).map(|run| run.owner)
+}
+
+/// A tag for each node that serves slots, by its address.
+pub fn tags(node: &mut Connection) -> io::Result<BTreeMap<IpAddr, Tag>> {
+    let runs = runs(node)?;
+    let mut tags = BTreeMap::new();
+    for number in 0..TAGS_MAX {
+        let text = number.to_string();
+        let reply = node.call(&["CLUSTER", "KEYSLOT", &text])?;
+        let slot = reply.integer().and_then(|slot| u16::try_from(slot).ok());
+        let slot = slot.ok_or_else(|| io::Error::other(format!("CLUSTER KEYSLOT: {reply:?}")))?;
+        if let Some(owner) = owner(&runs, slot) {
+            tags.entry(owner).or_insert(Tag { text, slot });
+        }
+    }
+    Ok(tags)
+}
+
+/// Where an answer sends the client: `MOVED 3999 10.0.0.1:6379`.
+pub fn moved(reply: &Reply) -> Option<IpAddr> {
+    let Reply::Error(text) = reply else { return None };
+    let (_slot, target) = text.strip_prefix("MOVED ")?.split_once(' ')?;
+    let (address, _port) = target.rsplit_once(':')?;
+    address.parse().ok()
+}
+
+/// A client that knows one node, remembers nothing of where keys are, and follows every redirection.
+pub struct Client {
+    reach: Reach,
+    password: String,
+    timeout: Duration,
+    first: IpAddr,
+    open: BTreeMap<IpAddr, Connection>,
+    /// How often it was sent elsewhere.
+    pub redirections: usize,
+}
+
+impl Client {
+    /// Begins every command at `first`.
+    pub fn new(reach: Reach, first: IpAddr, password: String, timeout: Duration) -> Client {
+        Client { reach, password, timeout, first, open: BTreeMap::new(), redirections: 0 }
+    }
+
+    /// The answer of whoever does not send it elsewhere. An answer that is an error is an error here, too.
+    pub fn call(&mut self, words: &[&str]) -> io::Result<Reply> {
+        let mut at = self.first;
+        for _ in 0..=REDIRECTIONS_MAX {
+            let reply = self.on(at, words)?;
+            match (moved(&reply), reply) {
+                (Some(to), _) => {
+                    self.redirections += 1;
+                    at = to;
+                }
+                (None, Reply::Error(text)) => return Err(io::Error::other(format!("{at}: {text}"))),
+                (None, reply) => return Ok(reply),
+            }
+        }
+        Err(io::Error::other(format!("redirected more than {REDIRECTIONS_MAX} times, last to {at}")))
+    }
+
+    fn on(&mut self, at: IpAddr, words: &[&str]) -> io::Result<Reply> {
+        let connection = match self.open.entry(at) {
+            Entry::Occupied(open) => open.into_mut(),
+            Entry::Vacant(none) => {
+                none.insert(Connection::open(&self.reach, at, &self.password, self.timeout)?)
+            }
+        };
+        let reply = connection.call(words);
+        if reply.is_err() {
+            self.open.remove(&at);
+        }
+        reply
+    }
+}
