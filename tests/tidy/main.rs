@@ -64,12 +64,14 @@ const WIRE_WORDS: &[&str] = &[
 ];
 /// Files that read or write Valkey's bare words, and the test cluster with those of Linux and Kubernetes.
 const WIRE_FILES: &[&str] = &[
+    "agent/src/election.rs",
     "agent/src/local.rs",
     "agent/src/metrics.rs",
     "agent/tests/",
     "benches/",
     "core/src/info.rs",
     "core/src/nodes.rs",
+    "core/src/sim/gossip.rs",
     "tests/cluster/",
     "tests/e2e/support/resp.rs",
     "tests/tidy/",
