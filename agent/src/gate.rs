@@ -2,7 +2,7 @@
 //! replica whose primary came back at another address: it follows it there.
 
 use crate::{
-    local,
+    election, local,
     peers::Place,
     shared::{Agent, Known},
 };
@@ -18,6 +18,7 @@ use valkeeper_core::{
     decision::HoldReason,
     ids::{MemberId, Seq},
     info::{Info, RawRole, RawSource},
+    nodes::Nodes,
     observation::{Gate, Link},
     spec::Topology,
 };
@@ -52,7 +53,7 @@ fn lost(known: &Known) -> bool {
 }
 
 /// What the peers say now, and where they say it. Only answers of this round: what one said before may not be so any more.
-async fn ask(
+pub async fn ask(
     agent: &Arc<Agent>,
     ledger: &Ledger,
 ) -> (BTreeMap<MemberId, PeerAnswer>, BTreeMap<MemberId, Place>) {
@@ -76,7 +77,7 @@ async fn find_holder(agent: &Arc<Agent>) {
     let holder = live_holder(&ledger, &answers);
     let found = holder.and_then(|to| Some((to, answers.get(&to)?.grant, places.get(&to)?)));
     if let Some((to, grant, place)) = found {
-        attach(agent, &run_id, (to, grant), place, lost).await;
+        attach(agent, &run_id, (to, Some(grant)), place, lost).await;
     }
 }
 
@@ -85,12 +86,20 @@ async fn judge_once(agent: &Arc<Agent>, data: Data) {
         agent.read(|known| (known.ledger.clone(), known.operator_away(), known.run_id.clone()));
     let me = agent.me();
     let (answers, places) = if away { ask(agent, &ledger).await } else { Default::default() };
+    let holds = |known: &Known| waiting(known).is_some();
     match judge(me, &ledger, &data, away, &answers) {
-        Verdict::Hold(reason, about) => hold(agent, reason, about),
+        Verdict::Hold(reason, about) => {
+            hold(agent, reason, about);
+            if let Some((to, place)) = agent.read(|known| election::elected(known, &answers, &places)) {
+                attach(agent, &run_id, (to, None), &place, holds).await;
+            } else if agent.read(|known| election::is_blocked(known, reason, &answers)) {
+                yield_to_others(agent, &run_id).await;
+            }
+        }
         Verdict::Attach(to) => {
             let grant = answers.get(&to).map(|answer| answer.grant);
-            if let (Some(grant), Some(place)) = (grant, places.get(&to)) {
-                attach(agent, &run_id, (to, grant), place, |known| waiting(known).is_some()).await;
+            if let Some(place) = places.get(&to) {
+                attach(agent, &run_id, (to, grant), place, holds).await;
             }
         }
         Verdict::Resume => resume(agent, &run_id, ledger.brief.grant).await,
@@ -116,18 +125,21 @@ fn still(agent: &Arc<Agent>, run_id: &str, holds: impl Fn(&Known) -> bool) -> bo
 
 /// True if the server follows whoever is at that place already.
 fn follows(known: &Known, source: &RawSource, place: &Place) -> bool {
-    match &known.node {
-        Some(node) => !known.is_at_gate() && node.primary.is_some() && node.primary == place.node,
+    match &known.nodes {
+        Some(Nodes { myself, others: _ }) => {
+            !known.is_at_gate() && myself.primary.is_some() && myself.primary == place.node
+        }
         None => known.info.as_ref().is_some_and(
             |info| matches!(&info.role, RawRole::Replica { source: of, link: _ } if of == source),
         ),
     }
 }
 
+/// Follows a member: the holder of that grant, or one that gossip has elected without.
 async fn attach(
     agent: &Arc<Agent>,
     run_id: &str,
-    (to, grant): (MemberId, Seq),
+    (to, grant): (MemberId, Option<Seq>),
     place: &Place,
     holds: impl Fn(&Known) -> bool,
 ) {
@@ -137,7 +149,9 @@ async fn attach(
         return;
     }
     let learned = agent.write(|ledger| {
-        ledger.support(to, grant)?;
+        if let Some(grant) = grant {
+            ledger.support(to, grant)?;
+        }
         ledger.left = None;
         Ok(())
     });
@@ -154,9 +168,25 @@ async fn attach(
         Ok(look) => {
             agent.seen(look);
             agent.update(|known| known.gate = Gate::Attached(to));
-            tracing::info!(to = %to, "the operator is away: the server follows the holder of the grant");
+            tracing::info!(to = %to, "the operator is away: the server follows whoever serves");
         }
         Err(error) => tracing::warn!(error = %error, to = %to, "the server does not follow the holder"),
+    }
+}
+
+/// Ends the server, which has taken no write since its start: what it holds is on its disk.
+async fn yield_to_others(agent: &Arc<Agent>, run_id: &str) {
+    let _acting = agent.acting.lock().await;
+    if !still(agent, run_id, |known| waiting(known).is_some()) {
+        return;
+    }
+    let process = agent.update(|known| {
+        known.yielded = known.process.is_some();
+        known.process
+    });
+    if let Some(process) = process {
+        tracing::warn!("as long as it is on the bus nobody is elected in its place: the server is ended");
+        process.kill();
     }
 }
 
@@ -198,9 +228,9 @@ async fn resume(agent: &Arc<Agent>, run_id: &str, grant: Seq) {
         }
         return;
     }
-    let by = agent.read(|known| match &known.node {
+    let by = agent.read(|known| match &known.nodes {
         None => Promotion::Unspecified,
-        Some(node) if node.primary.is_none() => Promotion::Open,
+        Some(nodes) if nodes.myself.primary.is_none() => Promotion::Open,
         Some(_) => Promotion::Force,
     });
     match agent.promote(asked_at, by).await {

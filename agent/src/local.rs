@@ -18,7 +18,6 @@ use valkeeper_agent::proto::Promotion;
 use valkeeper_core::{
     info::{Garbled, Info, RawRole, RawSource},
     nodes::{Nodes, NodesError},
-    observation::NodeFacts,
     spec::Topology,
 };
 
@@ -95,8 +94,8 @@ pub struct Configured {
 pub struct Look {
     /// Behind the gate of Cluster mode it follows the gate, whatever its node is to the others.
     pub info: Info,
-    /// Its node, in Cluster mode, once it has loaded.
-    pub node: Option<NodeFacts>,
+    /// Its node and what that knows of the others, in Cluster mode, once it has loaded.
+    pub nodes: Option<Nodes>,
     /// False if the last save or the last write of the append-only file failed.
     pub saves: bool,
     /// True while the append-only file is not what the server has: it is being written anew, or that failed.
@@ -218,15 +217,13 @@ impl Local {
             ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1", "aof_last_bgrewrite_status:err"];
         let rewriting = rewrites.iter().any(|sign| text.contains(sign));
         let info = Info::parse(&text)?;
-        let (info, node) = match gossip {
+        let (info, nodes) = match gossip {
             None => (info, None),
             // Before it has loaded it does not say.
             Some(Gossip { users, nodes: _ }) if info.loading => (info.behind_gate(&users), None),
-            Some(Gossip { users, nodes }) => {
-                (info.behind_gate(&users), Some(nodes?.parse::<Nodes>()?.facts()))
-            }
+            Some(Gossip { users, nodes }) => (info.behind_gate(&users), Some(nodes?.parse::<Nodes>()?)),
         };
-        Ok(Look { info, node, saves, rewriting, ticket })
+        Ok(Look { info, nodes, saves, rewriting, ticket })
     }
 
     /// In one go, so that all of it is of one moment.

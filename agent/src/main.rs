@@ -4,6 +4,7 @@
 mod args;
 mod boot;
 mod confirm;
+mod election;
 mod gate;
 mod http;
 mod identity;

@@ -2,7 +2,7 @@
 
 use crate::{
     args::{Config, RunArgs},
-    boot, confirm, gate, http, identity, leave,
+    boot, confirm, election, gate, http, identity, leave,
     local::Local,
     look,
     memory::Memory,
@@ -74,7 +74,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
             );
         }
         tokio::select! {
-            () = tokio::time::sleep(pause) => {}
+            () = async {
+                tokio::time::sleep(pause).await;
+                election::make_place(&agent).await;
+            } => {}
             () = asked.again() => return Ok(ended.status()),
         }
     }

@@ -25,7 +25,8 @@ use valkeeper_core::{
     decision::HoldReason,
     ids::{MemberId, ReplId, Seq, Timestamp},
     info::{Info, RawRole, resolve},
-    observation::{Gate, Link, NodeFacts, Source},
+    nodes::Nodes,
+    observation::{Gate, Link, Source},
 };
 
 /// The operator is away if news has gone unanswered for this long, or nothing has been heard of one that nobody can be sent to: the
@@ -48,8 +49,8 @@ pub struct Known {
     pub exited_run_id: String,
     /// The last answer of this process.
     pub info: Option<Info>,
-    /// Its node in Cluster mode, as it said then.
-    pub node: Option<NodeFacts>,
+    /// Its node in Cluster mode and those that it knows, as it said then.
+    pub nodes: Option<Nodes>,
     /// History that it had when it had loaded, which says nothing if nothing was loaded that could.
     pub drawn: Option<ReplId>,
     /// When the first question was sent that has no answer.
@@ -57,6 +58,8 @@ pub struct Known {
     pub last_answer: Instant,
     pub gate: Gate,
     pub leaving: bool,
+    /// The server was ended so that the nodes of the others elect another primary: no next one is started for a while.
+    pub yielded: bool,
     /// Set while writes are refused: what to put back.
     pub stopped: Option<Option<Configured>>,
     /// Cleared before a command that lets writes go on: then they may, whatever its answer.
@@ -99,12 +102,13 @@ impl Known {
             exited: String::new(),
             exited_run_id: String::new(),
             info: None,
-            node: None,
+            nodes: None,
             drawn: None,
             silent_since: None,
             last_answer: now,
             gate: Gate::Holding(HoldReason::Starting),
             leaving: false,
+            yielded: false,
             stopped: None,
             surely_stopped: false,
             held: None,
@@ -166,7 +170,7 @@ impl Known {
 
     /// Forgets the server that has ended, or what was before the one that starts.
     pub fn forget_server(&mut self) {
-        (self.info, self.node, self.drawn, self.silent_since) = (None, None, None, None);
+        (self.info, self.nodes, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
     }
 
@@ -479,7 +483,7 @@ impl Agent {
         let ticket = self.local.ticket();
         let result = promoted.map(|look| self.seen(look));
         self.update(|known| {
-            if result.is_ok() && known.node.is_some() {
+            if result.is_ok() && known.nodes.is_some() {
                 // A node keeps the history it drew at its start: whatever it is to be taken for, it is the shard's data from now on.
                 known.files = Files::RdbWithHistory;
             }
@@ -491,7 +495,7 @@ impl Agent {
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, node, saves, rewriting: _, ticket } = look;
+        let Look { info, nodes, saves, rewriting: _, ticket } = look;
         let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {
@@ -509,7 +513,7 @@ impl Agent {
                 self.judge_now.notify_one();
             }
             let is_primary = info.role == RawRole::Primary;
-            (known.info, known.node) = (Some(info), node);
+            (known.info, known.nodes) = (Some(info), nodes);
             known.promoting = known.promoting.filter(|by| !is_primary && ticket <= *by);
             if !known.may_be_primary() {
                 known.held = None;

@@ -5,7 +5,7 @@ use super::{COMMAND_TIMEOUT, Error, Local, Look, POLL_PAUSE, cmd};
 use crate::{boot::Listed, shared::is_at_gate};
 use std::time::Duration;
 use tokio::time::Instant;
-use valkeeper_core::{ids::NodeId, info::RawSource, observation::NodeFacts, slots::SlotSet};
+use valkeeper_core::{ids::NodeId, info::RawSource, nodes::Nodes, slots::SlotSet};
 
 /// Between two requests for a vote: a refused one is not repeated by the server itself for four times the node timeout.
 const FORCE_PAUSE: Duration = Duration::from_millis(100);
@@ -36,7 +36,7 @@ impl Failover {
 
 /// True of a node that is a primary to the others, whatever gate it is behind.
 fn is_primary(look: &Look) -> bool {
-    look.node.as_ref().is_some_and(|node| node.primary.is_none())
+    look.nodes.as_ref().is_some_and(|nodes| nodes.myself.primary.is_none())
 }
 
 impl Local {
@@ -71,7 +71,7 @@ impl Local {
         let mut refused = Error::Unverified("its node does not replicate that one");
         loop {
             let look = self.look().await?;
-            if look.node.as_ref().is_some_and(|node| node.primary.as_ref() == Some(to)) {
+            if look.nodes.as_ref().is_some_and(|nodes| nodes.myself.primary.as_ref() == Some(to)) {
                 self.unpause().await?;
                 return self.open(look).await;
             }
@@ -120,8 +120,8 @@ impl Local {
             add.arg(first).arg(last);
         }
         self.ask::<()>(&add).await?;
-        let has = |node: &NodeFacts| slots.without(&node.slots).is_empty();
-        self.until(|look| look.node.as_ref().is_some_and(has), "its node does not have all of the slots")
+        let has = |nodes: &Nodes| slots.without(&nodes.myself.slots).is_empty();
+        self.until(|look| look.nodes.as_ref().is_some_and(has), "its node does not have all of the slots")
             .await
     }
 

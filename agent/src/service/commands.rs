@@ -143,9 +143,9 @@ impl Commands {
         }
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
-        let Look { info, node, .. } = self.checked(&run_id).await?;
+        let Look { info, nodes: known, .. } = self.checked(&run_id).await?;
         Self::promotable(&info, &replid, offset)?;
-        nodes::is_so(by, node.as_ref())?;
+        nodes::is_so(by, known.as_ref())?;
         let accept = |ledger: &mut Ledger| {
             ledger.accept(&brief, consents)?;
             (ledger.left, ledger.blank) = (None, false);

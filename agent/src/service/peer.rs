@@ -89,7 +89,7 @@ impl proto::peer_server::Peer for Questions {
                 holder: known.ledger.brief.holder,
                 server: known.server(),
             };
-            let node_id = known.node.as_ref().map(|node| node.id.to_string()).unwrap_or_default();
+            let node_id = known.nodes.as_ref().map(|nodes| nodes.myself.id.to_string()).unwrap_or_default();
             proto::AskReply { node_id, ..(&answer).into() }
         })))
     }

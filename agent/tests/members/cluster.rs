@@ -69,8 +69,8 @@ impl Shard {
         self.add_slots(ordinal, member.node().await.id.to_string(), slots).await.unwrap();
     }
 
-    async fn meet(&self, ordinal: u16, other: u16) {
-        let (member, other) = (&self.members[usize::from(ordinal)], &self.members[usize::from(other)]);
+    async fn meet(&self, ordinal: u16, other: &Member) {
+        let member = &self.members[usize::from(ordinal)];
         let (host, port) = (other.ip.to_string(), u32::from(other.port));
         let request = proto::MeetRequest { epoch: EPOCH, run_id: member.field("run_id").await, host, port };
         self.agent(ordinal).await.meet(request).await.unwrap();
@@ -137,7 +137,7 @@ async fn a_primary_that_comes_back_blank_waits_at_the_gate_and_gets_its_data_fro
     shard.begin(0, 5, "0-16383").await;
     first.fill(100).await;
     shard.at_gate(1, EPOCH).await;
-    shard.meet(0, 1).await;
+    shard.meet(0, second).await;
     shard.follow(1, 0, 5).await;
     assert_eq!((second.keys().await, second.marker().await), (100, None));
 
@@ -168,7 +168,7 @@ async fn a_majority_of_the_primaries_votes_for_who_is_promoted_by_force() {
         shard.begin(ordinal, 5, slots).await;
     }
     shard.at_gate(3, EPOCH).await;
-    for other in 1..4 {
+    for other in &shard.members[1..] {
         shard.meet(0, other).await;
     }
     shard.follow(3, 0, 5).await;
@@ -193,6 +193,70 @@ async fn a_majority_of_the_primaries_votes_for_who_is_promoted_by_force() {
     shard.agent(3).await.forget(stranger).await.unwrap();
     let deposed = proto::ForgetRequest { epoch: 0, ..gone };
     assert_eq!(shard.agent(3).await.forget(deposed).await.unwrap_err().code(), Code::Aborted);
+}
+
+#[tokio::test]
+async fn a_replica_at_the_gate_is_not_synchronised_before_it_is_told_to_follow() {
+    let shard = Shard::with_nodes(2, "save \"\"");
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    shard.begin(0, 5, "0-16383").await;
+    first.fill(10).await;
+    shard.at_gate(1, EPOCH).await;
+    shard.meet(0, second).await;
+    shard.follow(1, 0, 5).await;
+    signal(second.server_pid().await, "KILL");
+    shard.at_gate(1, EPOCH).await;
+    assert_eq!(second.node().await.primary, Some(first.node().await.id), "nodes.conf says so");
+    first.fill(11).await;
+    eventually("a synchronisation that is refused", || async {
+        second.log().contains("WRONGPASS").then_some(())
+    })
+    .await;
+    assert!(second.marker().await.is_some());
+    assert!(!second.field("db0").await.starts_with("keys=11,"), "nothing has come since");
+    let refused = shard.promote_by(1, 6, Promotion::Open).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    shard.follow(1, 0, 5).await;
+    assert_eq!((second.keys().await, second.marker().await), (11, None));
+}
+
+#[tokio::test]
+async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_follows_who_is_elected() {
+    let shard = Shard::with_nodes(2, "save \"\"");
+    let others = [Shard::with_nodes(1, "save \"\""), Shard::with_nodes(1, "save \"\"")];
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    shard.begin(0, 5, "0-16381").await;
+    for (other, slots) in others.iter().zip(["16382", "16383"]) {
+        other.begin(0, 5, slots).await;
+        shard.meet(0, &other.members[0]).await;
+    }
+    shard.at_gate(1, EPOCH).await;
+    shard.meet(0, second).await;
+    shard.follow(1, 0, 5).await;
+    first.fill(50).await;
+    eventually("all of the keys", || async { (second.keys().await == 50).then_some(()) }).await;
+    eventually("slots that everybody knows", || async {
+        let nodes = [first.node().await, second.node().await];
+        nodes.iter().all(|node| node.covered == SLOTS).then_some(())
+    })
+    .await;
+
+    // From here on nobody greets an agent: the operator is away.
+    signal(first.server_pid().await, "KILL");
+    eventually("a replica that was elected", || async {
+        let node = second.node().await;
+        (node.primary.is_none() && node.slots.len() == 16_382).then_some(())
+    })
+    .await;
+    eventually("the old primary as its replica", || async {
+        let member = first.connection("default").await.is_some();
+        (member && first.field("master_link_status").await == "up").then_some(())
+    })
+    .await;
+    assert_eq!((first.keys().await, second.keys().await), (50, 50));
+    assert_eq!(first.node().await.primary, Some(second.node().await.id));
+    second.fill(51).await;
+    assert!(first.log().contains("the server is ended"), "it made place");
 }
 
 #[tokio::test]

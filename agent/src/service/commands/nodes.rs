@@ -7,17 +7,19 @@ use valkeeper_agent::{
     proto::{self, Promotion},
     wire,
 };
-use valkeeper_core::{observation::NodeFacts, slots::SlotSet};
+use valkeeper_core::{nodes::Nodes, slots::SlotSet};
 
 /// Whether the node is what this promotion was decided for.
-pub fn is_so(by: Promotion, node: Option<&NodeFacts>) -> Result<(), Status> {
-    match (by, node) {
+pub fn is_so(by: Promotion, nodes: Option<&Nodes>) -> Result<(), Status> {
+    match (by, nodes) {
         (Promotion::Unspecified, None) => Ok(()),
         (Promotion::Unspecified, Some(_)) => Err(superseded("it is in Cluster mode")),
         (Promotion::Open | Promotion::Force | Promotion::Takeover | Promotion::Handover, None) => {
             Err(superseded("it is not in Cluster mode"))
         }
-        (Promotion::Open, Some(node)) if node.primary.is_some() => Err(superseded("its node is a replica")),
+        (Promotion::Open, Some(nodes)) if nodes.myself.primary.is_some() => {
+            Err(superseded("its node is a replica"))
+        }
         (Promotion::Open | Promotion::Force | Promotion::Takeover | Promotion::Handover, Some(_)) => Ok(()),
     }
 }
@@ -44,8 +46,8 @@ impl Commands {
         let slots: SlotSet = slots.parse().map_err(|_| malformed(wire::Malformed("slots")))?;
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
-        let node = self.checked(&run_id).await?.node;
-        let Some(node) = node.filter(|node| node.id == id) else {
+        let nodes = self.checked(&run_id).await?.nodes;
+        let Some(node) = nodes.map(|nodes| nodes.myself).filter(|node| node.id == id) else {
             return Err(superseded(format!("it is not the node {id}")));
         };
         if config_epoch > 0 {

@@ -1,0 +1,109 @@
+//! Cluster mode with the operator away: gossip elects a replica in place of a primary that is gone, but never while that is on the bus,
+//! and at the gate it is. One that holds for want of data makes place, and then follows whoever was elected.
+
+use crate::{
+    gate,
+    peers::Place,
+    shared::{Agent, Known},
+};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use tokio::time::Instant;
+use valkeeper_core::{
+    agent::{Data, PeerAnswer, PeerServer},
+    decision::HoldReason,
+    ids::MemberId,
+    nodes::{Life, Node, Nodes},
+};
+
+/// How long no server is started: an election takes up to 4 s with a node timeout of 2 s, and one that failed is repeated after 8 s.
+/// Shorter than the 30 s after which a member without a server is taken for dead.
+const ABSENCE_MAX: Duration = Duration::from_secs(25);
+/// Between two looks for who was elected.
+const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
+/// The peer that serves and that this member's node replicates by gossip, and where it is: a majority of the primaries has elected it.
+pub fn elected(
+    known: &Known,
+    answers: &BTreeMap<MemberId, PeerAnswer>,
+    places: &BTreeMap<MemberId, Place>,
+) -> Option<(MemberId, Place)> {
+    let of = known.nodes.as_ref()?.myself.primary.as_ref()?;
+    let serves = |id: &MemberId| answers.get(id).is_some_and(|answer| answer.server == PeerServer::Primary);
+    let mut found = places.iter().filter(|(id, place)| serves(id) && place.node.as_ref() == Some(of));
+    found.next().map(|(id, place)| (*id, place.clone()))
+}
+
+/// True if the others would elect a replica that has data, if only this member's node were gone.
+pub fn is_blocked(known: &Known, reason: HoldReason, answers: &BTreeMap<MemberId, PeerAnswer>) -> bool {
+    let lacks_data =
+        [HoldReason::BlankData, HoldReason::PeerAhead, HoldReason::ReplicaKeptRunning].contains(&reason);
+    let has_data = |answer: &PeerAnswer| match &answer.server {
+        PeerServer::Running(data) => *data != Data::Blank,
+        PeerServer::Primary | PeerServer::AtGate(_) | PeerServer::Starting => false,
+    };
+    lacks_data
+        && answers.values().all(|answer| answer.server != PeerServer::Primary)
+        && answers.values().any(has_data)
+        && known.nodes.as_ref().is_some_and(can_elect_without)
+}
+
+/// True if this node is a primary with slots, and those that vote are a majority without it.
+fn can_elect_without(nodes: &Nodes) -> bool {
+    let Nodes { myself, others } = nodes;
+    let votes = |node: &&Node| node.primary.is_none() && !node.slots.is_empty();
+    let voters = others.iter().filter(votes);
+    let alive = voters.clone().filter(|node| node.life == Life::Alive).count();
+    let all = voters.count() + 1;
+    votes(&myself) && alive > all / 2
+}
+
+/// Waits, after a server was ended for that, until another is primary; not while the operator is there, who decides.
+pub async fn make_place(agent: &Arc<Agent>) {
+    if !agent.update(|known| std::mem::take(&mut known.yielded)) {
+        return;
+    }
+    let begun = Instant::now();
+    while begun.elapsed() < ABSENCE_MAX && agent.read(Known::operator_away) {
+        let ledger = agent.read(|known| known.ledger.clone());
+        let (answers, _) = gate::ask(agent, &ledger).await;
+        if let Some((id, _)) = answers.iter().find(|(_, answer)| answer.server == PeerServer::Primary) {
+            tracing::info!(primary = %id, "another was elected");
+            return;
+        }
+        tokio::time::sleep(LOOK_PAUSE).await;
+    }
+    tracing::info!("nobody was elected, or the operator is back");
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn nodes(mine: &str, others: &[(&str, &str)]) -> Nodes {
+        let line = |n: usize, flags: &str, slots: &str| {
+            format!("{n:040x} 127.0.0.{n}:6379@16379 {flags} - 0 0 {n} connected {slots}\n")
+        };
+        let mut text = line(1, "myself,master", mine);
+        for (at, (flags, slots)) in others.iter().enumerate() {
+            text.push_str(&line(at + 2, flags, slots));
+        }
+        text.parse().unwrap()
+    }
+
+    #[test]
+    fn the_others_elect_if_those_that_vote_are_a_majority_without_this_one() {
+        let alive = |slots| ("master", slots);
+        for (mine, others, can) in [
+            ("0-99", &[alive("100"), alive("101")][..], true),
+            ("0-99", &[alive("100")], false),
+            ("0-99", &[], false),
+            ("0-99", &[alive("100"), ("master,fail", "101")], false),
+            ("0-99", &[alive("100"), alive("")], false),
+            ("0-99", &[alive("100"), alive("101"), ("master,fail", "102")], false),
+            ("0-99", &[alive("100"), alive("101"), alive("102"), ("master,fail", "103")], true),
+            ("", &[alive("100"), alive("101")], false),
+        ] {
+            assert_eq!(can_elect_without(&nodes(mine, others)), can, "{mine:?} {others:?}");
+        }
+    }
+}
