@@ -207,7 +207,10 @@ pub async fn swap_nodes(from: &Side<'_>, to: &Side<'_>, node: &NodeId, brief: &B
     let at = Paused { replid: new.info.replid, offset: new.info.offset };
     // What is wrong with that, the promotion says itself.
     let _told = to.agent.tell(brief).await;
-    Ok(to.agent.promote_by(proto::Promotion::Handover, to.server, brief, &at, consents).await?)
+    to.agent.promote_by(proto::Promotion::Handover, to.server, brief, &at, consents).await?;
+    // Not before: it would stop the writes that go on until its node makes way. If it does not hear this, a later turn tells it.
+    let _told = from.agent.tell(brief).await;
+    Ok(())
 }
 
 /// A primary that answers, and its linked replica.

@@ -1,6 +1,9 @@
 //! Real agents for tests: a process each, with the server it looks after, reached as the operator reaches them.
 
-use crate::server::{Instance, binaries, conf, eventually, free_port, present, signal, users};
+use crate::server::{
+    Instance, OPERATOR_PASSWORD, binaries, conf, eventually, free_port, link_to, node_port, present, signal,
+    users,
+};
 use std::{
     env, fs,
     net::{Ipv4Addr, SocketAddr},
@@ -15,7 +18,7 @@ use valkeeper::{
     clock::Clock,
     command::{Side, handover},
     pki::{Certified, LEAF_LIFETIME_DEFAULT, cluster_uri, operator_uri},
-    valkey::{Look, MemberLink},
+    valkey::{Look, MemberLink, Target},
 };
 use valkeeper_agent::tls::{Identity, Live, Peer};
 use valkeeper_core::{
@@ -23,6 +26,7 @@ use valkeeper_core::{
     effect::{Outcome, Server},
     ids::{MemberId, Seq, WriterEpoch},
     observation::AgentFacts,
+    spec::Topology,
 };
 
 /// Namespace and name of the cluster in all tests.
@@ -163,16 +167,37 @@ impl Drop for Member {
 impl Member {
     /// Starts an agent whose server answers, at the gate.
     pub async fn start(pki: &Pki, ordinal: u16) -> Member {
+        let member = Member::begin(pki, ordinal, free_port(), "", &users());
+        member.app().await;
+        member
+    }
+
+    /// The same of a server that is a node of a Valkey Cluster: at the gate it lets in nobody but the operator.
+    pub async fn start_node(pki: &Pki, ordinal: u16) -> (Member, MemberLink) {
+        let more = "cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-require-full-coverage no\n\
+                    cluster-node-timeout 2000\ncluster-allow-replica-migration no";
+        let users = users().replace("+ping +info +role", "+ping +info +role +cluster|nodes +acl|users");
+        let member = Member::begin(pki, ordinal, node_port(), more, &users);
+        let target = Target { topology: Topology::Cluster, ..member.target() };
+        let (link, _) = link_to(target, OPERATOR_PASSWORD);
+        eventually("a node that answers", || async { link.look().await.present().map(|_| ()) }).await;
+        (member, link)
+    }
+
+    fn begin(pki: &Pki, ordinal: u16, port: u16, more: &str, users: &str) -> Member {
         let id = MemberId::new(0, ordinal);
-        let [port, grpc_port, http_port] = [free_port(), free_port(), free_port()];
+        let [grpc_port, http_port] = [free_port(), free_port()];
         let dir = memory().join(format!("valkeeper-agent-test-{}-{port}", std::process::id()));
         let [data, run, identity] = ["data", "run", "identity"].map(|name| dir.join(name));
         for each in [&data, &run, &identity] {
             fs::create_dir_all(each).unwrap();
         }
         pki.write(id, &identity);
-        fs::write(dir.join("users.acl"), users()).unwrap();
-        fs::write(dir.join("valkey.conf"), conf(&data, port)).unwrap();
+        fs::write(dir.join("users.acl"), users).unwrap();
+        let conf = format!("{}{more}\n", conf(&data, port));
+        fs::write(dir.join("valkey.conf"), &conf).unwrap();
+        let auth: Vec<&str> = conf.lines().filter(|line| line.starts_with("primary")).collect();
+        fs::write(dir.join("auth.conf"), auth.join("\n")).unwrap();
         let log = fs::File::create(dir.join("log")).unwrap();
         let child = Command::new(program())
             .args(["run", "--cluster", OWNER.1, "--operator-user", crate::server::OPERATOR])
@@ -200,9 +225,7 @@ impl Member {
             .stderr(log)
             .spawn()
             .unwrap();
-        let member = Member { id, instance: Instance { port }, grpc_port, dir, child };
-        member.app().await;
-        member
+        Member { id, instance: Instance { port }, grpc_port, dir, child }
     }
 
     pub fn place(&self) -> Place {

@@ -9,6 +9,7 @@
 )]
 
 mod agent;
+mod cluster;
 mod commands;
 mod death;
 mod gate;

@@ -14,7 +14,12 @@ use std::{
 };
 use tokio::sync::Notify;
 use valkeeper::valkey::{Credentials, Look, MemberLink, Secret, Target, Wake};
-use valkeeper_core::{ids::MemberId, observation::Observed, spec::Topology};
+use valkeeper_core::{
+    config::{BUS_PORT, PORT},
+    ids::MemberId,
+    observation::Observed,
+    spec::Topology,
+};
 
 /// Longest wait for anything a test expects. Only a failing test waits that long.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -237,6 +242,18 @@ pub fn free_port() -> u16 {
     let is_free = |port: &u16| TcpListener::bind((Ipv4Addr::LOCALHOST, *port)).is_ok();
     let next = || first + NEXT.fetch_add(1, Ordering::Relaxed) % 2_000;
     std::iter::repeat_with(next).take(2_000).find(is_free).expect("a free port")
+}
+
+/// A port whose bus port is free as well, and below those that the system gives to outgoing connections, too.
+pub fn node_port() -> u16 {
+    let below = |port: u16| 10_000 + (port - 10_000) % 12_000;
+    let is_free = |port: &u16| {
+        [*port, port + (BUS_PORT - PORT)]
+            .map(|p| TcpListener::bind((Ipv4Addr::LOCALHOST, p)))
+            .iter()
+            .all(Result::is_ok)
+    };
+    std::iter::repeat_with(|| below(free_port())).take(2_000).find(is_free).expect("two free ports")
 }
 
 /// Awaits a wake-up.
