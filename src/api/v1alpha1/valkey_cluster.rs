@@ -279,6 +279,7 @@ pub struct Failover {
     #[serde(default)]
     pub mode: FailoverMode,
     /// How long a primary may be silent before it is fenced, in milliseconds. A dead process needs no window.
+    /// Topology Cluster needs 2000 or more.
     #[serde(default = "defaults::detection_window_ms")]
     #[schemars(range(min = 1000, max = 60000))]
     pub detection_window_ms: i64,
