@@ -260,6 +260,35 @@ async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_f
 }
 
 #[tokio::test]
+async fn without_the_operator_nodes_that_were_stopped_in_order_come_back_under_their_grant() {
+    let mut shard = Shard::with_nodes(2, "save \"\"\nappendonly yes\nappenddirname appendonlydir");
+    shard.begin(0, 5, "0-16383").await;
+    shard.at_gate(1, EPOCH).await;
+    shard.meet(0, &shard.members[1]).await;
+    shard.follow(1, 0, 5).await;
+    shard.members[0].fill(20).await;
+    for member in &mut shard.members {
+        member.terminate();
+    }
+    for member in &mut shard.members {
+        assert!(member.ended().await.success(), "{}", member.log());
+        member.start();
+    }
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    first.fill(21).await;
+    eventually("a replica of it that has everything", || async {
+        let follows =
+            second.connection("default").await.is_some() && second.field("master_link_status").await == "up";
+        (follows && second.keys().await == 21).then_some(())
+    })
+    .await;
+    assert_eq!(second.node().await.primary, Some(first.node().await.id));
+    let state = shard.greet(0, EPOCH, "").await;
+    assert_eq!((state.gate.as_str(), state.brief.unwrap().grant), ("resumed", 5));
+    assert_eq!(shard.greet(1, EPOCH, "").await.attached_to, "0-0");
+}
+
+#[tokio::test]
 async fn a_member_that_has_lost_its_node_begins_as_a_new_one_and_its_data_is_put_aside() {
     let mut shard = Shard::with_nodes(1, "save 3600 1");
     shard.begin(0, 5, "0-16383").await;
