@@ -132,3 +132,14 @@ async fn a_stranger_whose_third_answer_has_no_end_is_cut_off() {
     // What the kernel's two buffers hold comes on top of what was read.
     assert!(flood.await.unwrap() < 50 << 20);
 }
+
+#[tokio::test]
+async fn a_node_that_is_killed_while_it_is_asked_is_absent_in_that_look() {
+    let mut server = node(free_port()).await;
+    let link = link(&server);
+    present(&link).await;
+    server.signal("STOP");
+    assert_eq!(link.look().await, Observed::Unknown(Why::Silent));
+    let (seen, _) = tokio::join!(link.look(), async { server.kill_now() });
+    assert_eq!(seen, Observed::Absent, "{:?}", link.trouble());
+}
