@@ -1,6 +1,9 @@
 //! Members of a Valkey Cluster: the gate is the list of users, and the operator speaks of nodes.
 
-use super::support::{Member, Shard, eventually, signal};
+use super::{
+    APPEND_ONLY, NOTHING, SNAPSHOTS,
+    support::{Member, Shard, eventually, signal},
+};
 use std::fs;
 use tonic::{Code, Status};
 use valkeeper_agent::proto::{self, Promotion};
@@ -100,7 +103,7 @@ impl Shard {
 
 #[tokio::test]
 async fn a_blank_node_holds_at_the_gate_until_it_is_opened_where_it_is() {
-    let shard = Shard::with_nodes(1, "save \"\"");
+    let shard = Shard::with_nodes(1, NOTHING);
     let member = &shard.members[0];
     shard.at_gate(0, EPOCH).await;
     assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-blank"));
@@ -132,7 +135,7 @@ async fn a_blank_node_holds_at_the_gate_until_it_is_opened_where_it_is() {
 
 #[tokio::test]
 async fn a_primary_that_comes_back_blank_waits_at_the_gate_and_gets_its_data_from_who_took_over() {
-    let shard = Shard::with_nodes(2, "save \"\"");
+    let shard = Shard::with_nodes(2, NOTHING);
     let (first, second) = (&shard.members[0], &shard.members[1]);
     shard.begin(0, 5, "0-16383").await;
     first.fill(100).await;
@@ -163,7 +166,7 @@ async fn a_primary_that_comes_back_blank_waits_at_the_gate_and_gets_its_data_fro
 
 #[tokio::test]
 async fn a_majority_of_the_primaries_votes_for_who_is_promoted_by_force() {
-    let shard = Shard::with_nodes(4, "save \"\"");
+    let shard = Shard::with_nodes(4, NOTHING);
     for (ordinal, slots) in [(0, "0-5460"), (1, "5461-10922"), (2, "10923-16383")] {
         shard.begin(ordinal, 5, slots).await;
     }
@@ -197,7 +200,7 @@ async fn a_majority_of_the_primaries_votes_for_who_is_promoted_by_force() {
 
 #[tokio::test]
 async fn a_replica_at_the_gate_is_not_synchronised_before_it_is_told_to_follow() {
-    let shard = Shard::with_nodes(2, "save \"\"");
+    let shard = Shard::with_nodes(2, NOTHING);
     let (first, second) = (&shard.members[0], &shard.members[1]);
     shard.begin(0, 5, "0-16383").await;
     first.fill(10).await;
@@ -222,8 +225,8 @@ async fn a_replica_at_the_gate_is_not_synchronised_before_it_is_told_to_follow()
 
 #[tokio::test]
 async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_follows_who_is_elected() {
-    let shard = Shard::with_nodes(2, "save \"\"");
-    let others = [Shard::with_nodes(1, "save \"\""), Shard::with_nodes(1, "save \"\"")];
+    let shard = Shard::with_nodes(2, NOTHING);
+    let others = [Shard::with_nodes(1, NOTHING), Shard::with_nodes(1, NOTHING)];
     let (first, second) = (&shard.members[0], &shard.members[1]);
     shard.begin(0, 5, "0-16381").await;
     for (other, slots) in others.iter().zip(["16382", "16383"]) {
@@ -260,8 +263,18 @@ async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_f
 }
 
 #[tokio::test]
-async fn without_the_operator_nodes_that_were_stopped_in_order_come_back_under_their_grant() {
-    let mut shard = Shard::with_nodes(2, "save \"\"\nappendonly yes\nappenddirname appendonlydir");
+async fn without_the_operator_nodes_that_were_stopped_in_order_come_back_from_their_append_only_files() {
+    come_back(APPEND_ONLY).await;
+}
+
+#[tokio::test]
+async fn without_the_operator_nodes_that_were_stopped_in_order_come_back_from_their_snapshots() {
+    come_back(SNAPSHOTS).await;
+}
+
+/// Ends both members in order and starts them again, the operator being away.
+async fn come_back(conf: &str) {
+    let mut shard = Shard::with_nodes(2, conf);
     shard.begin(0, 5, "0-16383").await;
     shard.at_gate(1, EPOCH).await;
     shard.meet(0, &shard.members[1]).await;
@@ -290,7 +303,7 @@ async fn without_the_operator_nodes_that_were_stopped_in_order_come_back_under_t
 
 #[tokio::test]
 async fn a_member_that_has_lost_its_node_begins_as_a_new_one_and_its_data_is_put_aside() {
-    let mut shard = Shard::with_nodes(1, "save 3600 1");
+    let mut shard = Shard::with_nodes(1, SNAPSHOTS);
     shard.begin(0, 5, "0-16383").await;
     let member = &mut shard.members[0];
     member.fill(10).await;
