@@ -23,7 +23,7 @@ pub const USER: &str = "valkeeper-agent";
 /// Length of its password: 62^32 is about 190 bits.
 const PASSWORD_LENGTH: usize = 32;
 /// What a replica at the gate of Cluster mode logs in at its primary with: nobody's password, so that it cannot be synchronised.
-const PRIMARYAUTH_NOBODYS: &str = "valkeeper-gate";
+pub const PRIMARYAUTH_NOBODYS: &str = "valkeeper-gate";
 /// Where a node keeps its id and what it knows of the others, in the data directory.
 const NODES_FILE: &str = "nodes.conf";
 /// Ending of a data file that is put aside.
@@ -89,6 +89,8 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
         Topology::Cluster => {
             users.write(listed)?;
             command.args(["--primaryauth", PRIMARYAUTH_NOBODYS]);
+            // A primary that was away is held for dead for up to four seconds after its return: nobody shall be elected in its place.
+            command.args(["--cluster-replica-no-failover", "yes"]);
             // Otherwise a node that has moved shows its own old address for ever.
             command.args(["--cluster-announce-ip", &config.pod_ip]);
             let name = format!("{}-{}", args.cluster, config.me);

@@ -3,7 +3,11 @@
 use crate::{boot::Files, local::Error, shared::Agent};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::{info::RawRole, observation::Link};
+use valkeeper_core::{
+    info::RawRole,
+    nodes::{Life, Nodes},
+    observation::Link,
+};
 
 /// Between two looks at a server that runs, and the bound on each: silence is known within a second.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -97,6 +101,7 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
         RawRole::Primary => true,
         RawRole::Replica { source: _, link } => *link == Link::Up,
     };
+    stand(agent, linked).await;
     let append =
         agent.read(|known| known.aof_left_off && known.info.as_ref().is_some_and(|i| linked(&i.role)));
     if append {
@@ -104,6 +109,26 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
             Ok(()) => agent.update(|known| known.aof_left_off = false),
             Err(error) => tracing::warn!(error = %error, "the append-only file cannot be turned on yet"),
         }
+    }
+}
+
+/// A node stands for election once it has seen its primary alive: linked, and not held for dead by its own view.
+async fn stand(agent: &Arc<Agent>, linked: fn(&RawRole) -> bool) {
+    let alive = |nodes: &Nodes| {
+        let primary = nodes.myself.primary.as_ref();
+        primary.is_none_or(|id| nodes.get(id).is_some_and(|node| node.life == Life::Alive))
+    };
+    let due = agent.read(|known| {
+        !known.stands
+            && known.nodes.as_ref().is_some_and(alive)
+            && known.info.as_ref().is_some_and(|info| linked(&info.role))
+    });
+    if !due {
+        return;
+    }
+    match agent.local.stand_for_election().await {
+        Ok(()) => agent.update(|known| known.stands = true),
+        Err(error) => tracing::warn!(error = %error, "the node does not stand for election yet"),
     }
 }
 

@@ -60,6 +60,8 @@ pub struct Known {
     pub leaving: bool,
     /// The server was ended so that the nodes of the others elect another primary: no next one is started for a while.
     pub yielded: bool,
+    /// True once the node may stand for election in place of its primary.
+    pub stands: bool,
     /// Set while writes are refused: what to put back.
     pub stopped: Option<Option<Configured>>,
     /// Cleared before a command that lets writes go on: then they may, whatever its answer.
@@ -109,6 +111,7 @@ impl Known {
             gate: Gate::Holding(HoldReason::Starting),
             leaving: false,
             yielded: false,
+            stands: false,
             stopped: None,
             surely_stopped: false,
             held: None,
@@ -172,6 +175,7 @@ impl Known {
     pub fn forget_server(&mut self) {
         (self.info, self.nodes, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
+        self.stands = false;
     }
 
     /// True if the server is at the gate, loaded or not.

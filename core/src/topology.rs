@@ -87,6 +87,16 @@ pub fn isolation_ms(spec: &DesiredCluster, members: usize) -> i64 {
     if members < MEMBERS_MIN { 0 } else { spec.failover.isolation_ms() }
 }
 
+/// True if `member` follows `primary`, linked or not: by address, or in a Valkey Cluster by node, wherever that is.
+pub fn follows(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
+    match view.spec.topology {
+        Topology::Replication => {
+            replica_link(view, member).is_some_and(|(source, _)| source == Source::Member(primary))
+        }
+        Topology::Cluster => cluster::follows(view, member, primary),
+    }
+}
+
 /// The effect that makes `member` follow `primary`; `None` if either has no address or the member does not answer.
 pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
     match view.spec.topology {

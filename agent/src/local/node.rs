@@ -2,13 +2,21 @@
 //! its users. `OK` does not mean done there, so everything is seen in what the node says afterwards.
 
 use super::{COMMAND_TIMEOUT, Error, Local, Look, POLL_PAUSE, cmd};
-use crate::{boot::Listed, shared::is_at_gate};
+use crate::{
+    boot::{Listed, PRIMARYAUTH_NOBODYS},
+    shared::is_at_gate,
+};
 use std::time::Duration;
 use tokio::time::Instant;
-use valkeeper_core::{ids::NodeId, info::RawSource, nodes::Nodes, slots::SlotSet};
+use valkeeper_core::{config::ServerVersion, ids::NodeId, info::RawSource, nodes::Nodes, slots::SlotSet};
+
+/// valkey-server 8.0 dies of loading its users beside a replica's live link; later ones do not.
+const USERS_BESIDE_A_LINK_FROM: ServerVersion = ServerVersion { major: 8, minor: 1 };
 
 /// Between two requests for a vote: a refused one is not repeated by the server itself for four times the node timeout.
 const FORCE_PAUSE: Duration = Duration::from_millis(100);
+/// Bound on a promotion by vote, which takes 3 to 15 ms where it can succeed: past it others are asked anew who may vote.
+const FORCE_TIMEOUT: Duration = Duration::from_millis(300);
 /// Bound on a planned handover, in which the old primary pauses its writes: the same that the operator plans with.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(3);
 /// Between two tries to follow a node: gossip takes 22 to 47 ms to make a replica of an old primary, which refuses until then.
@@ -25,7 +33,7 @@ pub struct Failover {
 impl Failover {
     /// By vote.
     pub const FORCE: Failover =
-        Failover { option: Some("FORCE"), pause: FORCE_PAUSE, timeout: COMMAND_TIMEOUT };
+        Failover { option: Some("FORCE"), pause: FORCE_PAUSE, timeout: FORCE_TIMEOUT };
     /// Without.
     pub const TAKEOVER: Failover =
         Failover { option: Some("TAKEOVER"), pause: FORCE_PAUSE, timeout: COMMAND_TIMEOUT };
@@ -67,6 +75,22 @@ impl Local {
 
     /// Makes the node replicate another, unless it does, and opens the gate; paused clients go on and learn what it is now.
     pub async fn replicate(&self, to: &NodeId) -> Result<Look, Error> {
+        let look = self.look().await?;
+        let version = look.info.version.parse::<ServerVersion>().ok();
+        if !is_at_gate(&look.info) || version.is_none_or(|version| version < USERS_BESIDE_A_LINK_FROM) {
+            return self.replicate_node(to).await;
+        }
+        // Before it tries to log in for the first time: the next try is a second later.
+        self.log_in_at_primary(&self.users.primaryauth()?).await?;
+        let replicated = self.replicate_node(to).await;
+        if replicated.is_err() {
+            // Whomever it replicates then, it must not copy anything.
+            self.log_in_at_primary(PRIMARYAUTH_NOBODYS).await?;
+        }
+        replicated
+    }
+
+    async fn replicate_node(&self, to: &NodeId) -> Result<Look, Error> {
         let begun = Instant::now();
         let mut refused = Error::Unverified("its node does not replicate that one");
         loop {
@@ -94,16 +118,24 @@ impl Local {
         let closed = is_at_gate(&look.info);
         if closed {
             self.users.write(Listed::All)?;
-            // First, while there is no link yet: valkey-server 8.0 dies of loading users beside one.
             self.ask::<()>(cmd("ACL").arg("LOAD")).await?;
         }
         // Also where the gate is open: the last command may have come to its end before this.
-        let primaryauth = self.users.primaryauth()?;
-        self.ask::<()>(cmd("CONFIG").arg("SET").arg("primaryauth").arg(primaryauth)).await?;
+        self.log_in_at_primary(&self.users.primaryauth()?).await?;
         if closed {
             return self.until(|look| !is_at_gate(&look.info), "its gate is closed").await;
         }
         Ok(look)
+    }
+
+    /// What a replica logs in at its primary with.
+    async fn log_in_at_primary(&self, primaryauth: &str) -> Result<(), Error> {
+        self.ask(cmd("CONFIG").arg("SET").arg("primaryauth").arg(primaryauth)).await
+    }
+
+    /// Lets the node stand for election when its primary is lost.
+    pub async fn stand_for_election(&self) -> Result<(), Error> {
+        self.ask(cmd("CONFIG").arg("SET").arg("cluster-replica-no-failover").arg("no")).await
     }
 
     /// `CLUSTER MEET`: accepted, and the rest is gossip's.

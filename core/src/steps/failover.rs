@@ -228,11 +228,11 @@ fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
         Phase::Promoting | Phase::Restarting => false,
     };
     let routed = topology::route(view, holder).is_none();
-    let followed = view.state.members_of(shard).filter(|(id, m)| *id != holder && m.server().is_some()).all(
-        |(id, _)| {
-            topology::replica_link(view, id).is_some_and(|(source, _)| source == Source::Member(holder))
-        },
-    );
+    let followed = view
+        .state
+        .members_of(shard)
+        .filter(|(id, m)| *id != holder && m.server().is_some())
+        .all(|(id, _)| topology::follows(view, id, holder));
     let complete = routed && followed;
     if !(abandoned || complete) {
         return StepOutcome::Satisfied;

@@ -106,25 +106,31 @@ fn add_slots(
     Some(Effect::AddSlots { server: topology::server(view, primary)?, node, slots, epoch })
 }
 
-/// The one that knows most of the others where they are now, of equals the first, is told of the rest; gossip does the rest.
+/// The one that knows most of the others where they are now, of equals the first, is told of the rest, and every replica of its
+/// primary, which it would hear of a second later; gossip does the rest.
 fn introduce(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let knows = |at: &Speaker<'_>| speakers.values().filter(|other| is_known(at, other)).count();
     let best = speakers.iter().max_by_key(|(id, at)| (knows(at), std::cmp::Reverse(**id)));
-    let (anchor, at) = best.map(|(id, at)| (*id, *at))?;
+    let anchor = best.map(|(id, _)| *id)?;
     let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::NodesMet);
     decision.about = Some(anchor);
-    for (member, other) in speakers {
-        // A handshake that is under way is left to end by itself.
-        if is_known(&at, other) || at.node.meeting.contains(other.address) {
-            continue;
-        }
-        let (server, address) = (topology::server(view, anchor)?, other.address.to_owned());
-        let effect = Effect::Meet { server, member: *member, address };
-        if is_due(view, &effect) {
-            decision.effects.push(effect);
-        }
+    let others = speakers.keys().map(|member| (anchor, *member));
+    let primary = |id: MemberId| topology::serving_primary(view, id.shard).map(|primary| (id, primary));
+    let replicas = speakers.keys().filter(|id| **id != anchor).filter_map(|id| primary(*id));
+    for (from, member) in others.chain(replicas.filter(|(_, primary)| *primary != anchor)) {
+        decision.effects.extend(meet(view, speakers, from, member));
     }
     some(decision)
+}
+
+/// Tells one of another, unless it knows it, or a handshake is under way: that is left to end by itself.
+fn meet(view: &View<'_>, speakers: &Speakers<'_>, from: MemberId, member: MemberId) -> Option<Effect> {
+    let (at, other) = (speakers.get(&from)?, speakers.get(&member)?);
+    if is_known(at, other) || at.node.meeting.contains(other.address) {
+        return None;
+    }
+    let (server, address) = (topology::server(view, from)?, other.address.to_owned());
+    Some(Effect::Meet { server, member, address }).filter(|effect| is_due(view, effect))
 }
 
 /// Node ids that are nobody's: only if every wanted member answers, else it may be the id of one who is silent; and only if nobody

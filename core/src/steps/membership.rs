@@ -12,7 +12,7 @@ use crate::{
     },
     effect::Effect,
     ids::{MemberId, ShardId},
-    observation::{Link, Source},
+    observation::Link,
     state::failure_key,
     steps::{retry_at, unless_failing},
     topology::{self, choice},
@@ -143,10 +143,10 @@ fn attach_strays(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutc
         if member.server().is_none_or(|s| s.loading) || view.reading(id).is_none() {
             continue;
         }
-        let following = topology::replica_link(view, id);
-        if following.as_ref().is_some_and(|(source, _)| *source == Source::Member(primary)) {
+        if topology::follows(view, id, primary) {
             continue;
         }
+        let following = topology::replica_link(view, id);
         let Some(effect) = topology::attach(view, id, primary) else {
             continue;
         };

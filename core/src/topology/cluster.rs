@@ -2,7 +2,7 @@
 //! `docs/CLUSTER.md`.
 
 use super::{
-    label,
+    label, replica_link,
     replication::{HANDOVER_MAX_MS, attach_others, consents},
     server, serving_primary,
 };
@@ -10,7 +10,7 @@ use crate::{
     decide::View,
     effect::{Effect, Promotion},
     ids::{MemberId, NodeId},
-    observation::{NodeFacts, RoleLabel},
+    observation::{NodeFacts, RoleLabel, Source},
     slots::SLOTS,
 };
 
@@ -75,6 +75,14 @@ pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Ef
     node_of(view, member)?.knows.get(to)?;
     let to_address = view.member(primary)?.address()?.to_owned();
     Some(Effect::Attach { server: server(view, member)?, to: primary, to_address, node: Some(to.clone()) })
+}
+
+/// Open, and a replica of the primary's node; its address may still be the one of before.
+pub fn follows(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
+    let (Some(node), Some(of)) = (node_of(view, member), node_of(view, primary)) else { return false };
+    let open = |source: &Source| matches!(source, Source::Member(_) | Source::Foreign(_));
+    replica_link(view, member).is_some_and(|(source, _)| open(&source))
+        && node.primary.as_ref() == Some(&of.id)
 }
 
 /// A primary in whose view every slot is served, or a replica that its node says is the primary's.
