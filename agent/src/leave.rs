@@ -13,6 +13,8 @@ use valkeeper_core::{agent::History, config::SHUTDOWN_TIMEOUT_S, info::RawRole};
 /// How long a primary waits to be handed over. Shorter than what Valkey waits for its replicas (10 s), far shorter than
 /// the pod's grace period; a handover takes some 30 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long it waits for that without any replica: a link that broke is back within a second.
+const ALONE_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at what is waited for: a fifth of a handover.
 const LOOK_PAUSE: Duration = Duration::from_millis(5);
 /// Between two requests to end.
@@ -93,15 +95,18 @@ async fn look(agent: &Agent) -> Option<Option<History>> {
 /// Returns when the server is not primary, or nobody takes over.
 async fn handed_over(agent: &Agent) {
     let until = Instant::now() + HANDOVER_TIMEOUT;
+    let mut linked_at = Instant::now();
     while agent.read(|known| known.is_primary() && !known.operator_away()) {
-        if Instant::now() >= until {
+        if Instant::now() >= until || linked_at.elapsed() >= ALONE_MAX {
             tracing::warn!("nobody took over in time");
             return;
         }
         tokio::time::sleep(LOOK_PAUSE).await;
-        if let Ok(look) = agent.local.look().await
-            && look.info.role != RawRole::Primary
-        {
+        let Ok(look) = agent.local.look().await else { continue };
+        if look.info.replicas_online > 0 {
+            linked_at = Instant::now();
+        }
+        if look.info.role != RawRole::Primary {
             agent.seen(look);
         }
     }

@@ -17,13 +17,21 @@ const NODE_TIMEOUT_MS: i64 = 2_000;
 const ELECTION_MS: i64 = 1_000;
 
 /// One node, as its nodes.conf keeps it.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Node {
     pub(super) id: NodeId,
     pub(super) primary: Option<NodeId>,
     pub(super) epoch: u64,
     pub(super) slots: SlotSet,
     pub(super) knows: BTreeMap<NodeId, String>,
+}
+
+/// What gossip has nothing to add to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Settled {
+    up: BTreeMap<MemberId, String>,
+    nodes: Vec<(MemberId, Node)>,
+    sides: BTreeMap<MemberId, u32>,
 }
 
 impl Node {
@@ -92,12 +100,24 @@ impl World {
                 self.down_since.entry(node.id.clone()).or_insert(self.now);
             }
         }
-        let contacts = self.contacts();
-        self.spread_addresses(&contacts, &up);
-        self.settle_slots(&contacts);
-        self.follow_primaries();
-        self.elect(&contacts);
+        let now = Settled { up, nodes: self.nodes(), sides: self.sides.clone() };
+        if self.settled.as_ref() != Some(&now) {
+            let contacts = self.contacts();
+            self.spread_addresses(&contacts, &now.up);
+            self.settle_slots(&contacts);
+            self.follow_primaries();
+            // Another round would change nothing: stories have tens of thousands of them.
+            self.settled = Some(now).filter(|before| before.nodes == self.nodes());
+        }
+        if !self.down_since.is_empty() {
+            let contacts = self.contacts();
+            self.elect(&contacts);
+        }
         self.obey_roles();
+    }
+
+    fn nodes(&self) -> Vec<(MemberId, Node)> {
+        self.places.iter().filter_map(|(id, place)| Some((*id, place.node.clone()?))).collect()
     }
 
     fn spread_addresses(&mut self, contacts: &[(MemberId, MemberId)], up: &BTreeMap<MemberId, String>) {

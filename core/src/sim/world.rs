@@ -3,7 +3,7 @@
 
 use super::{
     agent::{Agent, Post, history},
-    gossip::Node,
+    gossip::{Node, Settled},
     process::Process,
 };
 use crate::{
@@ -67,7 +67,7 @@ pub struct World {
     pub broken: BTreeSet<Digest>,
     pub(super) places: BTreeMap<MemberId, Place>,
     /// Which part of a divided network a member is in; the operator and the clients of Services are in part 0.
-    sides: BTreeMap<MemberId, u32>,
+    pub(super) sides: BTreeMap<MemberId, u32>,
     /// Members on nodes whose kubelet does not report.
     pub(super) not_ready: BTreeSet<MemberId>,
     pub(super) post: Post,
@@ -89,6 +89,8 @@ pub struct World {
     pub(super) down_since: BTreeMap<NodeId, Timestamp>,
     /// Slots of nodes whose volume is gone, as the others believe.
     pub(super) ghosts: BTreeMap<NodeId, SlotSet>,
+    /// How the last round of gossip left the nodes, if it changed nothing.
+    pub(super) settled: Option<Settled>,
 }
 
 impl World {
@@ -118,6 +120,7 @@ impl World {
             released: false,
             down_since: BTreeMap::new(),
             ghosts: BTreeMap::new(),
+            settled: None,
         }
     }
 
