@@ -12,7 +12,9 @@ use valkeeper_core::{
     agent::{Data, PeerAnswer, PeerServer},
     decision::HoldReason,
     ids::MemberId,
+    info::RawRole,
     nodes::{Life, Node, Nodes},
+    observation::Link,
 };
 
 /// How long no server is started: an election takes up to 4 s with a node timeout of 2 s, and one that failed is repeated after 8 s.
@@ -20,6 +22,59 @@ use valkeeper_core::{
 const ABSENCE_MAX: Duration = Duration::from_secs(25);
 /// Between two looks for who was elected.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
+
+/// How long a replica's link may be down while its primary's node is on the bus: a killed one is back there at the gate within a moment and
+/// leaves after some 5 s, to be held for dead 2 s later. One that lives on has writes that the replica lacks.
+const DETACHED_AFTER: Duration = Duration::from_secs(10);
+/// Without a byte for this long a link leads nowhere: a primary pings its replicas every second. Milliseconds.
+const SILENT_LINK_MS: i64 = 3_000;
+
+/// Whether a node stands for election when its primary is held for dead.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Standing {
+    Stands,
+    Refrains,
+}
+
+/// What is known of a replica's link to its primary.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Allegiance {
+    /// It has not been there yet.
+    #[default]
+    None,
+    /// It is there.
+    Linked,
+    /// It was there until then.
+    Lost(Instant),
+    /// It is down, and the primary lives: this replica has not what was written since.
+    Detached,
+}
+
+/// Only with the operator away, which decides faster and knows more, and only a replica that had everything when its primary was lost. After
+/// a restart of many, nodes are held for dead for seconds that are not.
+pub fn standing(known: &mut Known) -> Standing {
+    let (Some(info), Some(nodes)) = (&known.info, &known.nodes) else { return Standing::Refrains };
+    let primary = nodes.myself.primary.as_ref().and_then(|id| nodes.get(id));
+    let linked = |role: &RawRole| matches!(role, RawRole::Replica { source: _, link: Link::Up });
+    let heard = info.last_io_ms.is_some_and(|ms| ms < SILENT_LINK_MS);
+    known.allegiance = match (known.allegiance, primary) {
+        (_, None) => Allegiance::None,
+        (_, Some(_)) if linked(&info.role) && heard => Allegiance::Linked,
+        (Allegiance::Linked, Some(_)) => Allegiance::Lost(Instant::now()),
+        (Allegiance::Lost(since), Some(primary))
+            if since.elapsed() >= DETACHED_AFTER && primary.life == Life::Alive =>
+        {
+            Allegiance::Detached
+        }
+        (before @ (Allegiance::None | Allegiance::Lost(_) | Allegiance::Detached), Some(_)) => before,
+    };
+    match known.allegiance {
+        Allegiance::Lost(_) if known.operator_away() => Standing::Stands,
+        Allegiance::None | Allegiance::Linked | Allegiance::Lost(_) | Allegiance::Detached => {
+            Standing::Refrains
+        }
+    }
+}
 
 /// The peer that serves and that this member's node replicates by gossip, and where it is: a majority of the primaries has elected it.
 pub fn elected(

@@ -1,13 +1,9 @@
 //! Looks at the server again and again: whether it answers, and what it says.
 
-use crate::{boot::Files, local::Error, shared::Agent};
+use crate::{boot::Files, election, local::Error, shared::Agent};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::{
-    info::RawRole,
-    nodes::{Life, Nodes},
-    observation::Link,
-};
+use valkeeper_core::{info::RawRole, observation::Link, spec::Topology};
 
 /// Between two looks at a server that runs, and the bound on each: silence is known within a second.
 const LOOK_PERIOD: Duration = Duration::from_millis(500);
@@ -101,7 +97,7 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
         RawRole::Primary => true,
         RawRole::Replica { source: _, link } => *link == Link::Up,
     };
-    stand(agent, linked).await;
+    stand(agent).await;
     let append =
         agent.read(|known| known.aof_left_off && known.info.as_ref().is_some_and(|i| linked(&i.role)));
     if append {
@@ -112,23 +108,20 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
     }
 }
 
-/// A node stands for election once it has seen its primary alive: linked, and not held for dead by its own view.
-async fn stand(agent: &Arc<Agent>, linked: fn(&RawRole) -> bool) {
-    let alive = |nodes: &Nodes| {
-        let primary = nodes.myself.primary.as_ref();
-        primary.is_none_or(|id| nodes.get(id).is_some_and(|node| node.life == Life::Alive))
-    };
-    let due = agent.read(|known| {
-        !known.stands
-            && known.nodes.as_ref().is_some_and(alive)
-            && known.info.as_ref().is_some_and(|info| linked(&info.role))
-    });
-    if !due {
+/// Tells the server whether its node stands for election, when that has changed.
+async fn stand(agent: &Arc<Agent>) {
+    let standing = agent.update(election::standing);
+    if agent.config.topology == Topology::Replication || agent.read(|known| known.standing == standing) {
         return;
     }
-    match agent.local.stand_for_election().await {
-        Ok(()) => agent.update(|known| known.stands = true),
-        Err(error) => tracing::warn!(error = %error, "the node does not stand for election yet"),
+    match agent.local.stand_for_election(standing).await {
+        Ok(()) => {
+            agent.update(|known| known.standing = standing);
+            tracing::info!(?standing, "elections");
+        }
+        Err(error) => {
+            tracing::warn!(error = %error, "the server is not told whether its node stands for election")
+        }
     }
 }
 

@@ -4,6 +4,7 @@
 use crate::{
     args::Config,
     boot::Files,
+    election::{Allegiance, Standing},
     local::{self, Configured, Local, Look},
     memory::Memory,
     peers::Peers,
@@ -60,8 +61,10 @@ pub struct Known {
     pub leaving: bool,
     /// The server was ended so that the nodes of the others elect another primary: no next one is started for a while.
     pub yielded: bool,
-    /// True once the node may stand for election in place of its primary.
-    pub stands: bool,
+    /// Whether the node stands for election in place of its primary, as its server was told.
+    pub standing: Standing,
+    /// Its link to its primary.
+    pub allegiance: Allegiance,
     /// Set while writes are refused: what to put back.
     pub stopped: Option<Option<Configured>>,
     /// Cleared before a command that lets writes go on: then they may, whatever its answer.
@@ -111,7 +114,8 @@ impl Known {
             gate: Gate::Holding(HoldReason::Starting),
             leaving: false,
             yielded: false,
-            stands: false,
+            standing: Standing::Refrains,
+            allegiance: Allegiance::default(),
             stopped: None,
             surely_stopped: false,
             held: None,
@@ -175,7 +179,7 @@ impl Known {
     pub fn forget_server(&mut self) {
         (self.info, self.nodes, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
-        self.stands = false;
+        (self.standing, self.allegiance) = (Standing::Refrains, Allegiance::default());
     }
 
     /// True if the server is at the gate, loaded or not.

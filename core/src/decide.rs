@@ -71,6 +71,9 @@ enum Rule {
     Cluster(fn(&View<'_>) -> StepOutcome),
     /// Runs for each shard; holds only that shard.
     Shard(fn(&View<'_>, ShardId) -> StepOutcome),
+    /// Runs for the whole cluster, even if that is held, unless something was decided for it: holds nothing, as members reach each other
+    /// or not whatever is wrong with objects.
+    Mesh(fn(&View<'_>) -> StepOutcome),
     /// Runs for each shard in which nothing was decided, even if it is held: what can be repaired without a primary.
     Repair(fn(&View<'_>, ShardId) -> StepOutcome),
 }
@@ -82,7 +85,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Routing, Rule::Shard(steps::routing::step)),
     (StepName::Objects, Rule::Cluster(steps::objects::step)),
     (StepName::Membership, Rule::Shard(steps::membership::step)),
-    (StepName::Gossip, Rule::Cluster(steps::gossip::step)),
+    (StepName::Gossip, Rule::Mesh(steps::gossip::step)),
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
     (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
 ];
@@ -108,6 +111,12 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
             Rule::Shard(step) => {
                 for shard in shards(&view) {
                     run(&mut verdict, &mut held, &view, *name, Scope::Shard(shard), || step(&view, shard));
+                }
+            }
+            Rule::Mesh(step) => {
+                let decided = verdict.decisions.iter().any(|d| d.scope == Scope::Cluster);
+                if !decided && !state.is_pending(Scope::Cluster) {
+                    take(&mut verdict, *name, Scope::Cluster, step(&view));
                 }
             }
             Rule::Repair(step) => {

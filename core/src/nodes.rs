@@ -99,9 +99,15 @@ impl Nodes {
 
     /// What of it is recorded: nothing that changes while nothing happens.
     pub fn facts(&self) -> NodeFacts {
+        let dead = |node: &Node| match node.life {
+            Life::Failed => true,
+            // No minority calls anybody failed: where the others are no majority any more, its suspicion is all there is.
+            Life::Suspected => !self.has_majority(),
+            Life::Alive | Life::Handshake => false,
+        };
         let met = || self.others.iter().filter(|node| node.life != Life::Handshake);
         let shaking = |node: &Node| node.address.clone().filter(|_| node.life == Life::Handshake);
-        let served = self.all().filter(|node| node.life != Life::Failed && node.primary.is_none());
+        let served = self.all().filter(|node| !dead(node) && node.primary.is_none());
         let covered = served.fold(SlotSet::default(), |all, node| all.with(&node.slots));
         NodeFacts {
             id: self.myself.id.clone(),
@@ -110,9 +116,16 @@ impl Nodes {
             slots: self.myself.slots.clone(),
             knows: met().map(|node| (node.id.clone(), node.address.clone())).collect(),
             meeting: self.others.iter().filter_map(shaking).collect(),
-            failed: met().filter(|node| node.life == Life::Failed).map(|node| node.id.clone()).collect(),
+            failed: met().filter(|node| dead(node)).map(|node| node.id.clone()).collect(),
             covered: u16::try_from(covered.len()).unwrap_or(SLOTS),
         }
+    }
+
+    /// True if this node reaches a majority of the primaries with slots, or there are none.
+    fn has_majority(&self) -> bool {
+        let voters = || self.all().filter(|node| node.primary.is_none() && !node.slots.is_empty());
+        let reached = voters().filter(|node| node.life == Life::Alive).count();
+        voters().count() == 0 || reached > voters().count() / 2
     }
 
     /// What is known of a node.

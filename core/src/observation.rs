@@ -275,7 +275,7 @@ pub struct NodeFacts {
     /// Addresses of nodes that it was told to meet and has not reached yet.
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub meeting: BTreeSet<String>,
-    /// Those nodes that a majority of the primaries holds for dead (`fail`).
+    /// Those nodes that are held for dead: by a majority of the primaries (`fail`), or, where none is reached, by this node (`fail?`).
     #[serde(default, skip_serializing_if = "BTreeSet::is_empty")]
     pub failed: BTreeSet<NodeId>,
     /// Slots that have an owner, not held for dead, by its view.

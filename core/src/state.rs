@@ -243,6 +243,7 @@ impl ClusterState {
             }
             Event::NodeChanged { member, node } => {
                 self.members.entry(*member).or_default().facts.node = Some(node.clone());
+                self.note_met(node);
                 self.note_slots(member.shard);
             }
             Event::RouteChanged { shard, route } => {
@@ -346,6 +347,14 @@ impl ClusterState {
         self.note_slots(id);
     }
 
+    /// Whoever is known was met: the next introduction, to another address, is a first one again.
+    fn note_met(&mut self, node: &NodeFacts) {
+        let known = |m: &MemberState| m.node().is_some_and(|other| node.knows.contains_key(&other.id));
+        for (id, _) in self.members.iter().filter(|(_, m)| known(m)) {
+            self.failures.remove(&format!("{}/meet/{id}", Scope::Cluster));
+        }
+    }
+
     /// What the member serves whose grant is in force is the shard's, and no other's any more.
     fn note_slots(&mut self, id: ShardId) {
         let holder = self.shards.get(&id).and_then(|shard| shard.in_force);
@@ -445,6 +454,11 @@ impl ClusterState {
         for (effect, (at, outcome)) in decision.effects.iter().zip(&executed.outcomes) {
             let key = failure_key(decision.scope, effect);
             match outcome {
+                // It was told, and nothing more: whether it comes to anything is seen later, or never.
+                Outcome::Verified if matches!(effect, Effect::Meet { .. }) => {
+                    let (count, last) = self.failures.entry(key).or_default();
+                    (*count, *last) = (count.saturating_add(1), *at);
+                }
                 Outcome::Verified => {
                     self.failures.remove(&key);
                     self.released |= matches!(effect, Effect::ReleaseFinalizer);

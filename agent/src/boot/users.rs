@@ -19,7 +19,7 @@ use valkeeper_core::{
 const RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +client +acl|users";
 /// What it needs in Cluster mode beside that.
 const RULES_CLUSTER: &str = "+acl|load +cluster|nodes +cluster|meet +cluster|failover +cluster|replicate \
-    +cluster|addslotsrange +cluster|set-config-epoch +cluster|forget";
+    +cluster|addslotsrange +cluster|bumpepoch +cluster|set-config-epoch +cluster|forget";
 
 /// Who may log in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,6 +4,7 @@
 use super::{COMMAND_TIMEOUT, Error, Local, Look, POLL_PAUSE, cmd};
 use crate::{
     boot::{Listed, PRIMARYAUTH_NOBODYS},
+    election::Standing,
     shared::is_at_gate,
 };
 use std::time::Duration;
@@ -77,7 +78,13 @@ impl Local {
     pub async fn replicate(&self, to: &NodeId) -> Result<Look, Error> {
         let look = self.look().await?;
         let version = look.info.version.parse::<ServerVersion>().ok();
-        if !is_at_gate(&look.info) || version.is_none_or(|version| version < USERS_BESIDE_A_LINK_FROM) {
+        // Of another it would copy until it is told to follow this one.
+        let follows_another = look
+            .nodes
+            .as_ref()
+            .is_none_or(|nodes| nodes.myself.primary.as_ref().is_some_and(|primary| primary != to));
+        let is_late = version.is_none_or(|version| version < USERS_BESIDE_A_LINK_FROM);
+        if !is_at_gate(&look.info) || follows_another || is_late {
             return self.replicate_node(to).await;
         }
         // Before it tries to log in for the first time: the next try is a second later.
@@ -133,9 +140,13 @@ impl Local {
         self.ask(cmd("CONFIG").arg("SET").arg("primaryauth").arg(primaryauth)).await
     }
 
-    /// Lets the node stand for election when its primary is lost.
-    pub async fn stand_for_election(&self) -> Result<(), Error> {
-        self.ask(cmd("CONFIG").arg("SET").arg("cluster-replica-no-failover").arg("no")).await
+    /// Whether the node stands for election when its primary is lost.
+    pub async fn stand_for_election(&self, standing: Standing) -> Result<(), Error> {
+        let refrains = match standing {
+            Standing::Stands => "no",
+            Standing::Refrains => "yes",
+        };
+        self.ask(cmd("CONFIG").arg("SET").arg("cluster-replica-no-failover").arg(refrains)).await
     }
 
     /// `CLUSTER MEET`: accepted, and the rest is gossip's.
@@ -156,6 +167,8 @@ impl Local {
             add.arg(first).arg(last);
         }
         self.ask::<()>(&add).await?;
+        // Who owned them before may have had a higher epoch, and others still believe in it.
+        self.ask::<String>(cmd("CLUSTER").arg("BUMPEPOCH")).await?;
         let has = |nodes: &Nodes| slots.without(&nodes.myself.slots).is_empty();
         self.until(|look| look.nodes.as_ref().is_some_and(has), "its node does not have all of the slots")
             .await

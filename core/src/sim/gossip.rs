@@ -109,7 +109,8 @@ impl World {
             // Another round would change nothing: stories have tens of thousands of them.
             self.settled = Some(now).filter(|before| before.nodes == self.nodes());
         }
-        if !self.down_since.is_empty() {
+        // With the operator there nobody stands for election: see the agent's `election`.
+        if !self.down_since.is_empty() && self.authority.is_empty() {
             let contacts = self.contacts();
             self.elect(&contacts);
         }

@@ -166,7 +166,11 @@ fn replace(
         return StepOutcome::Blocked(why, Some(holder), found.candidates);
     };
     // One that is still starting may hold the proof.
-    let starting = view.wanted(shard).find(|id| view.member(*id).and_then(|m| m.server()).is_none());
+    let is_starting = |id: &MemberId| {
+        let member = view.member(*id);
+        member.is_none_or(|m| m.agent().is_none() || m.server().is_none_or(|server| server.loading))
+    };
+    let starting = view.wanted(shard).find(is_starting);
     if let (false, Some(missing)) = (found.is_proven, starting) {
         return StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None);
     }

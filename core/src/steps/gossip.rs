@@ -1,6 +1,7 @@
 //! Wants: every node of a Valkey Cluster to know every other where it is now, and every slot to have an owner.
 //! Proof: what each member's node says itself (`CLUSTER NODES`), of members that answer in this look.
-//! Refuses: to give out slots as for a new cluster once any node owns one or knows another; to forget a node while a member is silent.
+//! Refuses: to give out slots as for a new cluster once any node owns one or knows another, or while a node is known that is nobody's; to
+//!   forget a node while a member is silent, while anybody reaches it or replicates it.
 //! Story: cluster_create, cluster_addresses_changed, cluster_volume_lost.
 
 use crate::{
@@ -37,7 +38,14 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         // Slots first: a config epoch can only be set before anybody is met.
         assign(view, &speakers)
     } else {
-        introduce(view, &speakers).or_else(|| forget(view, &speakers)).or_else(|| reclaim(view, &speakers))
+        introduce(view, &speakers).or_else(|| {
+            // Whoever is known and gone may be held for the owner of slots.
+            if strangers(&speakers).next().is_some() {
+                forget(view, &speakers)
+            } else {
+                reclaim(view, &speakers)
+            }
+        })
     };
     match decision.map(|decision| unless_failing(view, decision)) {
         Some(outcome) => outcome,
@@ -57,14 +65,20 @@ fn speakers<'a>(view: &View<'a>) -> Speakers<'a> {
     view.state.members.keys().filter_map(|id| speaker(*id)).collect()
 }
 
-/// True if everyone who answers knows everyone else, and every primary sees every slot served.
+/// Node ids that are known and of nobody who answers.
+fn strangers<'a>(speakers: &'a Speakers<'_>) -> impl Iterator<Item = &'a NodeId> {
+    let known = speakers.values().flat_map(|s| s.node.knows.keys());
+    known.filter(|id| speakers.values().all(|s| s.node.id != **id))
+}
+
+/// True if everyone who answers knows everyone else and nobody else, and every primary sees every slot served.
 fn is_settled(view: &View<'_>, speakers: &Speakers<'_>) -> bool {
     let acquainted = speakers.values().all(|at| speakers.values().all(|other| is_known(at, other)));
     let sees_all = |shard: ShardId| {
         let primary = topology::serving_primary(view, shard).and_then(|id| speakers.get(&id));
         primary.is_none_or(|s| s.node.covered == SLOTS)
     };
-    acquainted && view.spec.shard_ids().all(sees_all)
+    acquainted && strangers(speakers).next().is_none() && view.spec.shard_ids().all(sees_all)
 }
 
 /// `at` knows `other` by its id, at its address. Of itself a node may show an address of before; others go by theirs.
@@ -139,15 +153,15 @@ fn forget(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     if !view.spec.members().all(|id| speakers.contains_key(&id)) {
         return None;
     }
-    let mine: BTreeSet<&NodeId> = speakers.values().map(|s| &s.node.id).collect();
-    let reached: BTreeSet<&NodeId> = speakers
-        .values()
-        .flat_map(|s| s.node.knows.keys().filter(|id| !s.node.failed.contains(*id)))
-        .collect();
+    let reached =
+        speakers.values().flat_map(|s| s.node.knows.keys().filter(|id| !s.node.failed.contains(*id)));
+    // A replica does not forget its primary, and nobody votes for the replica of one that he does not know.
+    let followed = speakers.values().filter_map(|s| s.node.primary.as_ref());
+    let kept: BTreeSet<&NodeId> = reached.chain(followed).collect();
+    let gone: BTreeSet<&NodeId> = strangers(speakers).filter(|id| !kept.contains(id)).collect();
     let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::NodesForgotten);
     for (id, at) in speakers {
-        let gone = at.node.knows.keys().filter(|known| !mine.contains(known) && !reached.contains(known));
-        for node in gone {
+        for node in at.node.knows.keys().filter(|known| gone.contains(known)) {
             let effect = Effect::Forget { server: topology::server(view, *id)?, node: node.clone() };
             if is_due(view, &effect) {
                 decision.effects.push(effect);

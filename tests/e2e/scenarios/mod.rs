@@ -108,6 +108,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-create", WithoutALedger, false, cluster::create),
     scenario!("cluster-kill", WithAReadyLedger, false, cluster::kill),
     scenario!("cluster-two-killed", WithAReadyLedger, false, cluster::two_killed),
+    scenario!("cluster-kill-alone", WithAReadyLedger, false, cluster::kill_alone),
     scenario!("cluster-all-deleted", WithAReadyLedger, false, cluster::all_deleted),
 ];
 

@@ -363,7 +363,18 @@ impl Figures {
                 let before = fault.checked_duration_since(ack.at).is_some_and(|d| d <= IN_FLIGHT);
                 before || ack.at.checked_duration_since(*fault).is_some_and(|d| d <= READ_LATE)
             });
-            if excused { self.loss.in_flight += 1 } else { self.loss.lost += 1 }
+            if excused {
+                self.loss.in_flight += 1
+            } else {
+                self.loss.lost += 1
+            }
+            if let (false, Some(fault)) = (excused, faults.first()) {
+                let after_ms = ack.at.saturating_duration_since(*fault).as_millis();
+                println!(
+                    "     lost: write {} of {}, acknowledged {after_ms} ms after the fault",
+                    ack.id, log.client
+                );
+            }
         }
     }
 
