@@ -13,7 +13,7 @@ pub async fn refused_and_healed(world: &World) -> anyhow::Result<String> {
         ("/replicas", json!(-1), "replicas"),
         ("/shards", json!(0), "shards"),
         ("/failover", json!({ "detectionWindowMs": -5 }), "detectionWindowMs"),
-        ("/topology", json!("Cluster"), "not available yet"),
+        ("/topology", json!("Sentinel"), "not available yet"),
         ("/profile", json!("Cache"), "cannot change"),
     ];
     for (field, value, expected) in &refused {
