@@ -14,7 +14,7 @@ use std::{
     process::Command,
 };
 use valkeeper_core::{
-    config::{AOF_DIR, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, RDB_FILE},
+    config::{AOF_DIR, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, NODES_FILE, RDB_FILE},
     spec::Topology,
 };
 
@@ -24,8 +24,6 @@ pub const USER: &str = "valkeeper-agent";
 const PASSWORD_LENGTH: usize = 32;
 /// What a replica at the gate of Cluster mode logs in at its primary with: nobody's password, so that it cannot be synchronised.
 pub const PRIMARYAUTH_NOBODYS: &str = "valkeeper-gate";
-/// Where a node keeps its id and what it knows of the others, in the data directory.
-const NODES_FILE: &str = "nodes.conf";
 /// Ending of a data file that is put aside.
 const ASIDE: &str = ".aside";
 /// Where a snapshot says which history it is of: among the first auxiliary fields.

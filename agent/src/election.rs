@@ -133,6 +133,11 @@ pub async fn make_place(agent: &Arc<Agent>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use valkeeper_core::{
+        agent::Ledger,
+        ids::ReplId,
+        info::{Info, RawSource},
+    };
 
     fn nodes(mine: &str, others: &[(&str, &str)]) -> Nodes {
         let line = |n: usize, flags: &str, slots: &str| {
@@ -143,6 +148,67 @@ mod tests {
             text.push_str(&line(at + 2, flags, slots));
         }
         text.parse().unwrap()
+    }
+
+    /// A replica's view of a primary with these flags.
+    fn replica_of(flags: &str) -> Nodes {
+        let id = |n: usize| format!("{n:040x}");
+        let (mine, its) = (id(1), id(2));
+        format!(
+            "{mine} 127.0.0.1:6379@16379 myself,slave {its} 0 0 2 connected\n\
+             {its} 127.0.0.2:6379@16379 {flags} - 0 0 2 connected 0-16383\n"
+        )
+        .parse()
+        .unwrap()
+    }
+
+    fn info(link: Link, last_io_ms: Option<i64>) -> Info {
+        let source = RawSource { host: "127.0.0.2".to_owned(), port: 6379 };
+        let id = || ReplId("a".repeat(40));
+        Info {
+            run_id: "b".repeat(40),
+            version: "9.1.2".to_owned(),
+            role: RawRole::Replica { source, link },
+            loading: false,
+            replid: id(),
+            replid2: None,
+            replid2_offset: None,
+            offset: 1,
+            last_io_ms,
+            replicas_online: 0,
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_replica_stands_only_without_the_operator_and_only_if_it_had_everything() {
+        let mut known = Known::new(Ledger::default());
+        let mut sees = |known: &mut Known, link, last_io_ms, flags: &str| {
+            (known.info, known.nodes) = (Some(info(link, last_io_ms)), Some(replica_of(flags)));
+            standing(known)
+        };
+        // Held for dead by gossip, but never linked since its start: it may lack anything.
+        assert_eq!(sees(&mut known, Link::Down, None, "master,fail"), Standing::Refrains);
+        assert_eq!(sees(&mut known, Link::Up, Some(0), "master"), Standing::Refrains);
+        assert_eq!(
+            sees(&mut known, Link::Down, None, "master,fail"),
+            Standing::Refrains,
+            "the operator is there"
+        );
+        tokio::time::advance(Duration::from_secs(4)).await;
+        assert!(known.operator_away());
+        assert_eq!(sees(&mut known, Link::Down, None, "master,fail"), Standing::Stands);
+        // Held for dead although it feeds this replica.
+        assert_eq!(sees(&mut known, Link::Up, Some(0), "master,fail"), Standing::Refrains);
+        // A link that nothing comes through is none.
+        assert_eq!(sees(&mut known, Link::Up, Some(SILENT_LINK_MS), "master,fail?"), Standing::Stands);
+        // The primary lives on, and this one has lost it.
+        tokio::time::advance(DETACHED_AFTER).await;
+        assert_eq!(sees(&mut known, Link::Down, None, "master"), Standing::Refrains);
+        assert_eq!(
+            sees(&mut known, Link::Down, None, "master,fail"),
+            Standing::Refrains,
+            "it lacks what came since"
+        );
     }
 
     #[test]

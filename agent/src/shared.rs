@@ -94,7 +94,7 @@ pub struct Known {
 }
 
 impl Known {
-    fn new(ledger: Ledger) -> Known {
+    pub fn new(ledger: Ledger) -> Known {
         let now = Instant::now();
         Known {
             held_of: ledger.brief.grant,

@@ -281,6 +281,27 @@ mod tests {
     }
 
     #[test]
+    fn a_suspicion_counts_where_no_majority_can_confirm_it() {
+        let [a, b, c] = ['a', 'b', 'c'].map(id);
+        let seen = |b_flags: &str, c_flags: &str| {
+            let text = format!(
+                "{a} 10.0.0.1:6379@16379 myself,master - 0 0 1 connected 0-5460\n\
+                 {b} 10.0.0.2:6379@16379 {b_flags} - 0 0 2 connected 5461-10921\n\
+                 {c} 10.0.0.3:6379@16379 {c_flags} - 0 0 3 connected 10922-16383\n"
+            );
+            let facts = text.parse::<Nodes>().unwrap().facts();
+            (facts.failed.into_iter().collect::<Vec<_>>(), facts.covered)
+        };
+        assert_eq!(seen("master", "master"), (vec![], SLOTS));
+        assert_eq!(seen("master", "master,fail?"), (vec![], SLOTS), "two of three will say so, or not");
+        assert_eq!(seen("master", "master,fail"), (vec![c.clone()], 10_922));
+        assert_eq!(seen("master,fail?", "master,fail?"), (vec![b.clone(), c.clone()], 5_461));
+        let facts = text().parse::<Nodes>().unwrap().facts();
+        assert_eq!(facts.knows.keys().cloned().collect::<Vec<_>>(), [b, c], "a handshake is no acquaintance");
+        assert_eq!(facts.meeting.into_iter().collect::<Vec<_>>(), ["fd00::4"]);
+    }
+
+    #[test]
     fn a_line_that_is_none_is_refused_with_its_number_and_field() {
         for (from, to, what) in [
             ("bbbb 10.", "bbb 10.", "id"),

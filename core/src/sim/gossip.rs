@@ -377,6 +377,16 @@ impl World {
         })
     }
 
+    /// True if every node knows every other where it is now.
+    pub(super) fn is_acquainted(&self) -> bool {
+        let up = self.on_the_bus();
+        let node = |id: MemberId| self.places.get(&id).and_then(|p| p.node.as_ref());
+        let knows = |a: MemberId, b: MemberId| {
+            node(a).zip(node(b)).and_then(|(a, b)| a.knows.get(&b.id)) == up.get(&b)
+        };
+        up.keys().all(|a| up.keys().all(|b| a == b || knows(*a, *b)))
+    }
+
     /// True if clients of the member's slots are sent to it.
     pub(super) fn owns_slots(&self, id: MemberId) -> bool {
         !self.is_cluster() || self.places.get(&id).and_then(|p| p.node.as_ref()).is_some_and(Node::is_voter)

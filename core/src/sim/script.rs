@@ -293,6 +293,9 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         }
         ["writable", id] => shown(sim.world.writes_at(member(id)?), "it refuses writes".into()),
         ["not-writable", id] => shown(!sim.world.writes_at(member(id)?), "it accepts writes".into()),
+        ["acquainted"] => {
+            shown(sim.world.is_acquainted(), "not every node knows every other where it is".into())
+        }
         ["released"] => shown(sim.world.is_released(), "the finalizer is still on".into()),
         ["object", object, "corrected"] => {
             let object = ObjectRef::try_from(object.replacen("sts/", "StatefulSet/", 1))?;

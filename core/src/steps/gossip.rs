@@ -2,7 +2,7 @@
 //! Proof: what each member's node says itself (`CLUSTER NODES`), of members that answer in this look.
 //! Refuses: to give out slots as for a new cluster once any node owns one or knows another, or while a node is known that is nobody's; to
 //!   forget a node while a member is silent, while anybody reaches it or replicates it.
-//! Story: cluster_create, cluster_addresses_changed, cluster_volume_lost.
+//! Story: cluster_create, cluster_addresses_changed, cluster_volume_lost, cluster_shard_lost, cluster_volume_lost_manual.
 
 use crate::{
     decide::{StepOutcome, View},
@@ -174,15 +174,15 @@ fn forget(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
 /// Slots that no node of a member serves, once every shard's primary answers: else its owner may only be silent.
 fn reclaim(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let shards: Vec<ShardId> = view.spec.shard_ids().collect();
-    let mut unowned = SlotSet::all();
-    for shard in &shards {
-        let primary = topology::serving_primary(view, *shard)?;
-        unowned = unowned.without(&speakers.get(&primary)?.node.slots);
+    let answers = |shard: &ShardId| {
+        topology::serving_primary(view, *shard).is_some_and(|primary| speakers.contains_key(&primary))
+    };
+    if !shards.iter().all(answers) {
+        return None;
     }
-    let served_by_others = |s: &&Speaker<'_>| s.node.primary.is_none() && !s.node.slots.is_empty();
-    for other in speakers.values().filter(served_by_others) {
-        unowned = unowned.without(&other.node.slots);
-    }
+    // Primaries by gossip, behind a gate or not: their slots are theirs.
+    let owners = speakers.values().filter(|s| s.node.primary.is_none());
+    let unowned = owners.fold(SlotSet::all(), |left, s| left.without(&s.node.slots));
     if unowned.is_empty() {
         return None;
     }
