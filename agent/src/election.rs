@@ -182,7 +182,7 @@ mod tests {
     #[tokio::test(start_paused = true)]
     async fn a_replica_stands_only_without_the_operator_and_only_if_it_had_everything() {
         let mut known = Known::new(Ledger::default());
-        let mut sees = |known: &mut Known, link, last_io_ms, flags: &str| {
+        let sees = |known: &mut Known, link, last_io_ms, flags: &str| {
             (known.info, known.nodes) = (Some(info(link, last_io_ms)), Some(replica_of(flags)));
             standing(known)
         };
