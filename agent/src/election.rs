@@ -176,6 +176,7 @@ mod tests {
             offset: 1,
             last_io_ms,
             replicas_online: 0,
+            keys: None,
         }
     }
 

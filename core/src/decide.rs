@@ -31,7 +31,7 @@ pub struct View<'a> {
     pub evidence: &'a Evidence,
     /// Now.
     pub now: Timestamp,
-    /// The spec in force.
+    /// The spec in force, with every shard that has to be there: one that is not wanted any more stays until it has given its slots.
     pub spec: &'a DesiredCluster,
 }
 
@@ -86,6 +86,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Objects, Rule::Cluster(steps::objects::step)),
     (StepName::Membership, Rule::Shard(steps::membership::step)),
     (StepName::Gossip, Rule::Mesh(steps::gossip::step)),
+    (StepName::Reshard, Rule::Mesh(steps::reshard::step)),
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
     (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
 ];
@@ -103,13 +104,15 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
             return verdict;
         }
     };
-    let view = View { state, evidence, now, spec };
+    // A shard that is not wanted any more is looked after as long as it owns slots.
+    let kept = DesiredCluster { shards: state.shards_kept(spec.shards), ..spec.clone() };
+    let view = View { state, evidence, now, spec: &kept };
     let mut held: Vec<Scope> = Vec::new();
     for (name, rule) in STEPS {
         match rule {
             Rule::Cluster(step) => run(&mut verdict, &mut held, &view, *name, Scope::Cluster, || step(&view)),
             Rule::Shard(step) => {
-                for shard in shards(&view) {
+                for shard in view.spec.shard_ids() {
                     run(&mut verdict, &mut held, &view, *name, Scope::Shard(shard), || step(&view, shard));
                 }
             }
@@ -120,7 +123,7 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
                 }
             }
             Rule::Repair(step) => {
-                for shard in shards(&view) {
+                for shard in view.spec.shard_ids() {
                     let scope = Scope::Shard(shard);
                     let decided = verdict.decisions.iter().any(|d| d.scope == scope);
                     if !decided && !state.is_pending(scope) {
@@ -131,15 +134,6 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
         }
     }
     verdict
-}
-
-/// Shards that shall exist and shards that still have members.
-fn shards(view: &View<'_>) -> Vec<ShardId> {
-    let mut all: Vec<ShardId> =
-        view.spec.shard_ids().chain(view.state.members.keys().map(|m| m.shard)).collect();
-    all.sort_unstable();
-    all.dedup();
-    all
 }
 
 fn run(

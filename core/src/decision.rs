@@ -89,6 +89,12 @@ reasons! {
         SlotsAssigned,
         /// Slots had no owner: the shard that had them last, or was to have them, gets them again.
         SlotsReclaimed,
+        /// The slots were not where the spec wants them: shards that have more than their share hand some over, data and all.
+        SlotsHandedOver,
+        /// Every shard that shall be there has its share of the slots, and no other has any.
+        ReshardComplete,
+        /// A shard that shall not be there any more has given its last slot: its workload is deleted. Its claims stay.
+        ShardRemoved,
         /// An owned object differed from what the spec renders to.
         ObjectApplied,
         /// A new revision of the workload begins to roll out, replicas first.
@@ -135,6 +141,13 @@ reasons! {
         ObjectMissing,
         /// The pod of the member has no address yet.
         NoAddress,
+        /// Slots are on their way from one shard to another.
+        SlotsMoving,
+        /// A shard hands no slots over, or gets none, before its members are complete and nothing else is done in it.
+        ShardUnready,
+        /// The last handover of slots came to nothing, and every slot stayed where it was; Valkey's own words are beside it. It is tried
+        /// again, with growing pauses.
+        HandoverOfSlotsFailed,
         /// The nodes of the Valkey Cluster do not all know each other yet, or not every slot is served by every primary's view.
         GossipUnsettled,
     }
@@ -264,6 +277,8 @@ pub enum StepName {
     Membership,
     /// Which node of a Valkey Cluster knows which; whose slots are whose.
     Gossip,
+    /// Which shard shall have which slots.
+    Reshard,
     /// Planned restarts.
     Rollout,
 }
@@ -277,6 +292,8 @@ pub enum OperationKind {
     Switchover,
     /// Planned restarts of a shard's members.
     Rollout,
+    /// Slots from shard to shard.
+    Reshard,
 }
 
 /// How far an operation is.
@@ -288,6 +305,8 @@ pub enum Phase {
     Promoting,
     /// Members are being restarted one after the other.
     Restarting,
+    /// Slots are being handed over.
+    Moving,
 }
 
 /// An operation under way: data in state, re-planned at every turn.
@@ -311,6 +330,13 @@ pub struct Operation {
     pub opened_at: Timestamp,
     /// When the present phase was entered.
     pub phase_since: Timestamp,
+    /// Reshard only: slots that have another shard since. Count.
+    #[serde(default, skip_serializing_if = "is_zero")]
+    pub slots_moved: u32,
+}
+
+fn is_zero(count: &u32) -> bool {
+    *count == 0
 }
 
 /// How a decision changes an operation of its scope.

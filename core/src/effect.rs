@@ -129,6 +129,21 @@ pub enum Effect {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<u64>,
     },
+    /// `CLUSTER MIGRATESLOTS`: the node of `server` hands slots over, data and all (atomic slot migration, Valkey 9.0). Verified when the
+    /// job is accepted: whether it comes to its end is seen in the nodes.
+    MigrateSlots {
+        /// The primary that gives them.
+        server: Server,
+        /// The slots.
+        slots: SlotSet,
+        /// The primary that gets them.
+        to: MemberId,
+        /// Its node.
+        node: NodeId,
+        /// How many keys that should be, if it is known.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        keys: Option<u64>,
+    },
     /// `CLUSTER FORGET`: a node that is nobody's any more.
     Forget {
         /// Who forgets.
@@ -177,6 +192,13 @@ pub enum Effect {
         /// Digest the rendering must have.
         digest: Digest,
     },
+    /// Deletes an owned object that nothing renders to any more.
+    Delete {
+        /// The object.
+        object: ObjectRef,
+        /// UID it must have.
+        uid: String,
+    },
     /// Takes the operator's finalizer off the user's resource.
     ReleaseFinalizer,
 }
@@ -193,12 +215,14 @@ impl Effect {
             Effect::Handover { .. } => "handover",
             Effect::Meet { .. } => "meet",
             Effect::AddSlots { .. } => "add-slots",
+            Effect::MigrateSlots { .. } => "migrate-slots",
             Effect::Forget { .. } => "forget",
             Effect::Route { .. } => "route",
             Effect::Label { .. } => "label",
             Effect::Disconnect { .. } => "disconnect",
             Effect::DeletePod { .. } => "delete-pod",
             Effect::Apply { .. } => "apply",
+            Effect::Delete { .. } => "delete",
             Effect::ReleaseFinalizer => "release-finalizer",
         }
     }
@@ -247,6 +271,10 @@ impl std::fmt::Display for Effect {
             Effect::AddSlots { server, node: _, slots, epoch: _ } => {
                 write!(f, "give {} the slots {slots}", server.member)
             }
+            Effect::MigrateSlots { server, slots, to, node: _, keys } => {
+                write!(f, "{} hands the slots {slots} over to {to}", server.member)?;
+                keys.map_or(Ok(()), |keys| write!(f, " (about {keys} keys)"))
+            }
             Effect::Forget { server, node } => {
                 write!(f, "{} forgets the node {}", server.member, short(&node.to_string()))
             }
@@ -260,6 +288,7 @@ impl std::fmt::Display for Effect {
                 write!(f, "delete pod of {member} (uid {})", short(pod_uid))
             }
             Effect::Apply { object, digest } => write!(f, "apply {object} ({})", short(&digest.0)),
+            Effect::Delete { object, uid } => write!(f, "delete {object} (uid {})", short(uid)),
             Effect::ReleaseFinalizer => write!(f, "release the finalizer"),
         }
     }

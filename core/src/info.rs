@@ -81,6 +81,8 @@ pub struct Info {
     pub last_io_ms: Option<i64>,
     /// Number of replicas that are online.
     pub replicas_online: u32,
+    /// Number of keys in all databases; `None` if the section keyspace was not asked.
+    pub keys: Option<u64>,
 }
 
 /// The member (or gate) that `raw` means. `addresses` are the IP addresses of the cluster's members.
@@ -97,7 +99,7 @@ pub fn resolve(raw: &RawSource, addresses: &BTreeMap<String, MemberId>) -> Sourc
 }
 
 impl Info {
-    /// Parses the sections server, replication and persistence of INFO.
+    /// Parses the sections server, replication and persistence of INFO, and keyspace if it is there.
     pub fn parse(text: &str) -> Result<Info, Garbled> {
         if text.len() > INFO_BYTES_MAX {
             return Err(Garbled::TooLong);
@@ -119,6 +121,7 @@ impl Info {
             offset: fields.number(offset_field)?,
             last_io_ms: if is_replica { fields.last_io_ms()? } else { None },
             replicas_online: fields.replicas_online(),
+            keys: fields.keys()?,
         })
     }
 
@@ -153,6 +156,7 @@ impl Info {
             offset,
             last_io_ms,
             replicas_online,
+            keys,
         } = self;
         let role = match role {
             RawRole::Primary => ServerRole::Primary,
@@ -161,7 +165,7 @@ impl Info {
             }
         };
         let facts = ServerFacts { run_id, version, role, loading, replid, replid2, replid2_offset };
-        (facts, Reading { taken_at, offset, last_io_ms, replicas_online })
+        (facts, Reading { taken_at, offset, last_io_ms, replicas_online, keys })
     }
 }
 
@@ -183,6 +187,22 @@ impl<'a> Fields<'a> {
 
     fn value(&self, name: &'static str) -> Result<&'a str, Garbled> {
         self.find(name)?.ok_or(Garbled::Missing(name))
+    }
+
+    /// Of all databases: `db0:keys=3,expires=0,avg_ttl=0`. An empty section has its headline only.
+    fn keys(&self) -> Result<Option<u64>, Garbled> {
+        if !self.0.lines().any(|line| line.trim_end() == "# Keyspace") {
+            return Ok(None);
+        }
+        let mut all = 0_u64;
+        for (field, value) in self.lines() {
+            let number = field.strip_prefix("db").filter(|number| number.parse::<u32>().is_ok());
+            if let (Some(_), Some(rest)) = (number, value.strip_prefix("keys=")) {
+                let keys = rest.split(',').next().unwrap_or_default();
+                all = all.saturating_add(keys.parse().map_err(|_| Garbled::Malformed("keys"))?);
+            }
+        }
+        Ok(Some(all))
     }
 
     fn number(&self, name: &'static str) -> Result<i64, Garbled> {

@@ -6,7 +6,8 @@ use crate::{
     effect::Effect,
     event::{Event, Record},
     ids::{MemberId, Seq},
-    observation::{Link, ServerRole, Source},
+    observation::{ExportState, Link, NodeFacts, ObjectRef, ServerRole, Source},
+    slots::SlotSet,
     state::{ClusterState, MemberState},
 };
 
@@ -79,7 +80,7 @@ fn sequence(state: &ClusterState, record: &Record, say: &mut impl FnMut(String))
     }
 }
 
-/// Laws 4, 5 and 6 as far as a record shows them: nobody is promoted beside a living primary, and only who has data.
+/// Laws 4, 5 and 6 as far as a record shows them: nobody is promoted beside a living primary, and only who has data; and no slot is lost.
 fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(String)) {
     for effect in &decision.effects {
         match effect {
@@ -116,6 +117,10 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                     say(format!("routes shard {shard} to {to}, which holds no grant"));
                 }
             }
+            Effect::MigrateSlots { server, slots, to, node: _, keys: _ } => {
+                handed_over(state, server.member, *to, slots, say);
+            }
+            Effect::Delete { object, uid: _ } => deleted(state, object, say),
             Effect::Attach { .. }
             | Effect::Promise { .. }
             | Effect::Brief { .. }
@@ -129,6 +134,39 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
             | Effect::Forget { .. }
             | Effect::ReleaseFinalizer => {}
         }
+    }
+}
+
+/// A shard gives what it owns, to another that is there, one job at a time.
+fn handed_over(
+    state: &ClusterState,
+    from: MemberId,
+    to: MemberId,
+    slots: &SlotSet,
+    say: &mut impl FnMut(String),
+) {
+    let node = |id: MemberId| state.members.get(&id).and_then(|m| m.node());
+    if !slots.without(&node(from).map(|n| n.slots.clone()).unwrap_or_default()).is_empty() {
+        say(format!("hands over slots that {from} does not serve"));
+    }
+    if from.shard == to.shard || !state.members.get(&to).is_some_and(|m| m.is_primary()) {
+        say(format!("hands slots over from {from} to {to}, which cannot get them"));
+    }
+    let running = |n: &NodeFacts| n.exports.iter().any(|e| e.state == ExportState::Running);
+    if node(from).is_some_and(running) {
+        say(format!("{from} is handing slots over already"));
+    }
+}
+
+/// Nothing is deleted of a shard that owns a slot.
+fn deleted(state: &ClusterState, object: &ObjectRef, say: &mut impl FnMut(String)) {
+    let facts = state.objects.get(object);
+    if !facts.is_some_and(|facts| facts.surplus) {
+        say(format!("deletes {object}, which is wanted"));
+    }
+    let owned = facts.and_then(|f| f.shard).and_then(|id| state.shards.get(&id));
+    if owned.is_some_and(|shard| !shard.slots.is_empty()) {
+        say(format!("deletes {object} of a shard that owns slots"));
     }
 }
 

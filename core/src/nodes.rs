@@ -118,6 +118,7 @@ impl Nodes {
             meeting: self.others.iter().filter_map(shaking).collect(),
             failed: met().filter(|node| dead(node)).map(|node| node.id.clone()).collect(),
             covered: u16::try_from(covered.len()).unwrap_or(SLOTS),
+            exports: Vec::new(),
         }
     }
 

@@ -280,6 +280,29 @@ pub struct NodeFacts {
     pub failed: BTreeSet<NodeId>,
     /// Slots that have an owner, not held for dead, by its view.
     pub covered: u16,
+    /// Slots that it is handing over (`CLUSTER GETSLOTMIGRATIONS`), and what came of the last try if that failed.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub exports: Vec<Export>,
+}
+
+/// A job of atomic slot migration, as its source tells it. One that succeeded is not kept: whose slots they are says it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Export {
+    /// The slots.
+    pub slots: SlotSet,
+    /// The node that gets them.
+    pub to: NodeId,
+    /// How far it is.
+    pub state: ExportState,
+}
+
+/// How far a job of atomic slot migration is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ExportState {
+    /// Under way, or queued behind another.
+    Running,
+    /// It came to nothing; every slot stayed. Valkey's own words.
+    Failed(String),
 }
 
 /// Facts about one member.
@@ -363,6 +386,9 @@ pub struct ObjectFacts {
     /// True of what the members live by whatever the spec says: it is applied although the cluster is paused or its spec refused.
     #[serde(default)]
     pub vital: bool,
+    /// True if nothing renders to it any more: its shard is not to be. `wanted` says nothing then.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub surplus: bool,
     /// What is there.
     pub live: Observed<LiveObject>,
 }
@@ -389,6 +415,9 @@ pub struct Reading {
     pub last_io_ms: Option<i64>,
     /// Primary only: number of replicas online.
     pub replicas_online: u32,
+    /// Number of keys, if it was asked (`INFO keyspace`).
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub keys: Option<u64>,
 }
 
 /// Everything a decision was made from that is not state.

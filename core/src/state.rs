@@ -236,6 +236,7 @@ impl ClusterState {
                 if !self.condemned.get(member).is_some_and(same) {
                     self.condemned.remove(member);
                 }
+                self.forget_removed(*member);
             }
             Event::ServerChanged { member, server } => self.apply_server(*member, server, record.time),
             Event::AgentChanged { member, agent } => {
@@ -250,6 +251,9 @@ impl ClusterState {
             }
             Event::RouteChanged { shard, route } => {
                 self.shards.entry(*shard).or_default().route = route.clone()
+            }
+            Event::ObjectChanged { object, facts } if facts.surplus && facts.live.is_absent() => {
+                self.objects.remove(object);
             }
             Event::ObjectChanged { object, facts } => {
                 self.objects.insert(object.clone(), facts.clone());
@@ -392,6 +396,7 @@ impl ClusterState {
                     cause: decision.reason,
                     opened_at: record.time,
                     phase_since: record.time,
+                    slots_moved: 0,
                 })
             }
             Some(OperationChange::Advance { kind, phase, member }) => {
@@ -432,7 +437,7 @@ impl ClusterState {
             let key = failure_key(decision.scope, effect);
             match outcome {
                 // It was told, and nothing more: whether it comes to anything is seen later, or never.
-                Outcome::Verified if matches!(effect, Effect::Meet { .. }) => {
+                Outcome::Verified if matches!(effect, Effect::Meet { .. } | Effect::MigrateSlots { .. }) => {
                     let (count, last) = self.failures.entry(key).or_default();
                     (*count, *last) = (count.saturating_add(1), *at);
                 }
@@ -476,6 +481,7 @@ impl ClusterState {
             Effect::Attach { .. }
             | Effect::Meet { .. }
             | Effect::AddSlots { .. }
+            | Effect::MigrateSlots { .. }
             | Effect::Forget { .. }
             | Effect::Promise { .. }
             | Effect::Brief { .. }
@@ -483,6 +489,7 @@ impl ClusterState {
             | Effect::Label { .. }
             | Effect::Disconnect { .. }
             | Effect::Apply { .. }
+            | Effect::Delete { .. }
             | Effect::ReleaseFinalizer => {}
         }
     }
@@ -552,6 +559,8 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Meet { member, .. } => format!("{scope}/meet/{member}"),
         Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
         Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
+        Effect::MigrateSlots { server, .. } => nodes::migration_key(server.member.shard),
+        Effect::Delete { object, .. } => format!("{scope}/delete/{object}"),
         Effect::Promote { .. }
         | Effect::Handover { .. }
         | Effect::Promise { .. }

@@ -3,6 +3,7 @@
 pub mod choice;
 mod cluster;
 mod replication;
+pub mod reshard;
 
 use crate::{
     agent::{Brief, isolation::MEMBERS_MIN},
@@ -76,9 +77,10 @@ pub fn terms(state: &ClusterState, decision: &Decision) -> Brief {
     let given = decision.grant.and_then(|id| Some((id, *known?.grants.get(&id)?)));
     let held = given.or_else(|| known.and_then(|s| s.holder()));
     let (holder, grant) = held.map_or((None, Seq(0)), |(member, grant)| (Some(member), grant));
+    let desired = state.desired();
     let roster: Vec<MemberId> =
-        state.spec.iter().flat_map(|spec| spec.members().filter(|m| m.shard == shard)).collect();
-    let isolation_ms = state.spec.as_ref().map_or(0, |spec| isolation_ms(spec, roster.len()));
+        desired.iter().flat_map(|spec| spec.members().filter(|m| m.shard == shard)).collect();
+    let isolation_ms = desired.as_ref().map_or(0, |spec| isolation_ms(spec, roster.len()));
     Brief { grant, holder, roster, isolation_ms }
 }
 

@@ -22,6 +22,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         wanted_revision: None,
         shard: None,
         vital: false,
+        surplus: false,
         live: Observed::Absent,
     };
     let node = NodeFacts {
@@ -33,6 +34,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         meeting: BTreeSet::new(),
         failed: BTreeSet::new(),
         covered: SLOTS,
+        exports: Vec::new(),
     };
     vec![
         Event::Baseline {

@@ -47,6 +47,7 @@ fn node() -> Event {
         meeting: ["10.0.0.4".to_owned()].into(),
         failed: [id("c")].into(),
         covered: 5_462,
+        exports: Vec::new(),
     };
     Event::NodeChanged { member: MemberId::new(0, 1), node }
 }

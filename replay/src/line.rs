@@ -351,7 +351,7 @@ fn object(name: &ObjectRef, facts: &ObjectFacts) -> String {
 
 /// How an owned object is, in a few words.
 pub fn object_facts(facts: &ObjectFacts) -> String {
-    let ObjectFacts { wanted, wanted_revision: _, shard: _, vital: _, live } = facts;
+    let ObjectFacts { wanted, wanted_revision: _, shard: _, vital: _, surplus: _, live } = facts;
     match live {
         Observed::Unknown(cause) => why(*cause).to_owned(),
         Observed::Absent => format!("missing (wanted {})", short(&wanted.0)),

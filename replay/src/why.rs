@@ -345,6 +345,7 @@ mod tests {
             wanted_revision: None,
             shard: None,
             vital: false,
+            surplus: false,
             live: Observed::Absent,
         };
         book.add(20, Event::ObjectChanged { object: object.clone(), facts });

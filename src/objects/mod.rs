@@ -86,6 +86,7 @@ impl Rendered {
             wanted_revision: self.revision.clone(),
             shard: self.shard,
             vital: self.vital,
+            surplus: false,
             live,
         }
     }

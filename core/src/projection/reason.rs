@@ -16,6 +16,8 @@ reasons! {
         Failover,
         /// Members are being restarted, one after the other.
         Rollout,
+        /// Slots are being handed from shard to shard, so that each has its share, or a shard that shall go has none.
+        Reshard,
         /// Every record of the journal is chained to the one before.
         Intact,
         /// The journal is not the one that was written: records are gone or changed, or its store cannot be believed. Nothing is done

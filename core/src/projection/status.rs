@@ -67,7 +67,7 @@ pub struct Status {
 
 /// Projects the state.
 pub fn status(state: &ClusterState) -> Status {
-    let served = state.spec.as_ref().map(|spec| served(state, spec)).unwrap_or_default();
+    let served = state.desired().map(|spec| served(state, &spec)).unwrap_or_default();
     let stalled = stalled(state);
     let waiting = match state.spec {
         None => Some(not_observed()),
@@ -98,6 +98,7 @@ fn under_way(kind: OperationKind) -> ConditionReason {
         OperationKind::Failover => StatusReason::Failover.into(),
         OperationKind::Switchover => ConditionReason::Decision(Reason::Switchover),
         OperationKind::Rollout => StatusReason::Rollout.into(),
+        OperationKind::Reshard => StatusReason::Reshard.into(),
     }
 }
 

@@ -68,6 +68,7 @@ impl World {
                 self.with_pod(*member, pod_uid, |p| p.deleted_at = Some(p.deleted_at.unwrap_or(at)))
             }
             Effect::Apply { object, digest } => self.apply(object, digest),
+            Effect::MigrateSlots { .. } | Effect::Delete { .. } => Outcome::Failed("not yet".into()),
             Effect::ReleaseFinalizer => {
                 self.released = true;
                 Outcome::Verified

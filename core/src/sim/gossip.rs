@@ -374,6 +374,7 @@ impl World {
             meeting: BTreeSet::new(),
             failed,
             covered: u16::try_from(covered.len()).unwrap_or(u16::MAX),
+            exports: Vec::new(),
         })
     }
 

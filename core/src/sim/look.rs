@@ -41,7 +41,7 @@ impl World {
         }
         for (object, (wanted, wanted_revision, shard)) in self.wanted_objects() {
             let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
-            seen.objects.insert(object, ObjectFacts { wanted, wanted_revision, shard, vital: false, live });
+            seen.objects.insert(object, ObjectFacts { wanted, wanted_revision, shard, vital: false, surplus: false, live });
         }
         seen
     }
@@ -94,7 +94,8 @@ fn answer(p: &Process, now: Timestamp, replicas_online: u32) -> (Observed<Server
         Some(source) => ServerRole::Replica { source, link: p.link },
     };
     let last_io_ms = p.source.is_some().then(|| now.millis_since(p.heard_at) / 1_000 * 1_000);
-    let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online };
+    let keys = u64::try_from(p.writes.len()).ok();
+    let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online, keys };
     let (replid2, replid2_offset) = p.before.clone().unzip();
     let (run_id, version, replid) = (p.run_id.clone(), "9.1.2".to_owned(), p.replid.clone());
     let facts = ServerFacts { run_id, version, role, loading: false, replid, replid2, replid2_offset };

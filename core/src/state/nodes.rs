@@ -1,7 +1,13 @@
 //! What is folded of the nodes of a Valkey Cluster: who was met, and whose slots are whose.
 
 use super::{ClusterState, MemberState};
-use crate::{decision::Scope, ids::ShardId, observation::NodeFacts, slots::SlotSet};
+use crate::{
+    decision::{OperationKind, Scope},
+    ids::{MemberId, ShardId},
+    observation::NodeFacts,
+    slots::SlotSet,
+    spec::DesiredCluster,
+};
 
 impl ClusterState {
     /// Whoever is known where it is now was met: the next introduction, to another address, is a first one again.
@@ -15,22 +21,77 @@ impl ClusterState {
         }
     }
 
-    /// What the member serves whose grant is in force is the shard's, and no other's any more.
+    /// What the member serves whose grant is in force is the shard's, and no other's any more. While slots are handed over, nodes that
+    /// are asked one after the other may claim the same: the higher epoch is right.
     pub(super) fn note_slots(&mut self, id: ShardId) {
-        let holder = self.shards.get(&id).and_then(|shard| shard.in_force);
-        let holder = holder.and_then(|h| self.members.get(&h)).filter(|m| m.is_primary());
-        let Some(slots) = holder.and_then(|m| m.node()).map(|node| node.slots.clone()) else { return };
+        let Some(node) = self.holder_node(id) else { return };
+        let rivals = self.shards.keys().filter(|other| **other != id).filter_map(|s| self.holder_node(*s));
+        let theirs = rivals.filter(|rival| rival.epoch > node.epoch);
+        let slots = theirs.fold(node.slots.clone(), |mine, rival| mine.without(&rival.slots));
         self.give_slots(id, &slots);
     }
 
+    /// What the node says of the member whose grant is in force and that is primary.
+    fn holder_node(&self, id: ShardId) -> Option<&NodeFacts> {
+        let holder = self.shards.get(&id)?.in_force?;
+        self.members.get(&holder).filter(|m| m.is_primary())?.node()
+    }
+
     pub(super) fn give_slots(&mut self, to: ShardId, slots: &SlotSet) {
-        if self.shards.get(&to).is_some_and(|shard| shard.slots == *slots) {
+        let Some(known) = self.shards.get(&to) else { return };
+        let more = slots.without(&known.slots);
+        if more.is_empty() {
             return;
         }
+        let mut moved = 0;
         for (id, shard) in &mut self.shards {
-            shard.slots = if *id == to { shard.slots.with(slots) } else { shard.slots.without(slots) };
+            if *id == to {
+                shard.slots = shard.slots.with(&more);
+                continue;
+            }
+            let given = shard.slots.common(&more);
+            if !given.is_empty() {
+                moved += given.len();
+                shard.slots = shard.slots.without(&more);
+                // What it was told to hand over arrives: the next job is a first one again.
+                self.failures.remove(&migration_key(*id));
+            }
+        }
+        for open in self.operations.iter_mut().filter(|open| open.kind == OperationKind::Reshard) {
+            open.slots_moved = open.slots_moved.saturating_add(u32::try_from(moved).unwrap_or(u32::MAX));
         }
     }
+
+    /// How many shards there have to be: those of the spec, and any beyond them that owns slots.
+    pub fn shards_kept(&self, wanted: u16) -> u16 {
+        let owning = self.shards.iter().filter(|(_, shard)| !shard.slots.is_empty());
+        owning.map(|(id, _)| id.0.saturating_add(1)).max().unwrap_or_default().max(wanted)
+    }
+
+    /// The valid spec, with every shard that has to be there.
+    pub fn desired(&self) -> Option<DesiredCluster> {
+        let spec = self.spec.clone()?;
+        Some(DesiredCluster { shards: self.shards_kept(spec.shards), ..spec })
+    }
+
+    /// A member whose shard is not to be, and whose pod is gone, was never there; and so is the shard with its last member. If it comes
+    /// again it begins anew.
+    pub(super) fn forget_removed(&mut self, id: MemberId) {
+        let Some(spec) = &self.spec else { return };
+        let gone = self.members.get(&id).is_some_and(|m| m.facts.pod.is_absent());
+        if !gone || id.shard.0 < self.shards_kept(spec.shards) {
+            return;
+        }
+        self.members.remove(&id);
+        if self.members_of(id.shard).next().is_none() {
+            self.shards.remove(&id.shard);
+        }
+    }
+}
+
+/// Key under which jobs of a shard are counted that were accepted and of which nothing was seen yet, and those that were refused.
+pub(super) fn migration_key(from: ShardId) -> String {
+    format!("{}/migrate-slots/{from}", Scope::Cluster)
 }
 
 #[cfg(test)]
@@ -40,7 +101,7 @@ mod tests {
         decision::{Decision, Reason, StepName},
         effect::{Effect, Outcome, Server},
         event::{Event, Record},
-        ids::{Digest, MemberId, NodeId, Timestamp},
+        ids::{Digest, NodeId, Timestamp},
         observation::{ContainerPhase, Evidence, Executed, NodeHealth, Observed, PodFacts},
     };
     use std::collections::{BTreeMap, BTreeSet};
@@ -65,6 +126,7 @@ mod tests {
             meeting: BTreeSet::new(),
             failed: BTreeSet::new(),
             covered: 0,
+            exports: Vec::new(),
         }
     }
 

@@ -229,7 +229,7 @@ fn finish(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
             }
             true
         }
-        Phase::Promoting | Phase::Restarting => false,
+        Phase::Promoting | Phase::Restarting | Phase::Moving => false,
     };
     let routed = topology::route(view, holder).is_none();
     let followed = view

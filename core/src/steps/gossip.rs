@@ -18,6 +18,12 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// True if the nodes of a Valkey Cluster agree: what changes who owns which slots can begin.
+pub fn is_quiet(view: &View<'_>) -> bool {
+    let speakers = speakers(view);
+    view.spec.members().all(|id| speakers.contains_key(&id)) && is_settled(view, &speakers)
+}
+
 /// A member that answers: its address now, and what its node says.
 #[derive(Clone, Copy)]
 struct Speaker<'a> {
@@ -183,7 +189,9 @@ fn reclaim(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     // Primaries by gossip, behind a gate or not: their slots are theirs.
     let owners = speakers.values().filter(|s| s.node.primary.is_none());
     let unowned = owners.fold(SlotSet::all(), |left, s| left.without(&s.node.slots));
-    if unowned.is_empty() {
+    // Slots that are being handed over may be missing where nodes are asked one after the other.
+    let misses = |s: &Speaker<'_>| s.node.primary.is_none() && s.node.covered < SLOTS;
+    if unowned.is_empty() || !speakers.values().any(misses) {
         return None;
     }
     let mut recorded = SlotSet::default();

@@ -6,6 +6,7 @@ pub mod gossip;
 pub mod guard;
 pub mod membership;
 pub mod objects;
+pub mod reshard;
 pub mod rollout;
 pub mod routing;
 

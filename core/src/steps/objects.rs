@@ -1,8 +1,8 @@
 //! Wants: every owned object to be what the spec renders to.
 //! Proof: digest of the live fields against digest of the rendering.
-//! Refuses: a new pod template while the shard's rollout has not begun, to scale a primary away, and while paused or with a
+//! Refuses: to delete a shard's objects before the other shards' primaries serve every slot; a new pod template while the shard's rollout has not begun, to scale a primary away, and while paused or with a
 //!   refused spec anything but what the members live by (their certificates).
-//! Story: create, spec_change, drift.
+//! Story: create, spec_change, drift, cluster_scale_in.
 
 use crate::{
     decide::{StepOutcome, View},
@@ -10,7 +10,8 @@ use crate::{
     effect::Effect,
     observation::{ObjectFacts, ObjectRef},
     state::failure_key,
-    steps::retry_at,
+    slots::SlotSet,
+    steps::{reshard, retry_at},
     topology,
 };
 
@@ -29,7 +30,11 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
     let mut decision = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
     let mut retry: Option<crate::ids::Timestamp> = None;
-    let due = view.state.objects.iter().filter(|(_, f)| differs(f) && (held.is_none() || f.vital));
+    let due = view
+        .state
+        .objects
+        .iter()
+        .filter(|(_, f)| !f.surplus && differs(f) && (held.is_none() || f.vital));
     for (object, facts) in due {
         if (belongs_to_rollout(facts) && serves(view, facts)) || scales_primary_away(view, facts) {
             continue;
@@ -40,6 +45,15 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             None => decision.effects.push(effect),
         }
     }
+    if decision.effects.is_empty() && held.is_none() {
+        decision.reason = Reason::ShardRemoved;
+        for effect in removals(view) {
+            match held_until(view, &effect) {
+                Some(at) => retry = Some(retry.map_or(at, |r| r.min(at))),
+                None => decision.effects.push(effect),
+            }
+        }
+    }
     match (decision.effects.is_empty(), held, retry) {
         (false, _, _) => StepOutcome::Decided(Box::new(decision)),
         (true, Some(reason), _) => StepOutcome::Blocked(reason, None, Vec::new()),
@@ -48,9 +62,33 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
 }
 
-/// True if the live object is missing or not what is wanted.
+/// True if the live object is missing or not what is wanted, or there and not wanted.
 pub fn differs(facts: &ObjectFacts) -> bool {
-    facts.live.present().is_none_or(|live| live.digest != facts.wanted)
+    match facts.live.present() {
+        Some(live) => facts.surplus || live.digest != facts.wanted,
+        None => !facts.surplus,
+    }
+}
+
+/// Deletes what belongs to shards that are not to be, in reverse order of creation, once all slots are served elsewhere.
+fn removals(view: &View<'_>) -> Vec<Effect> {
+    let mut left = SlotSet::all();
+    for shard in view.spec.shard_ids() {
+        let primary = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
+        if let Some(node) = primary.and_then(|id| view.member(id)).and_then(|m| m.node()) {
+            left = left.without(&node.slots);
+        }
+    }
+    if !left.is_empty() || reshard::is_moving(view.state) {
+        return Vec::new();
+    }
+    let gone = |facts: &ObjectFacts| facts.shard.is_some_and(|id| id.0 >= view.spec.shards);
+    let surplus = view.state.objects.iter().rev().filter(|(_, facts)| facts.surplus && gone(facts));
+    let delete = |(object, facts): (&ObjectRef, &ObjectFacts)| {
+        let uid = facts.live.present()?.uid.clone();
+        Some(Effect::Delete { object: object.clone(), uid })
+    };
+    surplus.filter_map(delete).collect()
 }
 
 /// A workload that exists with another pod template changes only when its rollout starts: with OnDelete, any evicted pod

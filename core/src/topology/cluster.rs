@@ -37,6 +37,10 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
     if node.primary.is_none() {
         return Some(Promotion::Open);
     }
+    // No node stands for a primary without slots, whoever asks it to.
+    if view.shard(chosen.shard).slots.is_empty() {
+        return Some(Promotion::Takeover);
+    }
     let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
     let (mut voters, mut votes) = (0_usize, 0_usize);
     for shard in owners {

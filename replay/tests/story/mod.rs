@@ -229,6 +229,7 @@ pub fn node() -> NodeFacts {
         meeting: [address(4)].into(),
         failed: [id("c")].into(),
         covered: 10_923,
+        exports: Vec::new(),
     }
 }
 
