@@ -8,7 +8,7 @@ use crate::{
     projection::reason::{ConditionReason, StatusReason},
     spec::DesiredCluster,
     state::ClusterState,
-    steps::objects,
+    steps::{objects, reshard},
     topology,
 };
 
@@ -63,6 +63,21 @@ pub struct Status {
     pub members_wanted: u32,
     /// Generation of the spec in force.
     pub generation: Option<i64>,
+    /// How far slots are on their way, if any is to move.
+    pub resharding: Option<Resharding>,
+}
+
+/// How far slots are on their way to where the spec wants them.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Resharding {
+    /// Slots that have another shard since it began. Count.
+    pub slots_moved: u32,
+    /// Slots that are still to move. Count.
+    pub slots_left: u32,
+    /// At the pace so far. Seconds.
+    pub seconds_left: Option<u64>,
+    /// Why the last handover of slots came to nothing, if it did: Valkey's words.
+    pub message: Option<String>,
 }
 
 /// Projects the state.
@@ -82,7 +97,34 @@ pub fn status(state: &ClusterState) -> Status {
     ];
     let generation = state.spec.as_ref().map(|s| s.generation);
     let Served { primaries, ready: members_ready, wanted: members_wanted, unserved: _ } = served;
-    Status { conditions, primaries, members_ready, members_wanted, generation }
+    let resharding = resharding(state);
+    Status { conditions, primaries, members_ready, members_wanted, generation, resharding }
+}
+
+fn resharding(state: &ClusterState) -> Option<Resharding> {
+    let left: usize = reshard::planned(state).iter().map(|m| m.slots.len()).sum();
+    let open = state.operation(OperationKind::Reshard, Scope::Cluster);
+    if left == 0 && open.is_none() {
+        return None;
+    }
+    let slots_moved = open.map_or(0, |o| o.slots_moved);
+    let lasted_ms = open.map_or(0, |o| state.head_time.millis_since(o.opened_at));
+    let pace = |left: usize| {
+        let all_ms = u64::try_from(lasted_ms).ok()?.saturating_mul(left as u64);
+        Some(all_ms.checked_div(u64::from(slots_moved))?.div_ceil(1_000))
+    };
+    let message = reshard::failed(state).map(|(from, words)| format!("{from}: {words}"));
+    let slots_left = u32::try_from(left).unwrap_or(u32::MAX);
+    Some(Resharding { slots_moved, slots_left, seconds_left: pace(left), message })
+}
+
+/// What a reshard says of itself.
+fn progress(state: &ClusterState) -> String {
+    let Some(Resharding { slots_moved, slots_left, seconds_left: _, message }) = resharding(state) else {
+        return String::new();
+    };
+    let failed = message.map(|words| format!("; the last handover came to nothing: {words}"));
+    format!(": {slots_moved} slots moved, {slots_left} left{}", failed.unwrap_or_default())
 }
 
 /// A reason, and the sentence beside it.
@@ -165,9 +207,10 @@ fn stalled(state: &ClusterState) -> Option<Why> {
 
 fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     if let Some(open) = state.operations.first() {
+        let more = if open.kind == OperationKind::Reshard { progress(state) } else { String::new() };
         return Some((
             under_way(open.kind),
-            format!("{:?} of {} is under way [j:{}]", open.kind, open.scope, open.id),
+            format!("{:?} of {} is under way [j:{}]{more}", open.kind, open.scope, open.id),
         ));
     }
     if let Some(wait) = state.standing.waits.first() {
