@@ -170,13 +170,24 @@ fn operations(state: &ClusterState) -> Table<8> {
     let mut table =
         Table::new(["operation", "scope", "cause", "phase", "member", "asked by", "open for", "opened at"]);
     for operation in &state.operations {
-        let Operation { id, kind, scope, phase, asked_by, member, opened_at, phase_since: _, cause } =
-            operation;
+        let Operation {
+            id,
+            kind,
+            scope,
+            phase,
+            asked_by,
+            member,
+            opened_at,
+            phase_since: _,
+            cause,
+            slots_moved,
+        } = operation;
+        let moved = (*slots_moved > 0).then(|| format!(" ({slots_moved} slots so far)"));
         table.push([
             format!("{kind:?} {id}"),
             scope.to_string(),
             cause.to_string(),
-            format!("{phase:?}"),
+            format!("{phase:?}{}", moved.unwrap_or_default()),
             or_dash(member.map(|m| m.to_string())),
             asked_by.clone(),
             duration(state.head_time.millis_since(*opened_at)),

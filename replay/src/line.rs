@@ -9,8 +9,9 @@ use valkeeper_core::{
     event::{BaselineOrigin, CloseReason, Event, Record},
     ids::{Digest, MemberId, Seq, ShardId},
     observation::{
-        AgentFacts, ContainerPhase, Executed, Gate, Link, NodeFacts, NodeHealth, ObjectFacts, ObjectRef,
-        Observed, PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
+        AgentFacts, ContainerPhase, Executed, Export, ExportState, Gate, Link, NodeFacts, NodeHealth,
+        ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole,
+        Source, SpecFact, Why,
     },
     slots::SLOTS,
     spec::DesiredCluster,
@@ -290,7 +291,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
 
 /// A member's node in a Valkey Cluster in a few words: what it is, and what of the others is not as it should be.
 pub fn node(member: MemberId, node: &NodeFacts) -> String {
-    let NodeFacts { id, primary, epoch, slots, knows, meeting, failed, covered } = node;
+    let NodeFacts { id, primary, epoch, slots, knows, meeting, failed, covered, exports } = node;
     let role = match primary {
         None => "primary".to_owned(),
         Some(of) => format!("replica of {}", short(&of.to_string())),
@@ -301,7 +302,19 @@ pub fn node(member: MemberId, node: &NodeFacts) -> String {
     said.extend((!meeting.is_empty()).then(|| format!("is meeting {}", meeting.len())));
     said.extend((!failed.is_empty()).then(|| format!("holds {} for dead", failed.len())));
     said.extend((*covered < SLOTS).then(|| format!("sees an owner for {covered} of {SLOTS} slots")));
+    said.extend(exports.iter().map(export));
     said.join(", ")
+}
+
+fn export(export: &Export) -> String {
+    let Export { slots, to, state } = export;
+    let to = to.to_string();
+    match state {
+        ExportState::Running => format!("hands the slots {slots} over to {}", short(&to)),
+        ExportState::Failed(words) => {
+            format!("did not hand the slots {slots} over to {} ({words})", short(&to))
+        }
+    }
 }
 
 /// A role in a few words.
@@ -351,9 +364,11 @@ fn object(name: &ObjectRef, facts: &ObjectFacts) -> String {
 
 /// How an owned object is, in a few words.
 pub fn object_facts(facts: &ObjectFacts) -> String {
-    let ObjectFacts { wanted, wanted_revision: _, shard: _, vital: _, surplus: _, live } = facts;
+    let ObjectFacts { wanted, wanted_revision: _, shard: _, vital: _, surplus, live } = facts;
     match live {
         Observed::Unknown(cause) => why(*cause).to_owned(),
+        Observed::Absent if *surplus => "gone".to_owned(),
+        Observed::Present(_) if *surplus => "not wanted any more".to_owned(),
         Observed::Absent => format!("missing (wanted {})", short(&wanted.0)),
         Observed::Present(live) if live.digest == *wanted => format!("as wanted ({})", short(&wanted.0)),
         Observed::Present(live) => {
@@ -429,12 +444,16 @@ pub fn effect_name(effect: &Effect) -> String {
         Effect::Handover { from, to, .. } => format!("hand over {} to {}", from.member, to.member),
         Effect::Meet { server, member, .. } => format!("introduce {member} to {}", server.member),
         Effect::AddSlots { server, slots, .. } => format!("give {} {} slots", server.member, slots.len()),
+        Effect::MigrateSlots { server, slots, to, .. } => {
+            format!("{} hands {} slots to {to}", server.member, slots.len())
+        }
         Effect::Forget { server, node } => format!("{} forgets {}", server.member, short(&node.to_string())),
         Effect::Route { shard, to, .. } => format!("route shard {shard} to {to}"),
         Effect::Label { member, role, .. } => format!("label {member} {}", role.as_str()),
         Effect::Disconnect { server } => format!("disconnect clients of {}", server.member),
         Effect::DeletePod { member, .. } => format!("delete pod of {member}"),
         Effect::Apply { object, .. } => format!("apply {object}"),
+        Effect::Delete { object, .. } => format!("delete {object}"),
         Effect::ReleaseFinalizer => "release the finalizer".to_owned(),
     }
 }
@@ -514,6 +533,20 @@ mod tests {
             node(MemberId::new(0, 1), &replica)
                 .starts_with("0-1 node aaaaaaaa replica of cccccccc, epoch 3, knows 2")
         );
+    }
+
+    #[test]
+    fn a_node_says_which_slots_it_hands_over_and_what_came_of_the_last_try() {
+        let export = |slots: &str, state| Export {
+            slots: slots.parse().unwrap(),
+            to: "b".repeat(40).parse().unwrap(),
+            state,
+        };
+        let lost = ExportState::Failed("Connection lost to target".into());
+        let exports = vec![export("0-9 12", ExportState::Running), export("20", lost)];
+        let told = node(MemberId::new(0, 0), &NodeFacts { exports, ..story::node() });
+        let end = ", hands the slots 0-9 12 over to bbbbbbbb, did not hand the slots 20 over to bbbbbbbb (Connection lost to target)";
+        assert!(told.ends_with(end), "{told}");
     }
 
     #[test]

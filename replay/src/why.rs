@@ -168,14 +168,35 @@ fn concerns(decision: &Decision, subject: &Subject) -> bool {
                 || decision.effects.iter().any(|e| touches(e, *member))
         }
         Subject::Shard(shard) => {
-            let gives =
-                |e: &Effect| matches!(e, Effect::AddSlots { server, .. } if server.member.shard == *shard);
-            decision.scope == Scope::Shard(*shard) || decision.effects.iter().any(gives)
+            decision.scope == Scope::Shard(*shard)
+                || decision.effects.iter().any(|effect| moves_slots_of(effect, *shard))
         }
         Subject::Object(object) => decision
             .effects
             .iter()
-            .any(|e| matches!(e, Effect::Apply { object: o, digest: _ } if o == object)),
+            .any(|e| matches!(e, Effect::Apply { object: o, .. } | Effect::Delete { object: o, .. } if o == object)),
+    }
+}
+
+fn moves_slots_of(effect: &Effect, shard: ShardId) -> bool {
+    match effect {
+        Effect::AddSlots { server, .. } => server.member.shard == shard,
+        Effect::MigrateSlots { server, to, .. } => server.member.shard == shard || to.shard == shard,
+        Effect::Promote { .. }
+        | Effect::Promise { .. }
+        | Effect::Brief { .. }
+        | Effect::Fence { .. }
+        | Effect::Attach { .. }
+        | Effect::Handover { .. }
+        | Effect::Meet { .. }
+        | Effect::Forget { .. }
+        | Effect::Route { .. }
+        | Effect::Label { .. }
+        | Effect::Disconnect { .. }
+        | Effect::DeletePod { .. }
+        | Effect::Apply { .. }
+        | Effect::Delete { .. }
+        | Effect::ReleaseFinalizer => false,
     }
 }
 
@@ -189,11 +210,13 @@ fn touches(effect: &Effect, member: MemberId) -> bool {
         Effect::Meet { server, member: met, .. } => server.member == member || *met == member,
         Effect::Brief { member: of, .. } => *of == member,
         Effect::Promise { member: of, candidate, .. } => *of == member || *candidate == member,
-        Effect::Attach { server, to, .. } => server.member == member || *to == member,
+        Effect::Attach { server, to, .. } | Effect::MigrateSlots { server, to, .. } => {
+            server.member == member || *to == member
+        }
         Effect::Handover { from, to, .. } => from.member == member || to.member == member,
         Effect::Route { to, .. } => *to == member,
         Effect::Label { member: of, .. } | Effect::DeletePod { member: of, .. } => *of == member,
-        Effect::Apply { .. } | Effect::ReleaseFinalizer => false,
+        Effect::Apply { .. } | Effect::Delete { .. } | Effect::ReleaseFinalizer => false,
     }
 }
 

@@ -70,6 +70,7 @@ fn decided(number: usize) -> Event {
         offset: number as i64,
         last_io_ms: Some(12),
         replicas_online: 0,
+        keys: None,
     };
     let readings = (0..3).map(|ordinal| (MemberId::new(0, ordinal), reading.clone())).collect();
     Event::Decided { decision: Box::new(decision), evidence: Evidence { readings, ..Evidence::default() } }

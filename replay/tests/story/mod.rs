@@ -113,8 +113,13 @@ pub fn route(ordinal: u16, resource_version: &str) -> Event {
 }
 
 pub fn readings(taken_ms: i64, offsets: &[(u16, i64)]) -> Evidence {
-    let reading =
-        |offset| Reading { taken_at: at_ms(taken_ms), offset, last_io_ms: Some(100), replicas_online: 0 };
+    let reading = |offset| Reading {
+        taken_at: at_ms(taken_ms),
+        offset,
+        last_io_ms: Some(100),
+        replicas_online: 0,
+        keys: None,
+    };
     Evidence {
         readings: offsets
             .iter()
