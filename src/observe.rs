@@ -60,14 +60,14 @@ async fn spec_and_objects(
     }
     let known = cluster.state.spec.as_ref();
     let understood = parse_all(resource, &cluster.shell.defaults)
-        .and_then(|parsed| known.map_or(Ok(()), |known| changed(known, &parsed.desired)).map(|()| parsed));
+        .and_then(|parsed| known.map_or(Ok(()), |known| changed(known, &parsed)).map(|()| parsed));
     let parsed: Parsed = match understood {
         Ok(parsed) => parsed,
         Err(invalid) => return refused(cluster, resource, &invalid).await,
     };
-    let rendered = owned::render(cluster, resource, &parsed).await;
-    let spec = SpecFact::Valid(parsed.desired);
-    match rendered {
+    let spec = SpecFact::Valid(parsed.desired.clone());
+    let desired = kept(cluster, &parsed.desired);
+    match owned::render(cluster, resource, &Parsed { desired, ..parsed }).await {
         Ok(()) => {
             let facts = owned::facts(cluster).await;
             (spec, facts)
@@ -97,17 +97,22 @@ async fn refused(
 }
 
 /// The spec to go by: what is refused or about to go leaves the last valid one in force.
-fn in_force<'a>(cluster: &'a Cluster, spec: &'a SpecFact) -> Option<&'a DesiredCluster> {
+fn in_force(cluster: &Cluster, spec: &SpecFact) -> Option<DesiredCluster> {
     match spec {
-        SpecFact::Valid(spec) => Some(spec),
-        SpecFact::Invalid(_) | SpecFact::Deleting => cluster.state.spec.as_ref(),
+        SpecFact::Valid(spec) => Some(kept(cluster, spec)),
+        SpecFact::Invalid(_) | SpecFact::Deleting => cluster.state.desired(),
     }
+}
+
+/// What is wanted, with every shard that has to be there: one that still owns slots stays until it has given them.
+fn kept(cluster: &Cluster, wanted: &DesiredCluster) -> DesiredCluster {
+    DesiredCluster { shards: cluster.state.shards_kept(wanted.shards), ..wanted.clone() }
 }
 
 /// Members to look at: who shall exist, who exists, and who is known from before.
 fn wanted_or_known(cluster: &Cluster, spec: &SpecFact) -> BTreeSet<MemberId> {
     let (_, name) = &cluster.id.owner;
-    let mut ids: BTreeSet<MemberId> = in_force(cluster, spec).into_iter().flat_map(|d| d.members()).collect();
+    let mut ids: BTreeSet<MemberId> = in_force(cluster, spec).iter().flat_map(|d| d.members()).collect();
     let existing = cluster.shell.world.pods.of(&cluster.id.owner);
     ids.extend(existing.iter().filter_map(|p| objects::names::member_of_pod(name, &p.name_any())));
     ids.extend(cluster.state.members.keys());
@@ -334,12 +339,13 @@ fn container(status: Option<&ContainerStatus>) -> ContainerPhase {
 fn routes(cluster: &Cluster, spec: &SpecFact) -> BTreeMap<ShardId, Observed<RouteFacts>> {
     let (namespace, name) = &cluster.id.owner;
     let slices = &cluster.shell.world.slices;
-    let has_routes = |desired: &&DesiredCluster| match desired.topology {
+    let has_routes = |desired: &DesiredCluster| match desired.topology {
         Topology::Replication => true,
         // Its clients ask any node.
         Topology::Cluster => false,
     };
-    let shards = in_force(cluster, spec).filter(has_routes).into_iter().flat_map(|d| d.shard_ids());
+    let desired = in_force(cluster, spec).filter(has_routes);
+    let shards = desired.iter().flat_map(|d| d.shard_ids());
     shards
         .map(|shard| {
             let live = slices.get(namespace, &objects::names::route(name, shard));

@@ -1,6 +1,10 @@
 //! Owned objects: what the spec renders to, what is there, and how the one becomes the other. Rendering is pure and
 //! depends on few things; it is done again only when one of them changed.
 
+mod surplus;
+
+pub use surplus::delete;
+
 use crate::{
     api::{Invalid, Parsed, v1alpha1::ValkeyCluster},
     clock,
@@ -39,8 +43,8 @@ use valkeeper_core::{
 /// What rendering depends on, in a form that can be compared.
 #[derive(PartialEq)]
 struct Basis {
-    /// False if only what is vital was rendered.
-    is_whole: bool,
+    /// How many shards were rendered; `None` if only what is vital was.
+    shards: Option<u16>,
     resource_version: Option<String>,
     context: Context,
 }
@@ -74,8 +78,8 @@ impl OwnedObjects {
 
     /// Everything, or without a usable spec what is vital; only if anything that it depends on has changed.
     fn render(&mut self, resource: &ValkeyCluster, parsed: Option<&Parsed>, context: Context) {
-        let basis =
-            Basis { resource_version: resource.resource_version(), is_whole: parsed.is_some(), context };
+        let shards = parsed.map(|parsed| parsed.desired.shards);
+        let basis = Basis { resource_version: resource.resource_version(), shards, context };
         if self.basis.as_ref() != Some(&basis) {
             self.rendered = Arc::new(match parsed {
                 Some(parsed) => objects::render_all(resource, parsed, &basis.context),
@@ -127,7 +131,7 @@ impl From<k8s::Error> for NotRendered {
     }
 }
 
-/// Renders what is wanted, if anything that it depends on has changed.
+/// Renders what is wanted, if anything that it depends on has changed. `parsed` has every shard that has to be there.
 ///
 /// # Errors
 /// [`NotRendered`]: what was rendered before stays, and is not compared in this turn.
@@ -158,7 +162,7 @@ pub async fn render(
 /// # Errors
 /// [`NotRendered`].
 pub async fn render_vital(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<(), NotRendered> {
-    let Some(spec) = cluster.state.spec.clone() else {
+    let Some(spec) = cluster.state.desired() else {
         (cluster.owned.rendered, cluster.owned.basis) = (Arc::default(), None);
         return Ok(());
     };
@@ -232,13 +236,17 @@ async fn identities(cluster: &mut Cluster, spec: &DesiredCluster) -> Result<(), 
     Ok(())
 }
 
-/// Wanted and live state of every object that is rendered, or known from before.
+/// Wanted and live state of every object that is rendered, or known from before, or left of shards that are not to be.
 pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
     let mut facts = rendered_facts(cluster).await;
+    let rendered: BTreeSet<ShardId> = cluster.owned.rendered.iter().filter_map(|r| r.shard).collect();
+    facts.extend(surplus::look(cluster, &rendered).await);
     // A write route is not rendered while its Service is missing, so nobody can say whether it is as wanted. That it is there
     // or not can be said, and must be: what is unknown holds everything.
+    let name = &cluster.id.owner.1;
+    let is_left = |object| surplus::shard_of(name, object).is_some_and(|shard| !rendered.contains(&shard));
     for (object, known) in &cluster.state.objects {
-        if !facts.contains_key(object) && known.live.is_unknown() {
+        if !facts.contains_key(object) && known.live.is_unknown() && !is_left(object) {
             let live = match meta(cluster, object) {
                 Some(meta) => Observed::Present(LiveObject {
                     uid: meta.uid.unwrap_or_default(),

@@ -65,6 +65,16 @@ fn the_operator_may_not_list_secrets_nor_run_commands_in_pods() {
     let of_secrets = lines.windows(2).filter(|pair| pair[0] == "resources: [secrets]");
     let verbs: Vec<&str> = of_secrets.map(|pair| pair[1]).collect();
     // Where clusters are, and in the operator's own namespace.
-    assert_eq!(verbs, ["verbs: [get, create, patch]", "verbs: [get, create, patch, delete]"]);
+    assert_eq!(verbs, ["verbs: [get, create, patch, delete]"; 2]);
     assert!(!rbac.contains("pods/exec") && !rbac.contains('*'));
+}
+
+#[test]
+fn the_operator_may_delete_where_clusters_are_only_pods_and_what_a_removed_shard_leaves() {
+    let rbac = read("charts/valkeeper/templates/rbac.yaml");
+    let lines: Vec<&str> = rbac.split("\n---").next().unwrap_or_default().lines().map(str::trim).collect();
+    let deletes = lines.windows(2).filter(|pair| pair[1].starts_with("verbs:") && pair[1].contains("delete"));
+    let resources: Vec<&str> = deletes.map(|pair| pair[0]).collect();
+    let expected = ["[pods]", "[secrets]", "[statefulsets]", "[poddisruptionbudgets]"];
+    assert_eq!(resources, expected.map(|kinds| format!("resources: {kinds}")));
 }

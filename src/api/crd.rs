@@ -85,9 +85,9 @@ mod tests {
             assert!(rules.contains("oldSelf"), "{path}");
         }
         let rules = spec.pointer("/x-kubernetes-validations").and_then(Value::as_array).unwrap();
-        assert_eq!(rules.len(), 6);
+        assert_eq!(rules.len(), 5);
         let of_shards = rules.iter().filter(|r| r["fieldPath"] == ".shards");
-        assert_eq!(of_shards.filter(|r| r["rule"].to_string().contains("oldSelf.shards")).count(), 2);
+        assert_eq!(of_shards.filter(|r| r["rule"].to_string().contains("oldSelf.shards")).count(), 1);
         assert_eq!(spec["properties"]["shards"]["maximum"].as_f64(), Some(16.0));
     }
 

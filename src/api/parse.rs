@@ -20,6 +20,10 @@ pub const REPLICAS_DEFAULT: u16 = 2;
 /// Shards of topology Cluster unless the user says how many: the fewest whose primaries can lose one and still elect another.
 pub const CLUSTER_SHARDS_DEFAULT: u16 = 3;
 
+/// First version that hands slots over atomically (`CLUSTER MIGRATESLOTS`). Nothing else moves slots here: key by key, a client
+/// could see half of a transaction.
+pub const ATOMIC_SLOTS_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
+
 /// A spec that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{field}: {value:?} cannot be used; {allowed}")]
@@ -171,18 +175,21 @@ fn shards(spec: &api::ValkeyClusterSpec) -> u16 {
 ///
 /// # Errors
 /// The field that cannot change.
-pub fn changed(before: &DesiredCluster, wanted: &DesiredCluster) -> Result<(), Invalid> {
-    if wanted.topology != before.topology {
+pub fn changed(before: &DesiredCluster, wanted: &Parsed) -> Result<(), Invalid> {
+    let Parsed { desired, workload } = wanted;
+    if desired.topology != before.topology {
         let allowed = format!("topology cannot change; allowed: {:?}", before.topology);
-        return Err(Invalid::new("spec.topology", format!("{:?}", wanted.topology), allowed));
+        return Err(Invalid::new("spec.topology", format!("{:?}", desired.topology), allowed));
     }
-    match wanted.topology {
-        Topology::Cluster if wanted.shards != before.shards => {
+    let version = workload.config.version;
+    match desired.topology {
+        Topology::Cluster if desired.shards != before.shards && version < ATOMIC_SLOTS_SINCE => {
             let allowed = format!(
-                "slots cannot be moved between the shards of topology Cluster yet; allowed: {}",
+                "the shards of topology Cluster hand slots over atomically, which Valkey does from {ATOMIC_SLOTS_SINCE} on and \
+                 {version} does not; allowed: {}, or any number after an upgrade",
                 before.shards
             );
-            Err(Invalid::new("spec.shards", wanted.shards, allowed))
+            Err(Invalid::new("spec.shards", desired.shards, allowed))
         }
         Topology::Cluster | Topology::Replication => Ok(()),
     }

@@ -6,7 +6,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Client, Resource, ResourceExt,
-    api::{DeleteParams, Patch, PatchParams, Preconditions},
+    api::{DeleteParams, Patch, PatchParams, Preconditions, PropagationPolicy},
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
@@ -142,13 +142,41 @@ pub async fn delete_pod(
     uid: &str,
     grace_s: Option<u32>,
 ) -> Result<Option<Pod>, Error> {
-    let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = DeleteParams {
         grace_period_seconds: grace_s,
         preconditions: Some(Preconditions { resource_version: None, uid: Some(uid.to_owned()) }),
         ..DeleteParams::default()
     };
-    match bounded(&format!("delete Pod/{name}"), api.delete(name, &params)).await {
+    delete_by(client, namespace, name, &params).await
+}
+
+/// Asks for the deletion of an owned object, if it is still the one of this UID, and of what it owns after it. `Ok(None)`: it is gone
+/// already.
+///
+/// # Errors
+/// [`Error::Conflict`] if the name belongs to another object now; else as [`bounded`].
+pub async fn delete<K: Owned>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    uid: &str,
+) -> Result<Option<K>, Error> {
+    let params = DeleteParams {
+        propagation_policy: Some(PropagationPolicy::Background),
+        preconditions: Some(Preconditions { resource_version: None, uid: Some(uid.to_owned()) }),
+        ..DeleteParams::default()
+    };
+    delete_by(client, namespace, name, &params).await
+}
+
+async fn delete_by<K: Owned>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+    params: &DeleteParams,
+) -> Result<Option<K>, Error> {
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    match bounded(&format!("delete {}", title::<K>(name)), api.delete(name, params)).await {
         Ok(answer) => Ok(answer.left()),
         Err(error) if error.is_not_found() => Ok(None),
         Err(error) => Err(error),

@@ -97,6 +97,16 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         }
     }
 
+    /// Takes in that this process had the object of this UID deleted, and it is gone.
+    pub fn deleted(&self, namespace: &str, name: &str, uid: &str) {
+        let mut inner = self.lock();
+        let known = inner.objects.get(&(namespace.to_owned(), name.to_owned()));
+        let known = known.map(|entry| Arc::clone(&entry.object));
+        if let Some(known) = known.filter(|object| object.uid().as_deref() == Some(uid)) {
+            inner.delete(&known);
+        }
+    }
+
     /// Takes in an event of the watch. True if an object changed (and its owner should look).
     pub fn take_in(&self, event: &Event<K>) -> bool {
         let mut inner = self.lock();

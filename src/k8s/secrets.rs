@@ -99,6 +99,11 @@ impl SecretCache {
         lock(&self.known).insert(name.to_owned(), Known::read(Some(Arc::new(secret)), Instant::now()));
     }
 
+    /// Takes in that this process had it deleted; `left` is what is left of it while someone holds it.
+    pub fn deleted(&self, name: &str, left: Option<Secret>) {
+        lock(&self.known).insert(name.to_owned(), Known::read(left.map(Arc::new), Instant::now()));
+    }
+
     /// There is reason to think that a Secret changed: all are read again, each as soon as its last read is not recent.
     pub fn doubt(&self) {
         for known in lock(&self.known).values_mut() {

@@ -59,24 +59,29 @@ fn a_valkey_cluster_has_three_shards_and_a_node_timeout_below_the_window() {
 }
 
 #[test]
-fn what_the_shape_of_a_cluster_was_stays() {
-    let of = |topology: &str, shards: u16, replicas: u16| {
-        parsed(json!({ "topology": topology, "shards": shards, "replicas": replicas })).desired
+fn the_shards_of_a_valkey_cluster_change_if_its_servers_hand_slots_over_and_its_topology_never() {
+    let of = |topology: &str, shards: u16, image: &str| {
+        parsed(json!({ "topology": topology, "shards": shards, "replicas": 1, "image": image }))
     };
-    let before = of("Cluster", 3, 1);
-    assert_eq!(changed(&before, &of("Cluster", 3, 2)), Ok(()));
+    let before = of("Cluster", 3, IMAGE_DEFAULT).desired;
+    for (shards, image) in
+        [(1, "v:9.0.0"), (2, "v:9.1.2"), (4, IMAGE_DEFAULT), (16, "v:10.0"), (3, "v:8.1.1")]
+    {
+        assert_eq!(changed(&before, &of("Cluster", shards, image)), Ok(()), "{shards} {image}");
+    }
     for shards in [1, 2, 4] {
         assert_eq!(
-            changed(&before, &of("Cluster", shards, 1)).unwrap_err().to_string(),
+            changed(&before, &of("Cluster", shards, "v:8.1.1")).unwrap_err().to_string(),
             format!(
-                "spec.shards: \"{shards}\" cannot be used; slots cannot be moved between the shards of topology Cluster yet; allowed: 3"
+                "spec.shards: \"{shards}\" cannot be used; the shards of topology Cluster hand slots over atomically, which \
+                 Valkey does from 9.0 on and 8.1 does not; allowed: 3, or any number after an upgrade"
             )
         );
     }
-    let other = of("Replication", 3, 1);
+    let other = of("Replication", 3, IMAGE_DEFAULT);
     assert_eq!(changed(&before, &other).unwrap_err().field, "spec.topology");
-    assert_eq!(changed(&other, &before).unwrap_err().field, "spec.topology");
-    assert_eq!(changed(&other, &of("Replication", 4, 1)), Ok(()));
+    assert_eq!(changed(&other.desired, &of("Cluster", 3, IMAGE_DEFAULT)).unwrap_err().field, "spec.topology");
+    assert_eq!(changed(&other.desired, &of("Replication", 4, "v:8.1.1")), Ok(()));
 }
 
 #[test]

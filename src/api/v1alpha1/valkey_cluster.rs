@@ -87,13 +87,7 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
         "self.topology == 'Cluster' || \
          (has(self.shards) ? self.shards : 1) >= (has(oldSelf.shards) ? oldSelf.shards : 1)"
     )
-    .message("shards cannot decrease: a removed shard is lost data")
-    .field_path(".shards"),
-    validation = Rule::new(
-        "self.topology != 'Cluster' || \
-         (has(self.shards) ? self.shards : 3) == (has(oldSelf.shards) ? oldSelf.shards : 3)"
-    )
-    .message("shards cannot change in topology Cluster yet: slots are not moved between shards")
+    .message("shards cannot decrease except in topology Cluster: a removed shard is lost data")
     .field_path(".shards"),
     validation = Rule::new("self.topology != 'Cluster' || self.failover.detectionWindowMs >= 2000")
         .message("topology Cluster needs a detectionWindowMs of 2000 or more: the nodes' own timeout is below it")
@@ -109,7 +103,8 @@ pub struct ValkeyClusterSpec {
     )]
     pub topology: Topology,
     /// Number of shards: independent ones, or in topology Cluster those that share the slots. Default: 3 for Cluster, else 1.
-    /// Cannot decrease, and in topology Cluster not increase yet.
+    /// Cannot decrease, but in topology Cluster, where it can change either way from Valkey 9.0 on: slots are handed over with their
+    /// keys, and a shard is removed when it has none left. Its volumes stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub shards: Option<u16>,
@@ -373,6 +368,9 @@ pub struct ValkeyClusterStatus {
     /// Certificates that the members' agents serve with, by pod.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub certificates: BTreeMap<String, CertificateStatus>,
+    /// How far slots are on their way between shards. Absent if none is to move.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub resharding: Option<ReshardingStatus>,
     /// Position of the journal when this was published.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub journal: Option<JournalPosition>,
@@ -389,6 +387,22 @@ pub struct CertificateStatus {
     pub thumbprint: String,
     /// End of its validity, RFC 3339.
     pub not_after: String,
+}
+
+/// How far slots are on their way between shards.
+#[derive(Clone, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+#[serde(rename_all = "camelCase")]
+pub struct ReshardingStatus {
+    /// Slots that have another shard since it began.
+    pub slots_moved: i64,
+    /// Slots that are still to move.
+    pub slots_left: i64,
+    /// How long that takes at the pace so far, in seconds. Absent while nobody knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub seconds_left: Option<i64>,
+    /// Why the last handover came to nothing, in Valkey's words. Absent if none did; what is not handed over is tried again.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub message: Option<String>,
 }
 
 /// A position in the journal.
