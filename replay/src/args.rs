@@ -5,6 +5,7 @@ use regex_lite::Regex;
 use std::path::PathBuf;
 use valkeeper_core::ids::Seq;
 use valkeeper_replay::{
+    blame::Slot,
     log::{Filter, Order},
     moment::Moment,
     report::Format,
@@ -41,6 +42,8 @@ const EXAMPLES: &str = "Examples:
   valkeeper-replay -j orders.jsonl log -S 03:12 -U 03:15 -g decided
   valkeeper-replay -j orders.jsonl at 03:12:44 -o json
   valkeeper-replay -j orders.jsonl diverge
+  valkeeper-replay -j ledger.jsonl audit reshard
+  valkeeper-replay -j ledger.jsonl blame slot 4711
   valkeeper-replay -j orders.jsonl --archive ./archive verify --deep";
 
 /// What to do.
@@ -84,6 +87,9 @@ pub enum Verb {
         #[arg(value_name = "MEMBER|SHARD|OBJECT")]
         subject: Subject,
     },
+    /// Who was answerable for something, from when to when, and why
+    #[command(subcommand)]
+    Blame(Blame),
     /// What a reason code means; all of them without a code
     Explain {
         /// The code, e.g. PrimaryGone
@@ -98,6 +104,18 @@ pub enum Verb {
 pub enum Audit {
     /// Every failover: detection, evidence, choice, milliseconds, outage, loss
     Failover,
+    /// Every change of the number of shards: plan, jobs, milliseconds, stalls; exit code 3 if slots were not kept as they must be
+    Reshard,
+}
+
+/// What can be blamed on somebody.
+#[derive(Clone, Copy, Debug, Subcommand)]
+pub enum Blame {
+    /// The owners of a slot of a Valkey Cluster
+    Slot {
+        /// The slot, 0 to 16383, as CLUSTER KEYSLOT says of a key
+        slot: Slot,
+    },
 }
 
 /// Flags of `log`, as journalctl has them.

@@ -2,13 +2,15 @@
 //! answer.
 //!
 //! - where records come from: [`source`]
-//! - verbs, one file each: [`log`], [`show`], [`verify`] (and [`deep`]), [`at`], [`diverge`], [`audit`], [`why`], [`explain`], [`export`]
+//! - verbs, one file each: [`log`], [`show`], [`verify`] (and [`deep`]), [`at`], [`diverge`], [`audit`], [`why`],
+//!   [`blame`], [`explain`], [`export`]
 //! - shared: [`history`] (records and what is before them), [`line`](mod@line) (one record as one line), [`moment`] (points in a stream), [`batch`] (turns),
-//!   [`rules`] (the core's policy), [`report`] and [`table`] (answers)
+//!   [`moves`] (slots and their jobs), [`rules`] (the core's policy), [`report`] and [`table`] (answers)
 
 pub mod at;
 pub mod audit;
 pub mod batch;
+pub mod blame;
 pub mod deep;
 pub mod diverge;
 pub mod explain;
@@ -17,6 +19,7 @@ pub mod history;
 pub mod line;
 pub mod log;
 pub mod moment;
+pub mod moves;
 pub mod report;
 pub mod rules;
 pub mod show;

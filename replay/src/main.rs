@@ -3,7 +3,7 @@
 mod args;
 
 use anyhow::Context;
-use args::{Audit, CommandLine, Verb};
+use args::{Audit, Blame, CommandLine, Verb};
 use clap::Parser;
 use std::{
     io::{self, IsTerminal, Write},
@@ -11,7 +11,7 @@ use std::{
     process::ExitCode,
 };
 use valkeeper_replay::{
-    Error, at, audit, deep, diverge, explain, export, log,
+    Error, at, audit, blame, deep, diverge, explain, export, log,
     report::{Finding, Format, Report, render},
     show,
     source::{self, Origin, Stream},
@@ -60,6 +60,8 @@ fn run(command: CommandLine) -> anyhow::Result<Finding> {
         Verb::At { moment } => answer(&at::at(&history, moment)?, output),
         Verb::Diverge { mutate } => answer(&diverge::diverge(&history, mutate), output),
         Verb::Audit(Audit::Failover) => answer(&audit::failover::failovers(&history), output),
+        Verb::Audit(Audit::Reshard) => answer(&audit::reshard::reshards(&history), output),
+        Verb::Blame(Blame::Slot { slot }) => answer(&blame::slot(&history, slot)?, output),
         Verb::Why { subject } => answer(&why::why(&history, &subject)?, output),
         Verb::Export => {
             let Origin { folded, records } = stream.origin();

@@ -143,6 +143,9 @@ fn a_wrong_question_is_a_usage_error() {
     for args in [
         "",
         "blame",
+        "blame slot",
+        "blame slot 16384",
+        "blame slot 7",
         "show",
         "show x",
         "show 9999",

@@ -10,7 +10,13 @@ use valkeeper_core::{
     state::ClusterState,
 };
 use valkeeper_journal::{Hash, Stored, export_line, import_lines, verify_lines};
-use valkeeper_replay::{audit::failover::failovers, diverge::diverge, line, report::Report, rules::Policy};
+use valkeeper_replay::{
+    audit::{failover::failovers, reshard::reshards},
+    diverge::diverge,
+    line,
+    report::{Finding, Report},
+    rules::Policy,
+};
 
 fn stories() -> Vec<PathBuf> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
@@ -41,6 +47,11 @@ fn tell(folder: &Path) -> (Sim, String) {
     let audited = failovers(&sim.records.clone().into());
     if !audited.0.is_empty() {
         write!(text, "\n> audit failover\n{}", audited.text()).expect("a string");
+    }
+    let audited = reshards(&sim.records.clone().into());
+    if !audited.0.is_empty() {
+        write!(text, "\n> audit reshard\n{}", audited.text()).expect("a string");
+        assert_eq!(audited.finding(), Finding::Clean, "{}: {}", folder.display(), audited.text());
     }
     (sim, text)
 }

@@ -1,3 +1,4 @@
 //! `audit`: reports of whole operations, from the record that opened them to the one that closed them.
 
 pub mod failover;
+pub mod reshard;
