@@ -145,6 +145,8 @@ reasons! {
         SlotsMoving,
         /// A shard hands no slots over, or gets none, before its members are complete and nothing else is done in it.
         ShardUnready,
+        /// Members of a shard that gave its last slot are not gone yet.
+        ShardGoing,
         /// The last handover of slots came to nothing, and every slot stayed where it was; Valkey's own words are beside it. It is tried
         /// again, with growing pauses.
         HandoverOfSlotsFailed,

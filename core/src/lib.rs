@@ -1,7 +1,7 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
 //! - **data**: [`ids`], [`slots`], [`spec`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
-//! - **rules**: [`agent`], [`config`], [`info`], [`nodes`], [`turn`], [`decide`], [`steps`], [`topology`]
+//! - **rules**: [`agent`], [`config`], [`exports`], [`info`], [`nodes`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
 // data
@@ -18,6 +18,7 @@ pub mod state;
 pub mod agent;
 pub mod config;
 pub mod decide;
+pub mod exports;
 pub mod info;
 pub mod nodes;
 pub mod steps;

@@ -238,6 +238,8 @@ impl ClusterState {
                 }
                 self.forget_removed(*member);
             }
+            Event::ServerChanged { member, .. } | Event::AgentChanged { member, .. }
+                if self.is_removed(*member) => {}
             Event::ServerChanged { member, server } => self.apply_server(*member, server, record.time),
             Event::AgentChanged { member, agent } => {
                 let known = self.members.entry(*member).or_default();

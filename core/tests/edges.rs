@@ -53,7 +53,7 @@ const THREE: &str = "cluster replicas=2 profile=Durable\nrun\nwrite 1000\nexpect
 #[test]
 fn a_refused_connection_proves_nothing_while_replicas_hear_from_the_primary() {
     let mut sim = after(THREE);
-    let mut seen = sim.world.look();
+    let mut seen = sim.world.look(&sim.state);
     seen.members.get_mut(&member(0)).expect("looked at").server = Observed::Absent;
     seen.evidence.readings.remove(&member(0));
     let made = turn(&sim.state, &seen, sim.world.now());
@@ -65,7 +65,7 @@ fn a_refused_connection_proves_nothing_while_replicas_hear_from_the_primary() {
 fn a_member_that_did_not_answer_this_look_is_waited_for() {
     let mut sim = after(THREE);
     sim.world.kill(member(0)).expect("it runs");
-    let mut seen = sim.world.look();
+    let mut seen = sim.world.look(&sim.state);
     for ordinal in [1, 2] {
         seen.members.remove(&member(ordinal));
         seen.evidence.readings.remove(&member(ordinal));
@@ -77,7 +77,7 @@ fn a_member_that_did_not_answer_this_look_is_waited_for() {
 #[test]
 fn replicas_of_an_address_that_is_gone_can_be_promoted() {
     let mut sim = after(THREE);
-    let mut seen = sim.world.look();
+    let mut seen = sim.world.look(&sim.state);
     seen.members.insert(
         member(0),
         MemberFacts { pod: Observed::Absent, server: Observed::Absent, agent: Observed::Absent, node: None },
@@ -95,7 +95,7 @@ fn replicas_of_an_address_that_is_gone_can_be_promoted() {
 fn a_fork_of_the_history_does_not_outrank_who_stayed_on_it() {
     let mut sim = after(THREE);
     sim.world.kill(member(0)).expect("it runs");
-    let mut seen = sim.world.look();
+    let mut seen = sim.world.look(&sim.state);
     unlink(server(&mut seen, 1));
     let fork = server(&mut seen, 2);
     fork.replid2 = Some(std::mem::replace(&mut fork.replid, ReplId("fork".into())));

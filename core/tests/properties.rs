@@ -27,13 +27,22 @@ fn single_fault() -> impl Strategy<Value = String> {
 fn single_fault_of_a_valkey_cluster() -> impl Strategy<Value = String> {
     let who = (0..3_u16, 0..2_u16);
     prop_oneof![
-        who.clone().prop_map(|(s, o)| format!("kill {s}-{o}\nrun\nrun")),
-        who.clone().prop_map(|(s, o)| format!("freeze {s}-{o}\nrun 1s\nthaw {s}-{o}\nrun")),
-        who.clone().prop_map(|(s, o)| format!("delete-pod {s}-{o}\nrun")),
-        who.clone().prop_map(|(s, o)| format!("set switchover={s}-{o}\nrun")),
-        who.clone().prop_map(|(s, o)| format!("stop-operator\nkill {s}-{o}\nrun 3s\nstart-operator\nrun")),
+        who.clone().prop_map(|(s, o)| format!("try kill {s}-{o}\nrun\nrun")),
+        who.clone().prop_map(|(s, o)| format!("try freeze {s}-{o}\nrun 1s\ntry thaw {s}-{o}\nrun")),
+        who.clone().prop_map(|(s, o)| format!("try delete-pod {s}-{o}\nrun")),
+        (0..2_u16, 0..2_u16).prop_map(|(s, o)| format!("set switchover={s}-{o}\nrun")),
+        who.clone()
+            .prop_map(|(s, o)| format!("stop-operator\ntry kill {s}-{o}\nrun 3s\nstart-operator\nrun")),
+        (2..6_u16).prop_map(|n| format!("set shards={n}\nrun\nexpect balanced")),
+        // In the middle of it.
+        (2..6_u16, 10..40_u16, who.clone()).prop_map(|(n, t, (s, o))| {
+            format!("set shards={n}\nrun {}ms\ntry kill {s}-{o}\nrun\nexpect balanced", t * 100)
+        }),
+        (2..6_u16, 10..40_u16).prop_map(|(n, t)| {
+            format!("set shards={n}\nrun {}ms\nrestart-operator\nrun\nexpect balanced", t * 100)
+        }),
         who.clone().prop_map(|(s, o)| format!("part {s}-{o}\nrun 10s\nunite\nrun")),
-        who.prop_map(|(s, o)| format!("freeze-pod {s}-{o}\nrun 10s\nthaw-pod {s}-{o}\nrun")),
+        who.prop_map(|(s, o)| format!("try freeze-pod {s}-{o}\nrun 10s\ntry thaw-pod {s}-{o}\nrun")),
         Just("kill 0-0 1-0\nrun".to_owned()),
         (2..9_u8).prop_map(|r| format!("set revision=rev-{r}\nrun")),
         Just("restart-operator\nrun".to_owned()),
@@ -80,6 +89,7 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
         1 => who.prop_map(|(s, o)| format!("set switchover={s}-{o}")),
         1 => Just("unite".to_owned()),
         1 => (2..9_u8).prop_map(|r| format!("set revision=rev-{r}")),
+        2 => (2..6_u16).prop_map(|n| format!("set shards={n}")),
         1 => Just("stop-operator".to_owned()),
         2 => Just("restart-operator".to_owned()),
         2 => (0..3_u16).prop_map(|s| format!("try write 3 to {s}")),
@@ -131,7 +141,7 @@ proptest! {
         let mut text = String::from("cluster topology=Cluster shards=3 replicas=1\nrun\nwrite 5\n");
         for fault in faults {
             text.push_str(&fault);
-            text.push_str("\nexpect ready\nexpect no-write-lost\nwrite 5\nwrite 1 to 1\nwrite 1 to 2\n");
+            text.push_str("\nexpect ready\nexpect no-write-lost\nwrite 5\nwrite 1 to 1\ntry write 1 to 2\n");
         }
         lives(&text)?;
     }
@@ -162,8 +172,8 @@ proptest! {
         let profile = if durable { "Durable" } else { "Cache" };
         let mut text = format!("cluster topology=Cluster shards=3 replicas=1 profile={profile}\nrun\ntry write 5\n");
         text.push_str(&events.join("\n"));
-        text.push_str("\nunite\nstart-operator\n");
-        for (s, o) in (0..3).flat_map(|s| (0..2).map(move |o| (s, o))) {
+        text.push_str("\nunite\nset shards=3\nstart-operator\n");
+        for (s, o) in (0..5).flat_map(|s| (0..2).map(move |o| (s, o))) {
             text.push_str(&format!("try thaw {s}-{o}\nnode-back {s}-{o}\n"));
         }
         let end = if durable { "expect ready-or-blocked HistoriesDiverge" } else { "expect ready" };

@@ -68,7 +68,10 @@ impl World {
                 self.with_pod(*member, pod_uid, |p| p.deleted_at = Some(p.deleted_at.unwrap_or(at)))
             }
             Effect::Apply { object, digest } => self.apply(object, digest),
-            Effect::MigrateSlots { .. } | Effect::Delete { .. } => Outcome::Failed("not yet".into()),
+            Effect::MigrateSlots { server, slots, to: _, node, keys: _ } => {
+                self.told_node(server, |world| world.migrate_slots(server.member, slots, node))
+            }
+            Effect::Delete { object, uid } => self.delete(object, uid),
             Effect::ReleaseFinalizer => {
                 self.released = true;
                 Outcome::Verified

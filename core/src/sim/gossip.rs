@@ -59,7 +59,7 @@ impl World {
         self.places.get_mut(&id).and_then(|p| p.node.as_mut()).ok_or_else(|| "it has no node".to_owned())
     }
 
-    fn member_of(&self, node: &NodeId) -> Option<MemberId> {
+    pub(super) fn member_of(&self, node: &NodeId) -> Option<MemberId> {
         let is_its = |id: &NodeId| id == node;
         self.places.iter().find(|(_, p)| p.node.as_ref().is_some_and(|n| is_its(&n.id))).map(|(id, _)| *id)
     }
@@ -374,7 +374,7 @@ impl World {
             meeting: BTreeSet::new(),
             failed,
             covered: u16::try_from(covered.len()).unwrap_or(u16::MAX),
-            exports: Vec::new(),
+            exports: self.exports(id),
         })
     }
 

@@ -2,17 +2,20 @@
 
 use super::{process::Process, world::World};
 use crate::{
-    ids::{MemberId, Timestamp},
+    ids::{Digest, MemberId, ShardId, Timestamp},
     observation::{
-        ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, Observed, PodFacts, Reading, Seen,
-        ServerFacts, ServerRole, Source, SpecFact, Why,
+        ContainerPhase, Evidence, MemberFacts, NodeHealth, ObjectFacts, ObjectRef, Observed, PodFacts,
+        Reading, Seen, ServerFacts, ServerRole, Source, SpecFact, Why,
     },
+    spec::DesiredCluster,
+    state::ClusterState,
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 impl World {
     /// What the operator sees when it looks at everything.
-    pub fn look(&mut self) -> Seen {
+    /// `known` is what it knows from before: who is gone is looked for until that is known, too.
+    pub fn look(&mut self, known: &ClusterState) -> Seen {
         let mut seen = Seen { spec: Some(SpecFact::Valid(self.spec.clone())), ..Seen::default() };
         if let Some(why) = &self.invalid {
             seen.spec = Some(SpecFact::Invalid(why.clone()));
@@ -20,7 +23,10 @@ impl World {
         if self.deleting {
             seen.spec = Some(SpecFact::Deleting);
         }
-        let ids: BTreeSet<MemberId> = self.spec.members().chain(self.places.keys().copied()).collect();
+        let there = self.places.iter().filter(|(_, place)| place.pod.is_some()).map(|(id, _)| *id);
+        let kept = DesiredCluster { shards: self.shards_kept(), ..self.spec.clone() };
+        let ids: BTreeSet<MemberId> =
+            kept.members().chain(there).chain(known.members.keys().copied()).collect();
         for id in ids {
             let (facts, reading) = self.look_at(id);
             let facts = MemberFacts { node: reading.as_ref().and_then(|_| self.node_facts(id)), ..facts };
@@ -39,9 +45,23 @@ impl World {
             let route = self.routes.get(&shard).cloned().map_or(Observed::Absent, Observed::Present);
             seen.routes.insert(shard, route);
         }
-        for (object, (wanted, wanted_revision, shard)) in self.wanted_objects() {
+        let all = self.wanted_objects();
+        let surplus =
+            known.objects.iter().filter(|(object, facts)| facts.surplus || !all.contains_key(*object));
+        let surplus: BTreeMap<ObjectRef, Option<ShardId>> =
+            surplus.map(|(o, f)| (o.clone(), f.shard)).collect();
+        for (object, shard) in surplus.into_iter().filter(|(object, _)| !all.contains_key(object)) {
             let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
-            seen.objects.insert(object, ObjectFacts { wanted, wanted_revision, shard, vital: false, surplus: false, live });
+            let (wanted, wanted_revision) = (Digest::default(), None);
+            let facts = ObjectFacts { wanted, wanted_revision, shard, vital: false, surplus: true, live };
+            seen.objects.insert(object, facts);
+        }
+        for (object, (wanted, wanted_revision, shard)) in all {
+            let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
+            seen.objects.insert(
+                object,
+                ObjectFacts { wanted, wanted_revision, shard, vital: false, surplus: false, live },
+            );
         }
         seen
     }

@@ -7,6 +7,7 @@ mod faults;
 mod gossip;
 mod look;
 mod process;
+mod reshard;
 mod script;
 mod world;
 
@@ -117,7 +118,7 @@ impl Sim {
 
     /// One pass of the driver; true if anything was recorded.
     fn pass(&mut self) -> (bool, Option<Timestamp>) {
-        let seen = Seen { executed: std::mem::take(&mut self.executed), ..self.world.look() };
+        let seen = Seen { executed: std::mem::take(&mut self.executed), ..self.world.look(&self.state) };
         let made = turn(&self.state, &seen, self.world.now());
         let busy = !made.events.is_empty();
         let mut decided: Vec<(Seq, Decision)> = Vec::new();

@@ -179,6 +179,22 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_node_silent(id, false);
             Ok(())
         }),
+        ["refuse-slots", words @ ..] => {
+            sim.world.slots_refused = Some(words.join(" "));
+            Ok(())
+        }
+        ["accept-slots"] => {
+            sim.world.slots_refused = None;
+            Ok(())
+        }
+        ["no-place-for", shard] => {
+            sim.world.set_unschedulable(ShardId(number(shard)?), true);
+            Ok(())
+        }
+        ["place-for", shard] => {
+            sim.world.set_unschedulable(ShardId(number(shard)?), false);
+            Ok(())
+        }
         ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
         _ => Err("unknown command".into()),
     }
@@ -293,6 +309,18 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         }
         ["writable", id] => shown(sim.world.writes_at(member(id)?), "it refuses writes".into()),
         ["not-writable", id] => shown(!sim.world.writes_at(member(id)?), "it accepts writes".into()),
+        ["waiting", code] => {
+            let found: Vec<&str> = sim.state.standing.waits.iter().map(|w| w.reason.code()).collect();
+            shown(found.contains(code), format!("waits: {found:?}"))
+        }
+        ["resharding", words @ ..] => {
+            let found = status(&sim.state).resharding.and_then(|r| r.message).unwrap_or_default();
+            shown(found.ends_with(&words.join(" ")), found)
+        }
+        ["balanced"] => sim.world.imbalance().map_or(Ok(()), Err),
+        ["removed", shard] => {
+            shown(sim.world.is_removed(ShardId(number(shard)?)), "its workload or a pod is there".into())
+        }
         ["acquainted"] => {
             shown(sim.world.is_acquainted(), "not every node knows every other where it is".into())
         }

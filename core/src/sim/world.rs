@@ -5,6 +5,7 @@ use super::{
     agent::{Agent, Post, history},
     gossip::{Node, Settled},
     process::Process,
+    reshard::Job,
 };
 use crate::{
     agent::Ledger,
@@ -89,6 +90,14 @@ pub struct World {
     pub(super) down_since: BTreeMap<NodeId, Timestamp>,
     /// Slots of nodes whose volume is gone, as the others believe.
     pub(super) ghosts: BTreeMap<NodeId, SlotSet>,
+    /// Slots on their way.
+    pub(super) jobs: Vec<Job>,
+    /// The slot of each write, in a Valkey Cluster.
+    pub(super) slot_of: BTreeMap<u64, u16>,
+    /// Why every job fails, if the story says so.
+    pub slots_refused: Option<String>,
+    /// Shards whose pods find no place.
+    pub(super) unschedulable: BTreeSet<ShardId>,
     /// How the last round of gossip left the nodes, if it changed nothing.
     pub(super) settled: Option<Settled>,
 }
@@ -120,6 +129,10 @@ impl World {
             released: false,
             down_since: BTreeMap::new(),
             ghosts: BTreeMap::new(),
+            jobs: Vec::new(),
+            slot_of: BTreeMap::new(),
+            slots_refused: None,
+            unschedulable: BTreeSet::new(),
             settled: None,
         }
     }
@@ -152,6 +165,7 @@ impl World {
             self.terminate();
             self.start();
             self.gossip();
+            self.hand_over_slots();
             self.replicate(&BTreeSet::new());
             self.agents();
             self.both_writable_ms += if self.has_two_writable() { TICK_MS } else { 0 };
@@ -175,10 +189,12 @@ impl World {
 
     /// The StatefulSet controller: missing pods come, surplus pods go.
     fn schedule(&mut self) {
-        for shard in 0..self.spec.shards.max(1) {
+        let places = self.places.keys().map(|id| id.shard.0 + 1).max().unwrap_or_default();
+        for shard in 0..places.max(self.spec.shards) {
             let Some((sts, replicas)) = self.live.get(&sts_name(ShardId(shard))).cloned() else {
                 continue;
             };
+            let fits = !self.unschedulable.contains(&ShardId(shard));
             for ordinal in 0..=replicas {
                 let (number, now) = (self.counter + 1, self.now);
                 let place = self.places.entry(MemberId::new(shard, ordinal)).or_default();
@@ -189,7 +205,7 @@ impl World {
                         address: format!("10.0.0.{number}"),
                         revision: sts.revision.clone().unwrap_or_default(),
                         deleted_at: None,
-                        starts_at: Some(now.plus_millis(POD_START_MS)),
+                        starts_at: fits.then(|| now.plus_millis(POD_START_MS)),
                         process: None,
                         role_label: None,
                         agent: None,
@@ -305,6 +321,7 @@ impl World {
                 && self.write_at(id, number)
             {
                 self.acked.entry(shard).or_default().insert(number);
+                self.place_write(id, number);
                 acked += 1;
             }
             self.replicate(lagging);
@@ -459,7 +476,7 @@ impl World {
 
     pub(super) fn wanted_objects(&self) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
         let mut all = BTreeMap::new();
-        for shard in self.spec.shard_ids() {
+        for shard in (0..self.shards_kept()).map(ShardId) {
             if self.is_cluster() {
                 let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
                 all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));
@@ -473,7 +490,7 @@ impl World {
     }
 }
 
-fn sts_name(shard: ShardId) -> ObjectRef {
+pub(super) fn sts_name(shard: ShardId) -> ObjectRef {
     ObjectRef { kind: ObjectKind::StatefulSet, name: format!("story-{shard}") }
 }
 

@@ -74,17 +74,27 @@ impl ClusterState {
         Some(DesiredCluster { shards: self.shards_kept(spec.shards), ..spec })
     }
 
+    /// True if the member's shard is not to be.
+    fn is_beyond(&self, id: MemberId) -> bool {
+        self.spec.as_ref().is_some_and(|spec| id.shard.0 >= self.shards_kept(spec.shards))
+    }
+
+    /// True of a member that is gone with its shard: what the same look says of its server and agent is about nobody.
+    pub(super) fn is_removed(&self, id: MemberId) -> bool {
+        !self.members.contains_key(&id) && self.is_beyond(id)
+    }
+
     /// A member whose shard is not to be, and whose pod is gone, was never there; and so is the shard with its last member. If it comes
     /// again it begins anew.
     pub(super) fn forget_removed(&mut self, id: MemberId) {
-        let Some(spec) = &self.spec else { return };
         let gone = self.members.get(&id).is_some_and(|m| m.facts.pod.is_absent());
-        if !gone || id.shard.0 < self.shards_kept(spec.shards) {
+        if !gone || !self.is_beyond(id) {
             return;
         }
         self.members.remove(&id);
         if self.members_of(id.shard).next().is_none() {
             self.shards.remove(&id.shard);
+            self.operations.retain(|open| open.scope != Scope::Shard(id.shard));
         }
     }
 }

@@ -9,8 +9,8 @@ use crate::{
     decision::{BlockReason, Decision, Reason, Scope, StepName, WaitReason},
     effect::Effect,
     observation::{ObjectFacts, ObjectRef},
-    state::failure_key,
     slots::SlotSet,
+    state::failure_key,
     steps::{reshard, retry_at},
     topology,
 };
@@ -30,11 +30,8 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
     let mut decision = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
     let mut retry: Option<crate::ids::Timestamp> = None;
-    let due = view
-        .state
-        .objects
-        .iter()
-        .filter(|(_, f)| !f.surplus && differs(f) && (held.is_none() || f.vital));
+    let due =
+        view.state.objects.iter().filter(|(_, f)| !f.surplus && differs(f) && (held.is_none() || f.vital));
     for (object, facts) in due {
         if (belongs_to_rollout(facts) && serves(view, facts)) || scales_primary_away(view, facts) {
             continue;

@@ -39,7 +39,13 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     let open = view.state.operation(OperationKind::Reshard, Scope::Cluster);
     let moves = planned(view.state);
     if moves.is_empty() {
-        return open.map_or(StepOutcome::Satisfied, |_| close());
+        // Whoever gave everything away is not gone at once.
+        let going = view.state.members.keys().find(|id| id.shard.0 >= view.spec.shards);
+        return match (going, open) {
+            (Some(member), _) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
+            (None, Some(_)) => close(),
+            (None, None) => StepOutcome::Satisfied,
+        };
     }
     // Each of these says so itself.
     if view.spec.paused || view.state.spec_error.is_some() || !gossip::is_quiet(view) {

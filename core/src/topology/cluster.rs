@@ -46,7 +46,9 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
     for shard in owners {
         voters += 1;
         let votes_for = |primary: MemberId| {
-            view.reading(primary).is_some() && node_of(view, primary).is_some_and(|n| n.primary.is_none())
+            // Without slots it has no vote: a shard that began anew gets them back only when all primaries are there.
+            let has_vote = |node: &NodeFacts| node.primary.is_none() && !node.slots.is_empty();
+            view.reading(primary).is_some() && node_of(view, primary).is_some_and(has_vote)
         };
         votes += usize::from(shard != chosen.shard && serving_primary(view, shard).is_some_and(votes_for));
     }

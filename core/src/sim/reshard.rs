@@ -1,0 +1,202 @@
+//! Slots on their way from node to node (atomic slot migration), with the writes that live in them; and shards that come and go. Facts in
+//! `docs/CLUSTER.md`.
+
+use super::world::{World, sts_name};
+use crate::{
+    effect::Outcome,
+    ids::{MemberId, NodeId, ShardId, Timestamp},
+    observation::{Export, ExportState, ObjectKind, ObjectRef},
+    slots::{SLOTS, SlotSet},
+};
+use std::collections::BTreeSet;
+
+/// What a job takes. Milliseconds.
+const JOB_MS: i64 = 150;
+
+/// A job, in its source's memory only.
+#[derive(Clone, Debug)]
+pub(super) struct Job {
+    from: MemberId,
+    /// The process that has it.
+    run_id: String,
+    to: NodeId,
+    slots: SlotSet,
+    ends_at: Timestamp,
+    state: ExportState,
+}
+
+impl World {
+    /// `CLUSTER MIGRATESLOTS`: accepted, and the rest is seen later.
+    pub(super) fn migrate_slots(
+        &mut self,
+        from: MemberId,
+        slots: &SlotSet,
+        to: &NodeId,
+    ) -> Result<(), String> {
+        let node = self.node(from)?;
+        if node.primary.is_some() || !slots.without(&node.slots).is_empty() {
+            return Err("Slots are not served by this node.".to_owned());
+        }
+        if !node.knows.contains_key(to) {
+            return Err(format!("Unknown node name: {to}"));
+        }
+        let running = |job: &&Job| job.from == from && job.state == ExportState::Running;
+        if let Some(busy) = self.jobs.iter().filter(running).find_map(|j| j.slots.common(slots).iter().next())
+        {
+            return Err(format!("I am already migrating slot {busy}."));
+        }
+        let run_id = self.process(from).map(|p| p.run_id.clone()).unwrap_or_default();
+        let ends_at = self.now.plus_millis(JOB_MS);
+        // Whoever is told of failures is told of the latest.
+        self.jobs.retain(|job| job.from != from || job.state == ExportState::Running);
+        let (to, slots, state) = (to.clone(), slots.clone(), ExportState::Running);
+        self.jobs.push(Job { from, run_id, to, slots, ends_at, state });
+        Ok(())
+    }
+
+    /// Jobs whose time has come end; those of processes that are gone are gone.
+    pub(super) fn hand_over_slots(&mut self) {
+        let mut jobs = std::mem::take(&mut self.jobs);
+        jobs.retain(|job| self.process(job.from).is_some_and(|p| p.run_id == job.run_id));
+        let now = self.now;
+        for job in jobs.iter_mut().filter(|j| j.state == ExportState::Running && now >= j.ends_at) {
+            if self.process(job.from).is_some_and(|p| p.frozen) {
+                continue;
+            }
+            job.state = match self.end(job) {
+                Ok(()) => continue,
+                Err(why) => ExportState::Failed(why),
+            };
+        }
+        let done = |job: &Job| job.state == ExportState::Running && now >= job.ends_at;
+        jobs.retain(|job| !done(job) || self.process(job.from).is_some_and(|p| p.frozen));
+        self.jobs = jobs;
+    }
+
+    /// The slots, and what is in them, are the other's.
+    fn end(&mut self, job: &Job) -> Result<(), String> {
+        if let Some(why) = &self.slots_refused {
+            return Err(why.clone());
+        }
+        let source = self.node(job.from)?;
+        if source.primary.is_some() || !job.slots.without(&source.slots).is_empty() {
+            return Err("Slots are no longer owned by myself".to_owned());
+        }
+        let lost = || "Connection lost to target".to_owned();
+        let to = self.member_of(&job.to).ok_or_else(lost)?;
+        let serves = self.process(to).is_some_and(|p| p.is_primary() && !p.frozen);
+        if !serves || !self.reach(job.from, to) || self.node(to)?.primary.is_some() {
+            return Err(lost());
+        }
+        let highest = self.places.values().filter_map(|p| p.node.as_ref()).map(|n| n.epoch).max();
+        let source = self.node(job.from)?;
+        source.slots = source.slots.without(&job.slots);
+        let target = self.node(to)?;
+        target.slots = target.slots.with(&job.slots);
+        target.epoch = highest.unwrap_or(0) + 1;
+        self.carry_writes(job.from, to, &job.slots);
+        Ok(())
+    }
+
+    fn carry_writes(&mut self, from: MemberId, to: MemberId, slots: &SlotSet) {
+        let gone: BTreeSet<u64> = self
+            .slot_of
+            .iter()
+            .filter(|(_, slot)| slots.contains(**slot))
+            .map(|(number, _)| *number)
+            .collect();
+        let Some(source) = self.process(from) else { return };
+        let carried: Vec<u64> = source.writes.iter().copied().filter(|n| gone.contains(n)).collect();
+        source.writes.retain(|number| !gone.contains(number));
+        source.offset += 1;
+        if let Some(target) = self.process(to) {
+            target.offset += i64::try_from(carried.len()).unwrap_or(i64::MAX).saturating_add(1);
+            target.writes.extend(carried);
+        }
+        let acked = self.acked.entry(from.shard).or_default();
+        let (moved, kept) = std::mem::take(acked).into_iter().partition(|number| gone.contains(number));
+        *acked = kept;
+        let moved: BTreeSet<u64> = moved;
+        self.acked.entry(to.shard).or_default().extend(moved);
+    }
+
+    /// What a node says of what it hands over.
+    pub(super) fn exports(&self, id: MemberId) -> Vec<Export> {
+        let of = |job: &&Job| job.from == id;
+        let export = |j: &Job| Export { slots: j.slots.clone(), to: j.to.clone(), state: j.state.clone() };
+        self.jobs.iter().filter(of).map(export).collect()
+    }
+
+    /// The slot that a write to a member is in: one of its own.
+    pub(super) fn place_write(&mut self, id: MemberId, number: u64) {
+        let slots = self.node(id).map(|node| node.slots.clone()).unwrap_or_default();
+        let at = usize::try_from(number).unwrap_or_default() * 37 % slots.len().max(1);
+        if let Some(slot) = slots.iter().nth(at) {
+            self.slot_of.insert(number, slot);
+        }
+    }
+
+    /// How many shards there have to be: those that are wanted, and any beyond them that owns slots.
+    pub(super) fn shards_kept(&self) -> u16 {
+        let owns = |(id, place): (&MemberId, &super::world::Place)| {
+            place.node.as_ref().filter(|n| n.primary.is_none() && !n.slots.is_empty()).map(|_| id.shard.0 + 1)
+        };
+        self.places.iter().filter_map(owns).max().unwrap_or_default().max(self.spec.shards)
+    }
+
+    /// Deletes an object; a workload's pods go with it, its claims stay.
+    pub(super) fn delete(&mut self, object: &ObjectRef, uid: &str) -> Outcome {
+        match self.live.get(object) {
+            None => return Outcome::Verified,
+            Some((live, _)) if live.uid != uid => return Outcome::Superseded("another object".into()),
+            Some(_) => {}
+        }
+        self.live.remove(object);
+        if object.kind == ObjectKind::StatefulSet {
+            let now = self.now;
+            for (id, place) in &mut self.places {
+                if let Some(pod) = place.pod.as_mut().filter(|_| sts_name(id.shard) == *object) {
+                    pod.deleted_at = pod.deleted_at.or(Some(now));
+                }
+            }
+        }
+        Outcome::Verified
+    }
+
+    /// Pods of the shard find no place, or find one again.
+    pub fn set_unschedulable(&mut self, shard: ShardId, unschedulable: bool) {
+        if unschedulable {
+            self.unschedulable.insert(shard);
+        } else {
+            self.unschedulable.remove(&shard);
+        }
+        let now = self.now;
+        for place in self.places.iter_mut().filter(|(id, _)| id.shard == shard).map(|(_, place)| place) {
+            if let Some(pod) = place.pod.as_mut().filter(|p| p.agent.is_none() && !unschedulable) {
+                pod.starts_at = Some(now);
+            }
+        }
+    }
+
+    /// The shares of the shards, if they are not what is wanted: as even as can be, and nothing elsewhere.
+    pub fn imbalance(&self) -> Option<String> {
+        let mut owned = vec![0_usize; usize::from(self.shards_kept())];
+        for (id, place) in &self.places {
+            let node = place.node.as_ref().filter(|n| n.primary.is_none());
+            if let (Some(node), Some(count)) = (node, owned.get_mut(usize::from(id.shard.0))) {
+                *count += node.slots.len();
+            }
+        }
+        let share = usize::from(SLOTS) / usize::from(self.spec.shards).max(1);
+        let even = owned.len() == usize::from(self.spec.shards)
+            && owned.iter().all(|count| (share..=share + 1).contains(count))
+            && owned.iter().sum::<usize>() == usize::from(SLOTS);
+        (!even).then(|| format!("slots by shard: {owned:?}"))
+    }
+
+    /// True if the shard has no workload and no pod.
+    pub fn is_removed(&self, shard: ShardId) -> bool {
+        let pods = self.places.iter().any(|(id, place)| id.shard == shard && place.pod.is_some());
+        !pods && !self.live.contains_key(&sts_name(shard))
+    }
+}
