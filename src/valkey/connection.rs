@@ -3,7 +3,8 @@
 
 use super::{Error, look::Look, secret::Credentials};
 use redis::{
-    AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, aio::MultiplexedConnection, cmd,
+    AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, RedisResult, Value,
+    aio::MultiplexedConnection, cmd, from_redis_value,
 };
 use std::{
     io,
@@ -19,7 +20,7 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use valkeeper_core::spec::Topology;
+use valkeeper_core::{exports::Fields, spec::Topology};
 
 /// Most that is read between two questions. The longest honest answer, INFO of a primary with a thousand replicas or what each of a
 /// hundred nodes says of a hundred, is a tenth of it; a stranger at a member's former address shall not fill the memory.
@@ -78,11 +79,17 @@ impl Connection {
                 Ok(Look::parse(&text, Instant::now())?)
             }
             Topology::Cluster => {
+                info.arg("keyspace");
                 let mut all = redis::pipe();
                 all.add_command(info).cmd("CLUSTER").arg("NODES").cmd("ACL").arg("USERS");
-                let (info, nodes, users): (String, String, Vec<String>) =
-                    all.query_async(&mut self.commands.clone()).await?;
-                Look::parse_node(&info, &nodes, &users, Instant::now())
+                all.cmd("CLUSTER").arg("GETSLOTMIGRATIONS").ignore_errors();
+                let answers: [RedisResult<Value>; 4] = all.query_async(&mut self.commands.clone()).await?;
+                let [info, nodes, users, jobs] = answers;
+                let (info, nodes): (String, String) = (read(info)?, read(nodes)?);
+                let users: Vec<String> = read(users)?;
+                // Below 9.0 there is no such command, and nothing is handed over.
+                let jobs: Vec<Fields> = read(jobs).unwrap_or_default();
+                Look::parse_node(&info, &nodes, &users, &jobs, Instant::now())
             }
         }
     }
@@ -97,6 +104,11 @@ impl Connection {
         let mut ended = self.ended.clone();
         async move { while ended.changed().await.is_ok() {} }
     }
+}
+
+fn read<T: FromRedisValue>(answer: RedisResult<Value>) -> Result<T, Error> {
+    let value: T = from_redis_value(answer?).map_err(RedisError::from)?;
+    Ok(value)
 }
 
 /// A socket that gives up on a peer that talks without end. What it reads is counted anew with each question.

@@ -3,6 +3,7 @@
 use std::ops::Deref;
 use tokio::time::Instant;
 use valkeeper_core::{
+    exports::{Fields, exports},
     info::{Garbled, Info},
     nodes::Nodes,
     observation::NodeFacts,
@@ -22,21 +23,24 @@ pub struct Look {
 }
 
 impl Look {
-    /// Parses the sections server, replication and persistence of INFO.
+    /// Parses the sections server, replication and persistence of INFO, and keyspace if it was asked.
     pub fn parse(text: &str, answered_at: Instant) -> Result<Look, Garbled> {
         Ok(Look { answered_at, info: Info::parse(text)?, node: None })
     }
 
-    /// Parses the same with `CLUSTER NODES` and `ACL USERS`, of a server in a Valkey Cluster.
+    /// Parses the same with `CLUSTER NODES` and `ACL USERS`, of a server in a Valkey Cluster; and `CLUSTER GETSLOTMIGRATIONS`, which
+    /// spoils nothing, whatever it says.
     pub fn parse_node(
         info: &str,
         nodes: &str,
         users: &[String],
+        jobs: &[Fields],
         answered_at: Instant,
     ) -> Result<Look, Error> {
         let Look { answered_at, info, node: _ } = Look::parse(info, answered_at)?;
         let nodes: Nodes = nodes.parse()?;
-        Ok(Look { answered_at, info: info.behind_gate(users), node: Some(nodes.facts()) })
+        let node = NodeFacts { exports: exports(jobs), ..nodes.facts() };
+        Ok(Look { answered_at, info: info.behind_gate(users), node: Some(node) })
     }
 }
 
