@@ -88,6 +88,11 @@ pub async fn add_slots(
     Ok(agent_of(cluster, server)?.add_slots(server, node, slots, config_epoch).await?)
 }
 
+/// The server's node hands slots over to another.
+pub async fn migrate_slots(cluster: &Cluster, server: &Server, slots: &SlotSet, to: &NodeId) -> Told {
+    Ok(agent_of(cluster, server)?.migrate_slots(server, slots, to).await?)
+}
+
 /// The server's node forgets one that is nobody's any more.
 pub async fn forget(cluster: &Cluster, server: &Server, node: &NodeId) -> Told {
     Ok(agent_of(cluster, server)?.forget(server, node).await?)

@@ -36,7 +36,7 @@ const PROMISED_AGE_MAX: Duration = Duration::from_millis(1_500);
 /// decision are asked for side by side, so this is what a peer that does not answer costs.
 const PROMISE_MAX: Duration = Duration::from_millis(400);
 
-/// A pod is deleted, a server ended, a node forgotten, or a slot given out for what was seen of all, and while an append hangs a silent primary
+/// A pod or an object is deleted, a server ended, a node forgotten, or a slot given out for what was seen of all, and while an append hangs a silent primary
 /// may have come back. Longer than any append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
 const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
 
@@ -112,9 +112,12 @@ fn age_max(effect: &Effect, promised: bool) -> Option<Duration> {
     match effect {
         Effect::Promote { .. } if promised => Some(PROMISED_AGE_MAX),
         Effect::Promote { .. } | Effect::Promise { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
-        Effect::DeletePod { .. } | Effect::Fence { .. } | Effect::AddSlots { .. } | Effect::Forget { .. } => {
-            Some(DELETION_AGE_MAX)
-        }
+        Effect::DeletePod { .. }
+        | Effect::Delete { .. }
+        | Effect::Fence { .. }
+        | Effect::AddSlots { .. }
+        | Effect::MigrateSlots { .. }
+        | Effect::Forget { .. } => Some(DELETION_AGE_MAX),
         Effect::Attach { .. }
         | Effect::Brief { .. }
         | Effect::Meet { .. }
@@ -136,12 +139,14 @@ fn bound(effect: &Effect) -> Duration {
         | Effect::Attach { .. }
         | Effect::Meet { .. }
         | Effect::AddSlots { .. }
+        | Effect::MigrateSlots { .. }
         | Effect::Forget { .. }
         | Effect::Route { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
         | Effect::Apply { .. }
+        | Effect::Delete { .. }
         | Effect::ReleaseFinalizer => EFFECT_MAX,
     }
 }
@@ -169,6 +174,9 @@ async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) 
         Effect::AddSlots { server, node, slots, epoch } => {
             of_command(command::add_slots(cluster, server, node, slots, *epoch).await)
         }
+        Effect::MigrateSlots { server, slots, to: _, node, keys: _ } => {
+            of_command(command::migrate_slots(cluster, server, slots, node).await)
+        }
         Effect::Forget { server, node } => of_command(command::forget(cluster, server, node).await),
         Effect::Disconnect { server } => of_command(command::disconnect(cluster, server).await),
         Effect::Handover { from, to, consents, timeout_ms, node } => {
@@ -182,6 +190,7 @@ async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) 
             of_request(delete_pod(cluster, *member, pod_uid, *grace_s).await)
         }
         Effect::Apply { object, digest } => of_request(crate::owned::apply(cluster, object, digest).await),
+        Effect::Delete { object, uid } => of_request(crate::owned::delete(cluster, object, uid).await),
         Effect::ReleaseFinalizer => of_request(release(cluster).await),
     }
 }

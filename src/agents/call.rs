@@ -7,8 +7,8 @@ use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{
         self, AddSlotsRequest, AgentState, AttachRequest, Done, ForgetRequest, GreetRequest, MeetRequest,
-        PauseReply, PauseRequest, PromiseRequest, PromoteRequest, Promotion, ServerRequest, TellRequest,
-        agent_client::AgentClient,
+        MigrateSlotsRequest, PauseReply, PauseRequest, PromiseRequest, PromoteRequest, Promotion,
+        ServerRequest, TellRequest, agent_client::AgentClient,
     },
 };
 use valkeeper_core::{
@@ -187,6 +187,24 @@ impl AgentLink {
             config_epoch: config_epoch.unwrap_or_default(),
         };
         self.call(CALL_MAX, |mut agent| async move { agent.add_slots(request).await })
+            .await
+            .map(|done| self.learn(done))
+    }
+
+    /// The server's node hands slots over to another, which goes on by itself once the job is accepted.
+    ///
+    /// # Errors
+    /// [`CallError`].
+    pub async fn migrate_slots(
+        &self,
+        server: &Server,
+        slots: &SlotSet,
+        to: &NodeId,
+    ) -> Result<(), CallError> {
+        let (epoch, run_id) = (self.epoch().0, server.run_id.clone());
+        let request =
+            MigrateSlotsRequest { epoch, run_id, slots: slots.to_string(), node_id: to.to_string() };
+        self.call(CALL_MAX, |mut agent| async move { agent.migrate_slots(request).await })
             .await
             .map(|done| self.learn(done))
     }

@@ -174,6 +174,16 @@ impl Local {
             .await
     }
 
+    /// `CLUSTER MIGRATESLOTS`: the job is accepted, and goes on by itself.
+    pub async fn migrate_slots(&self, slots: &SlotSet, to: &NodeId) -> Result<(), Error> {
+        let mut migrate = cmd("CLUSTER");
+        migrate.arg("MIGRATESLOTS").arg("SLOTSRANGE");
+        for (first, last) in slots.runs() {
+            migrate.arg(first).arg(last);
+        }
+        self.ask(migrate.arg("NODE").arg(to.to_string())).await
+    }
+
     /// `CLUSTER FORGET`; a node that it does not know is forgotten.
     pub async fn forget_node(&self, id: &NodeId) -> Result<(), Error> {
         match self.ask(cmd("CLUSTER").arg("FORGET").arg(id.to_string())).await {

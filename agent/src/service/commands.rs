@@ -297,6 +297,11 @@ impl proto::agent_server::Agent for Commands {
         whole(async move { all.forget_whole(request).await }).await
     }
 
+    async fn migrate_slots(&self, request: Request<proto::MigrateSlotsRequest>) -> Answer<proto::Done> {
+        let all = self.clone();
+        whole(async move { all.migrate_slots_whole(request).await }).await
+    }
+
     async fn fence(&self, request: Request<proto::ServerRequest>) -> Answer<proto::Done> {
         let proto::ServerRequest { epoch, run_id } = Self::from_operator(request)?;
         if run_id.is_empty() {

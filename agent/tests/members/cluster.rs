@@ -2,9 +2,9 @@
 
 use super::{
     APPEND_ONLY, NOTHING, SNAPSHOTS,
-    support::{Member, Shard, eventually, signal},
+    support::{Member, PATIENCE, Shard, eventually, signal},
 };
-use std::fs;
+use std::{fs, time::Instant};
 use tonic::{Code, Status};
 use valkeeper_agent::proto::{self, Promotion};
 use valkeeper_core::{
@@ -82,6 +82,38 @@ impl Shard {
             let known = member.node().await.knows.contains_key(&theirs)
                 && other.node().await.knows.contains_key(&mine);
             known.then_some(())
+        })
+        .await;
+    }
+
+    /// Two primaries that know each other. All slots and these keys are the first one's.
+    async fn pair(keys: usize) -> Shard {
+        let shard = Shard::with_nodes(2, NOTHING);
+        shard.begin(0, 5, "0-16383").await;
+        shard.at_gate(1, EPOCH).await;
+        shard.promote_by(1, 5, Promotion::Open).await.unwrap();
+        shard.meet(0, &shard.members[1]).await;
+        shard.members[0].fill(keys).await;
+        shard
+    }
+
+    /// What makes the first one hand slots over to the second.
+    async fn handing(&self, slots: &str) -> proto::MigrateSlotsRequest {
+        proto::MigrateSlotsRequest {
+            epoch: EPOCH,
+            run_id: self.members[0].field("run_id").await,
+            slots: slots.to_owned(),
+            node_id: self.members[1].node().await.id.to_string(),
+        }
+    }
+
+    /// Waits until the second has these slots and the first all others, to both of them.
+    async fn moved(&self, slots: &SlotSet) {
+        let (first, second) = (&self.members[0], &self.members[1]);
+        eventually("slots at their new owner", || async {
+            let (mine, theirs) = (first.node().await, second.node().await);
+            let moved = theirs.slots == *slots && mine.slots == SlotSet::all().without(slots);
+            (moved && mine.covered == SLOTS && theirs.covered == SLOTS).then_some(())
         })
         .await;
     }
@@ -327,4 +359,137 @@ async fn a_member_that_has_lost_its_node_begins_as_a_new_one_and_its_data_is_put
     let node = member.node().await;
     assert!(node.id != before && node.slots.is_empty());
     assert!(data.join("dump.rdb.aside").exists());
+}
+
+#[tokio::test]
+async fn slots_go_to_another_node_with_their_keys() {
+    const KEYS: usize = 200;
+    let shard = Shard::pair(KEYS).await;
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    let some = shard.handing("0-8000 9000").await;
+    shard.agent(0).await.migrate_slots(some).await.unwrap();
+    shard.moved(&"0-8000 9000".parse().unwrap()).await;
+    assert!(first.log().contains("the node hands slots over"));
+    let (left, gone) = (first.keys().await, second.keys().await);
+    assert!(left > 0 && gone > 0 && left + gone == KEYS, "{left} and {gone}");
+    for n in 0..KEYS {
+        let (read, slot) = (format!("GET key:{n}"), format!("CLUSTER KEYSLOT key:{n}"));
+        let is_moved = second.node().await.slots.contains(second.run(&slot).await.unwrap());
+        let (owner, other) = if is_moved { (second, first) } else { (first, second) };
+        assert_eq!(owner.run::<String>(&read).await.unwrap(), "value");
+        let refused = other.run::<String>(&read).await.unwrap_err();
+        assert_eq!(refused.code(), Some("MOVED"), "{refused}");
+    }
+
+    let rest = shard.handing("8001-8999 9001-16383").await;
+    shard.agent(0).await.migrate_slots(rest).await.unwrap();
+    shard.moved(&SlotSet::all()).await;
+    assert_eq!((first.keys().await, second.keys().await), (0, KEYS));
+    assert_eq!(first.node().await.primary, None, "who has given everything away stays what it is");
+    second.fill(KEYS + 1).await;
+}
+
+/// Writes of every kind that is streamed to another server otherwise than it was asked for, until the slots are not this node's any more;
+/// how many were acknowledged.
+async fn write_on(member: &Member) -> usize {
+    let mut connection = member.connect("default").await;
+    let begun = Instant::now();
+    let mut acknowledged = 0;
+    while begun.elapsed() < PATIENCE {
+        let mut writes = redis::pipe();
+        writes.atomic().cmd("INCR").arg("{a}count").cmd("RPUSH").arg("{a}list").arg(acknowledged);
+        let mut others = redis::pipe();
+        others.cmd("EVAL").arg("redis.call('SADD', KEYS[1], ARGV[1]); redis.call('SPOP', KEYS[1])");
+        others.arg(1).arg("{a}set").arg(acknowledged);
+        others.cmd("PFADD").arg("{a}log").arg(acknowledged).cmd("PFCOUNT").arg("{a}log");
+        others.cmd("SORT").arg("{a}list").arg("LIMIT").arg(0).arg(3).arg("STORE").arg("{a}sorted");
+        others.cmd("SET").arg("{a}short").arg(1).arg("PX").arg(1);
+        others.cmd("GETDEL").arg("{a}sorted").cmd("GETEX").arg("{a}count").arg("PERSIST");
+        if let Err(error) = writes.query_async::<redis::Value>(&mut connection).await {
+            assert!(error.to_string().to_uppercase().contains("MOVED"), "{error}");
+            return acknowledged;
+        }
+        acknowledged += 1;
+        let _: redis::RedisResult<redis::Value> = others.query_async(&mut connection).await;
+    }
+    panic!("the slots did not go within {PATIENCE:?}");
+}
+
+#[tokio::test]
+async fn slots_that_are_written_to_go_to_another_node_without_losing_a_write() {
+    let shard = Shard::pair(100).await;
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    let all = shard.handing("0-16383").await;
+    let handed = async {
+        eventually("writes", || async { first.run::<usize>("GET {a}count").await.ok() }).await;
+        shard.agent(0).await.migrate_slots(all).await.unwrap();
+    };
+    let (acknowledged, ()) = tokio::join!(write_on(first), handed);
+    shard.moved(&SlotSet::all()).await;
+    assert!(acknowledged > 0);
+    assert_eq!(second.run::<usize>("GET {a}count").await.unwrap(), acknowledged);
+    assert_eq!(second.run::<usize>("LLEN {a}list").await.unwrap(), acknowledged);
+}
+
+#[tokio::test]
+async fn slots_stay_where_they_are_if_anything_the_handover_was_decided_from_is_not_so() {
+    let shard = Shard::pair(10).await;
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    let right = shard.handing("0-100").await;
+    let mut agent = shard.agent(0).await;
+    let mut refused =
+        async |request: proto::MigrateSlotsRequest| agent.migrate_slots(request).await.unwrap_err().code();
+    let deposed = proto::MigrateSlotsRequest { epoch: 0, ..right.clone() };
+    assert_eq!(refused(deposed).await, Code::Aborted);
+    for (run_id, node_id) in [
+        ("0".repeat(40), right.node_id.clone()),
+        (right.run_id.clone(), "0".repeat(40)),
+        (right.run_id.clone(), first.node().await.id.to_string()),
+    ] {
+        let other = proto::MigrateSlotsRequest { run_id, node_id, ..right.clone() };
+        assert_eq!(refused(other.clone()).await, Code::FailedPrecondition, "{other:?}");
+    }
+    for malformed in [
+        proto::MigrateSlotsRequest { slots: String::new(), ..right.clone() },
+        proto::MigrateSlotsRequest { slots: "0-16384".to_owned(), ..right.clone() },
+        proto::MigrateSlotsRequest { node_id: "nobody".to_owned(), ..right.clone() },
+    ] {
+        assert_eq!(refused(malformed).await, Code::InvalidArgument);
+    }
+    // The second serves none of them.
+    let other = proto::MigrateSlotsRequest {
+        run_id: second.field("run_id").await,
+        node_id: first.node().await.id.to_string(),
+        ..right.clone()
+    };
+    let stranger = shard.agent(1).await.migrate_slots(other).await.unwrap_err();
+    assert_eq!(stranger.code(), Code::FailedPrecondition, "{stranger}");
+    for member in [first, second] {
+        let jobs: Vec<redis::Value> = member.run("CLUSTER GETSLOTMIGRATIONS").await.unwrap();
+        assert_eq!(jobs, [], "nothing was begun");
+    }
+
+    signal(first.server_pid().await, "KILL");
+    shard.at_gate(0, EPOCH).await;
+    let gated = shard.handing("0-100").await;
+    assert_eq!(refused(gated).await, Code::FailedPrecondition, "behind the gate it has nothing to give");
+    assert_eq!((first.node().await.slots, first.marker().await.is_some()), (SlotSet::all(), true));
+}
+
+#[tokio::test]
+async fn what_the_server_refuses_to_hand_over_comes_back_in_its_own_words() {
+    let shard = Shard::pair(10).await;
+    let second = &shard.members[1];
+    let request = shard.handing("0-100").await;
+    let target = second.server_pid().await;
+    // While the target does not answer, the job does not come to its end.
+    signal(target, "STOP");
+    let begun = shard.agent(0).await.migrate_slots(request.clone()).await;
+    let again = shard.agent(0).await.migrate_slots(request).await;
+    signal(target, "CONT");
+    begun.unwrap();
+    let refused = again.unwrap_err();
+    assert_eq!(refused.code(), Code::Unknown, "{refused}");
+    assert!(refused.message().contains("already migrating slot 0"), "{refused}");
+    shard.moved(&"0-100".parse().unwrap()).await;
 }

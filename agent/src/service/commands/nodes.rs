@@ -1,13 +1,22 @@
-//! What the operator tells a node of a Valkey Cluster: whom it meets, which slots it gets, whom it forgets.
+//! What the operator tells a node of a Valkey Cluster: whom it meets, which slots it gets or gives away, whom
+//! it forgets.
 
 use super::{Answer, Commands, address, failed, superseded};
-use crate::{local, service::malformed};
+use crate::{
+    local::{self, Look},
+    service::malformed,
+};
 use tonic::{Request, Status};
 use valkeeper_agent::{
     proto::{self, Promotion},
     wire,
 };
-use valkeeper_core::{nodes::Nodes, slots::SlotSet};
+use valkeeper_core::{
+    ids::NodeId,
+    info::{Info, RawRole},
+    nodes::Nodes,
+    slots::SlotSet,
+};
 
 /// Whether the node is what this promotion was decided for.
 pub fn is_so(by: Promotion, nodes: Option<&Nodes>) -> Result<(), Status> {
@@ -22,6 +31,22 @@ pub fn is_so(by: Promotion, nodes: Option<&Nodes>) -> Result<(), Status> {
         }
         (Promotion::Open | Promotion::Force | Promotion::Takeover | Promotion::Handover, Some(_)) => Ok(()),
     }
+}
+
+/// Whether the node may hand these slots over to that one. A target that is a replica would make a job that fails only later.
+fn may_give(info: &Info, nodes: Option<&Nodes>, slots: &SlotSet, to: &NodeId) -> Result<(), Status> {
+    let Some(nodes) = nodes else { return Err(superseded("it is not in Cluster mode")) };
+    if info.role != RawRole::Primary || nodes.myself.primary.is_some() {
+        return Err(superseded("it is not a primary that serves"));
+    }
+    let missing = slots.without(&nodes.myself.slots);
+    if !missing.is_empty() {
+        return Err(superseded(format!("its node does not serve the slots {missing}")));
+    }
+    if nodes.others.iter().any(|other| other.id == *to && other.primary.is_none()) {
+        return Ok(());
+    }
+    Err(superseded(format!("its node knows no primary {to}")))
 }
 
 impl Commands {
@@ -65,6 +90,23 @@ impl Commands {
             self.0.seen(look);
             tracing::info!(slots = %missing, "the node has more slots");
         }
+        self.done()
+    }
+
+    pub(super) async fn migrate_slots_whole(
+        &self,
+        request: Request<proto::MigrateSlotsRequest>,
+    ) -> Answer<proto::Done> {
+        let proto::MigrateSlotsRequest { epoch, run_id, slots, node_id } = Self::from_operator(request)?;
+        let to = wire::node(&node_id, "node_id").map_err(malformed)?;
+        let slots = slots.parse::<SlotSet>().ok().filter(|slots| !slots.is_empty());
+        let slots = slots.ok_or_else(|| malformed(wire::Malformed("slots")))?;
+        self.obey(epoch, |_| Ok(())).await?;
+        let _acting = self.0.acting.lock().await;
+        let Look { info, nodes, .. } = self.checked(&run_id).await?;
+        may_give(&info, nodes.as_ref(), &slots, &to)?;
+        self.0.local.migrate_slots(&slots, &to).await.map_err(|error| failed(&error))?;
+        tracing::info!(%slots, %to, "the node hands slots over");
         self.done()
     }
 
