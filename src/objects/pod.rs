@@ -71,8 +71,7 @@ fn annotations(scene: &Scene<'_>) -> Map<String, Value> {
     let workload = &scene.parsed.workload;
     let credentials = &scene.context.credentials;
     let config = digest::text(&workload.config.render(), &DigestKey::none());
-    let users =
-        digest::text(&secret::users(credentials, scene.topology()), &DigestKey::of(&credentials.operator));
+    let users = digest::text(&secret::given_users(scene).1, &DigestKey::of(&credentials.operator));
     let mut all = object(&scene.cluster.spec.pod_annotations);
     all.insert(ANNOTATION_CONFIG.to_owned(), json!(config.0));
     all.insert(ANNOTATION_USERS.to_owned(), json!(users.0));
@@ -234,7 +233,10 @@ fn volumes(scene: &Scene<'_>, shard: ShardId) -> Value {
             // Readable for the server's group only.
             "defaultMode": 0o440,
             // The plain passwords in the Secret are for the operator: they stay out of the pod.
-            "items": [{ "key": "users.acl", "path": "users.acl" }, { "key": "auth.conf", "path": "auth.conf" }],
+            "items": [
+                { "key": secret::given_users(scene).0, "path": "users.acl" },
+                { "key": "auth.conf", "path": "auth.conf" },
+            ],
         }}),
         json!({ "name": "identity", "secret": {
             "secretName": names::identity(scene.name(), shard),

@@ -2,7 +2,7 @@
 //! bytes in them.
 
 use super::{Scene, names};
-use crate::api::{Invalid, v1alpha1::SecretKeyRef};
+use crate::api::{Invalid, parse::ATOMIC_SLOTS_SINCE, v1alpha1::SecretKeyRef};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use rand::{Rng, distr::Alphanumeric};
 use serde_json::{Value, json};
@@ -22,10 +22,29 @@ const PASSWORD_LENGTH: usize = 32;
 const KEY_OPERATOR: &str = "operator-password";
 const KEY_REPLICA: &str = "replica-password";
 const KEY_DEFAULT: &str = "default-password";
-const OPERATOR_RULES: &str = "+ping +info +role";
-/// The same in a Valkey Cluster: nodes, and whether the gate is open.
-const OPERATOR_RULES_CLUSTER: &str = "+ping +info +role +cluster|nodes +acl|users";
-const REPLICA_RULES: &str = "+ping +psync +replconf +sync";
+/// Who may do what.
+struct Rules {
+    operator: &'static str,
+    replica: &'static str,
+}
+
+const RULES: Rules = Rules { operator: "+ping +info +role", replica: "+ping +psync +replconf +sync" };
+/// In a Valkey Cluster the operator looks at nodes, and whether the gate is open.
+const RULES_CLUSTER: Rules =
+    Rules { operator: "+ping +info +role +cluster|nodes +acl|users", replica: RULES.replica };
+/// From Valkey 9.0 on it looks at jobs as well. What a shard hands over to another is executed there as the user of replication: the keys,
+/// and then whatever is written meanwhile. None of it empties a data set or goes elsewhere.
+const RULES_HANDING_OVER: Rules = Rules {
+    operator: "+ping +info +role +cluster|nodes +acl|users +cluster|getslotmigrations",
+    replica: "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|syncslots \
+        -flushall -flushdb -migrate -swapdb",
+};
+
+/// The users of servers below 9.0, and where there is no Valkey Cluster.
+const KEY_USERS: &str = "users.acl";
+/// The users of servers in a Valkey Cluster from 9.0 on. While an upgrade is under way both kinds run, and a server that does not know a
+/// word of its file does not start.
+const KEY_USERS_HANDING_OVER: &str = "users-9.0.acl";
 
 /// A secret text. It is shown only by `expose`, so that each use can be found.
 #[derive(Clone, PartialEq, Eq)]
@@ -107,34 +126,52 @@ fn value(secret: &Secret, key: &str) -> Option<SecretText> {
 }
 
 pub(super) fn system(scene: &Scene<'_>) -> Value {
-    let Credentials { default, operator, replica } = &scene.context.credentials;
+    let credentials = &scene.context.credentials;
+    let Credentials { default, operator, replica } = credentials;
+    let mut data = json!({
+        // The included file: a password in valkey.conf would be in a ConfigMap.
+        "auth.conf": encoded(&format!("primaryuser {USER_REPLICA}\nprimaryauth {}\n", replica.expose())),
+        KEY_DEFAULT: encoded(default.expose()),
+        KEY_OPERATOR: encoded(operator.expose()),
+        KEY_REPLICA: encoded(replica.expose()),
+    });
+    for (key, rules) in rules(scene.topology()) {
+        data[key] = encoded(&users(credentials, rules));
+    }
     json!({
         "apiVersion": "v1",
         "kind": "Secret",
         "metadata": scene.metadata(&names::system(scene.name()), None),
         "type": "Opaque",
-        "data": {
-            "users.acl": encoded(&users(&scene.context.credentials, scene.topology())),
-            // The included file: a password in valkey.conf would be in a ConfigMap.
-            "auth.conf": encoded(&format!("primaryuser {USER_REPLICA}\nprimaryauth {}\n", replica.expose())),
-            KEY_DEFAULT: encoded(default.expose()),
-            KEY_OPERATOR: encoded(operator.expose()),
-            KEY_REPLICA: encoded(replica.expose()),
-        },
+        "data": data,
     })
 }
 
+/// The files of users that there are, by their keys: that of the oldest servers first.
+fn rules(topology: Topology) -> &'static [(&'static str, &'static Rules)] {
+    match topology {
+        Topology::Replication => &[(KEY_USERS, &RULES)],
+        Topology::Cluster => &[(KEY_USERS, &RULES_CLUSTER), (KEY_USERS_HANDING_OVER, &RULES_HANDING_OVER)],
+    }
+}
+
+/// What a pod's server is given of it: the key in the Secret `<name>-system`, and the text.
+pub(super) fn given_users(scene: &Scene<'_>) -> (&'static str, String) {
+    let handing_over = scene.parsed.workload.config.version >= ATOMIC_SLOTS_SINCE;
+    let files = rules(scene.topology());
+    let given = if handing_over { files.last() } else { files.first() };
+    let (key, rules) = given.copied().unwrap_or((KEY_USERS, &RULES));
+    (key, users(&scene.context.credentials, rules))
+}
+
 /// users.acl: hashes only. Rules are read from left to right, a user starts with nothing allowed.
-pub(super) fn users(credentials: &Credentials, topology: Topology) -> String {
+fn users(credentials: &Credentials, rules: &Rules) -> String {
     let Credentials { default, operator, replica } = credentials;
-    let operator_rules = match topology {
-        Topology::Replication => OPERATOR_RULES,
-        Topology::Cluster => OPERATOR_RULES_CLUSTER,
-    };
+    let Rules { operator: operator_rules, replica: replica_rules } = rules;
     format!(
         "user {USER_DEFAULT} on {} ~* &* +@all\n\
          user {USER_OPERATOR} on {} resetchannels -@all {operator_rules}\n\
-         user {USER_REPLICA} on {} resetchannels -@all {REPLICA_RULES}\n",
+         user {USER_REPLICA} on {} resetchannels -@all {replica_rules}\n",
         default.hashed(),
         operator.hashed(),
         replica.hashed(),

@@ -312,11 +312,6 @@ fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
     let names: Vec<&str> = users.lines().map(|l| l.split(' ').nth(1).unwrap()).collect();
     assert_eq!(names, ["default", "valkeeper", "replica"]);
     assert!(users.lines().nth(1).unwrap().ends_with("resetchannels -@all +ping +info +role"));
-    let nodes: Secret =
-        serde_json::from_value(find(&rendered(valkey_cluster()), "Secret/orders-system").value).unwrap();
-    let of_nodes = String::from_utf8(nodes.data.unwrap()["users.acl"].0.clone()).unwrap();
-    let more = "+ping +info +role +cluster|nodes +acl|users";
-    assert_eq!(of_nodes, users.replace("+ping +info +role", more), "only the operator sees more");
     assert!(users.lines().all(|l| l.split(' ').nth(3).unwrap().len() == 65));
     assert!(!users.contains(context().credentials.operator.expose()));
     let auth = read("Secret/orders-system", "auth.conf");
@@ -330,6 +325,43 @@ fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
     );
     let set = find(&objects, "StatefulSet/orders-0").value.to_string();
     assert!(!set.contains("operator-password"), "the plain passwords are not mounted");
+}
+
+#[test]
+fn a_server_gets_the_users_that_its_version_understands_also_while_others_are_upgraded() {
+    let of = |image: &str| {
+        let mut spec = valkey_cluster();
+        spec["image"] = json!(image);
+        let objects = rendered(spec);
+        let secret: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value).unwrap();
+        let set: StatefulSet = serde_json::from_value(find(&objects, "StatefulSet/orders-0").value).unwrap();
+        let volumes = set.spec.unwrap().template.spec.unwrap().volumes.unwrap();
+        let mounted = volumes.into_iter().find_map(|v| v.secret).unwrap().items.unwrap().remove(0);
+        assert_eq!(mounted.path, "users.acl");
+        (secret.data.unwrap(), mounted.key)
+    };
+    let text =
+        |data: &BTreeMap<String, ByteString>, key: &str| String::from_utf8(data[key].0.clone()).unwrap();
+    let ends = |text: &str| -> Vec<String> {
+        text.lines().map(|line| line.split_once("-@all ").unwrap_or_default().1.to_owned()).collect()
+    };
+    let (old, mounted) = of("v:8.1.4");
+    let users = text(&old, &mounted);
+    assert_eq!(
+        ends(&users)[1..],
+        ["+ping +info +role +cluster|nodes +acl|users", "+ping +psync +replconf +sync"]
+    );
+    let (new, mounted) = of("v:9.0.0");
+    assert_eq!(text(&new, "users.acl"), users, "who is still old starts with what it knows");
+    assert_eq!(text(&old, &mounted), text(&new, &mounted), "and who is new finds its own at once");
+    assert_eq!(
+        ends(&text(&new, &mounted))[1..],
+        [
+            "+ping +info +role +cluster|nodes +acl|users +cluster|getslotmigrations",
+            "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|syncslots -flushall -flushdb \
+             -migrate -swapdb"
+        ]
+    );
 }
 
 #[test]

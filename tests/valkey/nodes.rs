@@ -11,7 +11,7 @@ use valkeeper_core::{
     config::{GATE_USER_BLANK, GATE_USER_HISTORY},
     ids::Timestamp,
     info::RawRole,
-    observation::{Link, NodeFacts, Observed, ServerRole, Source, Why},
+    observation::{Export, ExportState, Link, NodeFacts, Observed, ServerRole, Source, Why},
     spec::Topology,
 };
 
@@ -65,6 +65,51 @@ async fn a_node_says_in_one_look_who_it_is_what_it_owns_and_whom_it_knows() {
     other.run::<String>(&format!("CLUSTER REPLICATE {}", met.id)).await.unwrap();
     let replica = eventually("a replica", || async { says(&to_other).await.primary }).await;
     assert_eq!(replica, met.id);
+}
+
+#[tokio::test]
+async fn a_node_says_what_it_hands_over_and_with_valkeys_words_why_that_came_to_nothing() {
+    let bus_port = free_port();
+    let (one, other) = (node(free_port()).await, node(bus_port).await);
+    one.run::<String>("ACL SETUSER valkeeper +cluster|getslotmigrations").await.unwrap();
+    one.run::<String>("CLUSTER ADDSLOTSRANGE 0 99").await.unwrap();
+    other.run::<String>("CLUSTER ADDSLOTSRANGE 100 16383").await.unwrap();
+    one.run::<String>(&format!("CLUSTER MEET 127.0.0.1 {} {bus_port}", other.port)).await.unwrap();
+    let (link, to_other) = (link(&one), link(&other));
+    let target = says(&to_other).await.id;
+    // Its slot is 0.
+    eventually("a key", || async { one.run::<String>("SET 06S value").await.ok() }).await;
+    assert_eq!((present(&link).await.keys, present(&to_other).await.keys), (Some(1), Some(0)));
+    let words = format!("CLUSTER MIGRATESLOTS SLOTSRANGE 5 6 9 9 NODE {target}");
+    let hand_over = || one.run::<String>(&words);
+    eventually("a job that is accepted", || async { hand_over().await.ok() }).await;
+    let failed = eventually("a job that failed", || async {
+        let exports = says(&link).await.exports;
+        let [Export { slots, to, state: ExportState::Failed(words) }] = exports.as_slice() else {
+            return None;
+        };
+        Some((slots.to_string(), to.clone(), words.clone()))
+    })
+    .await;
+    // The user of replication may not give slots to another.
+    assert_eq!((failed.0.as_str(), &failed.1), ("5-6 9", &target));
+    assert!(failed.2.contains("NOPERM"), "{}", failed.2);
+    other.run::<String>("ACL SETUSER replication +cluster|syncslots").await.unwrap();
+    other.signal("STOP");
+    let accepted = hand_over().await;
+    let exports = says(&link).await.exports;
+    other.signal("CONT");
+    accepted.unwrap();
+    assert_eq!(
+        exports,
+        [Export { slots: "5-6 9".parse().unwrap(), to: target, state: ExportState::Running }]
+    );
+    let done = eventually("slots that were handed over", || async {
+        let said = says(&link).await;
+        (said.slots.len() == 97).then_some(said)
+    })
+    .await;
+    assert_eq!((done.exports, done.slots.contains(5)), (Vec::new(), false));
 }
 
 #[tokio::test]
