@@ -96,7 +96,12 @@ impl World {
             _ if apart => (Observed::Unknown(Why::Silent), None),
             None => (Observed::Absent, None),
             Some(p) if p.frozen => (Observed::Unknown(Why::Silent), None),
-            Some(p) => answer(p, now, u32::try_from(replicas_online).unwrap_or(u32::MAX)),
+            Some(p) => {
+                let (server, reading) = answer(p, now, u32::try_from(replicas_online).unwrap_or(u32::MAX));
+                // Nobody asks for keys where there are no slots to move.
+                let keys = |reading: &Reading| reading.keys.filter(|_| self.is_cluster());
+                (server, reading.map(|r| Reading { keys: keys(&r), ..r }))
+            }
         };
         let agent = match self.agent_facts(id).filter(|_| !apart) {
             Some(facts) => Observed::Present(facts),
