@@ -6,7 +6,7 @@ mod scenarios;
 mod support;
 
 use anyhow::Context;
-use scenarios::{SCENARIOS, Scenario, World};
+use scenarios::{BY_HAND, SCENARIOS, Scenario, World};
 use std::{
     process::ExitCode,
     time::{Duration, Instant},
@@ -16,6 +16,8 @@ use support::{Place, audit_log::AuditLog, journal::Journal, operator::Operator, 
 /// Longest time for one scenario with its questions: repeated kills wait for kubelet's back-off, and the operator may be asked to stay
 /// away for ten minutes.
 const SCENARIO_MAX: Duration = Duration::from_secs(1_200);
+/// The same of one that runs only by hand: twenty changes of the number of shards, each with pods that start.
+const BY_HAND_MAX: Duration = Duration::from_secs(3_600);
 /// Lines of logs and journal that a failure shows.
 const TAIL_LINES: i64 = 25;
 
@@ -43,13 +45,16 @@ async fn run(chosen: &[String]) -> anyhow::Result<bool> {
     let wanted =
         |s: &&Scenario| chosen.is_empty() || chosen.iter().any(|word| s.name.contains(word.as_str()));
     let (mut passed, mut failed, mut skipped) = (0, 0, 0);
-    for scenario in SCENARIOS.iter().filter(wanted) {
+    let named = |s: &&Scenario| chosen.iter().any(|word| s.name == word);
+    let usual = SCENARIOS.iter().filter(wanted).map(|scenario| (scenario, SCENARIO_MAX));
+    let by_hand = BY_HAND.iter().filter(named).map(|scenario| (scenario, BY_HAND_MAX));
+    for (scenario, longest) in usual.chain(by_hand) {
         if place == Place::Existing && scenario.needs_nodes {
             println!("skip {}: it needs the nodes of the local cluster", scenario.name);
             skipped += 1;
             continue;
         }
-        if tell(&world, scenario).await { passed += 1 } else { failed += 1 }
+        if tell(&world, scenario, longest).await { passed += 1 } else { failed += 1 }
     }
     world.clean_up().await.context("cleaning up")?;
     let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
@@ -58,11 +63,11 @@ async fn run(chosen: &[String]) -> anyhow::Result<bool> {
 }
 
 /// Runs one scenario and prints how it went. True if it passed.
-async fn tell(world: &World, scenario: &Scenario) -> bool {
+async fn tell(world: &World, scenario: &Scenario, longest: Duration) -> bool {
     let begun = Instant::now();
-    let outcome = tokio::time::timeout(SCENARIO_MAX, whole(world, scenario)).await;
+    let outcome = tokio::time::timeout(longest, whole(world, scenario)).await;
     let seconds = begun.elapsed().as_secs_f64();
-    match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done after {} s", SCENARIO_MAX.as_secs()))) {
+    match outcome.unwrap_or_else(|_| Err(anyhow::anyhow!("not done after {} s", longest.as_secs()))) {
         Ok(figures) => {
             println!("ok   {:<22} {seconds:6.1} s  {figures}", scenario.name);
             true

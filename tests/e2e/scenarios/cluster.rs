@@ -19,9 +19,9 @@ use std::{
 };
 
 /// Shards of the Valkey Cluster under test: the fewest of which a majority is left when one primary is lost.
-const SHARDS: u16 = 3;
+pub(super) const SHARDS: u16 = 3;
 /// Replicas of each shard.
-const REPLICAS: u16 = 1;
+pub(super) const REPLICAS: u16 = 1;
 /// Names of the writers: each writes to the shard of that number.
 const CLIENTS: [&str; 3] = ["0", "1", "2"];
 /// Acknowledged writes of each writer before a fault.
@@ -31,16 +31,16 @@ const KEYS: usize = 600;
 /// Bound on each wait of a client that writes and reads single keys.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 /// Until each shard is served, and its primary has its replica in sync again: kubelet's back-off is the longest part.
-const SETTLED_MAX: Duration = Duration::from_secs(120);
+pub(super) const SETTLED_MAX: Duration = Duration::from_secs(120);
 /// Until every node sees what the primaries saw when the cluster became Ready: gossip tells it within a node timeout or two.
-const GOSSIP_MAX: Duration = Duration::from_secs(10);
+pub(super) const GOSSIP_MAX: Duration = Duration::from_secs(10);
 
 /// The Valkey Cluster of the scenarios.
 pub fn ledger() -> Value {
     sized(SHARDS, REPLICAS)
 }
 
-fn sized(shards: u16, replicas: u16) -> Value {
+pub(super) fn sized(shards: u16, replicas: u16) -> Value {
     let mut spec = spec();
     spec["topology"] = json!("Cluster");
     spec["shards"] = json!(shards);
@@ -48,13 +48,13 @@ fn sized(shards: u16, replicas: u16) -> Value {
     spec
 }
 
-fn members_of(shards: u16, replicas: u16) -> usize {
+pub(super) fn members_of(shards: u16, replicas: u16) -> usize {
     usize::from(shards) * (usize::from(replicas) + 1)
 }
 
 /// A shard whose roles are as they shall be.
 #[derive(Clone, Debug)]
-struct Shard {
+pub(super) struct Shard {
     number: u16,
     primary: Member,
 }
@@ -135,7 +135,7 @@ async fn formed(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result
 }
 
 /// Every node serves all slots, and knows its fellow members and nobody else.
-async fn acquainted(subject: &Subject, count: usize) -> anyhow::Result<()> {
+pub(super) async fn acquainted(subject: &Subject, count: usize) -> anyhow::Result<()> {
     let known = count.to_string();
     nodes_say(subject, count, &[("cluster_known_nodes", known.as_str())]).await
 }
@@ -194,7 +194,7 @@ async fn shards_now(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Re
 }
 
 /// Waits until a fault may come: all slots are served by every node's word, and each primary has its replicas.
-async fn settled(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<Vec<Shard>> {
+pub(super) async fn settled(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<Vec<Shard>> {
     let found = until("every shard to have its primary and replicas", SETTLED_MAX, || async {
         nodes_say(subject, members_of(shards, replicas), &[]).await?;
         shards_now(subject, shards, replicas).await
@@ -215,7 +215,7 @@ async fn tags(subject: &Subject, shards: &[Shard]) -> anyhow::Result<Vec<Tag>> {
 }
 
 /// A client that begins at any member that answers.
-async fn client(subject: &Subject, timeout: Duration) -> anyhow::Result<Client> {
+pub(super) async fn client(subject: &Subject, timeout: Duration) -> anyhow::Result<Client> {
     let roles = subject.roles().await?;
     let first = roles.iter().find_map(|(member, _)| member.address).context("nobody answers")?;
     Ok(Client::new(subject.reach.clone(), first, subject.password().await?, timeout))
@@ -405,7 +405,7 @@ impl Outages {
 }
 
 /// The members of a set of numbers, read from its owner.
-async fn kept(subject: &Subject, key: &str) -> anyhow::Result<HashSet<u64>> {
+pub(super) async fn kept(subject: &Subject, key: &str) -> anyhow::Result<HashSet<u64>> {
     let (mut client, key) = (client(subject, TIMEOUT_READ).await?, key.to_owned());
     let read = move || client.call(&["SMEMBERS", &key]);
     let reply = tokio::task::spawn_blocking(read).await??;

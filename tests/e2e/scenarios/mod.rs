@@ -11,6 +11,7 @@ mod kills;
 mod leadership;
 mod life;
 mod operator_away;
+mod reshard;
 mod secrets;
 mod silence;
 mod spec_change;
@@ -110,7 +111,13 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-two-killed", WithAReadyLedger, false, cluster::two_killed),
     scenario!("cluster-kill-alone", WithAReadyLedger, false, cluster::kill_alone),
     scenario!("cluster-all-deleted", WithAReadyLedger, false, cluster::all_deleted),
+    scenario!("reshard-out-in", WithAReadyLedger, false, reshard::out_in),
+    scenario!("reshard-faults", WithAReadyLedger, true, reshard::faults),
+    scenario!("reshard-never-starts", WithAReadyLedger, true, reshard::never_starts),
 ];
+
+/// Those that take too long for every run: only when they are asked for by their whole name.
+pub const BY_HAND: &[Scenario] = &[scenario!("reshard-rounds", WithAReadyLedger, false, reshard::rounds)];
 
 /// Everything a scenario works with.
 pub struct World {

@@ -173,10 +173,17 @@ impl Journal {
         found.as_array().map(Vec::len).with_context(|| format!("not a list: {text}"))
     }
 
+    /// What the audit knows of each reshard.
+    pub fn reshards(&self) -> anyhow::Result<Vec<Value>> {
+        let text = self.ask(&["audit", "reshard", "-o", "json"])?;
+        serde_json::from_str(&text).with_context(|| text.clone())
+    }
+
     /// The journal is what was written, holds every invariant, and today's rules decide the same; wrong rules do not.
     pub fn holds(&self) -> anyhow::Result<()> {
         self.ask(&["verify"])?;
         self.ask(&["diverge"])?;
+        self.ask(&["audit", "reshard"])?;
         // Rules that never promote can only differ where something was promoted.
         if self.failovers()? == 0 {
             return Ok(());

@@ -6,6 +6,7 @@
 pub mod audit_log;
 pub mod breakdown;
 pub mod journal;
+pub mod keys;
 pub mod load;
 pub mod net;
 pub mod operator;

@@ -134,13 +134,17 @@ impl Connection {
 
     /// Sends one command and reads its answer. After an error the connection is of no more use.
     pub fn call(&mut self, words: &[&str]) -> io::Result<Reply> {
-        let mut text = format!("*{}\r\n", words.len());
-        for word in words {
-            text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
-        }
-        self.writer.write_all(text.as_bytes())?;
+        self.writer.write_all(command(words).as_bytes())?;
         self.writer.flush()?;
         self.read()
+    }
+
+    /// Sends commands all at once and reads their answers, in order. Answers of so many must fit into what the network buffers.
+    pub fn call_all(&mut self, commands: &[Vec<&str>]) -> io::Result<Vec<Reply>> {
+        let text: String = commands.iter().map(|words| command(words)).collect();
+        self.writer.write_all(text.as_bytes())?;
+        self.writer.flush()?;
+        commands.iter().map(|_| self.read()).collect()
     }
 
     fn read(&mut self) -> io::Result<Reply> {
@@ -185,6 +189,14 @@ impl Connection {
         let found = text.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'));
         Ok(found.map(|value| value.trim_end().to_owned()))
     }
+}
+
+fn command(words: &[&str]) -> String {
+    let mut text = format!("*{}\r\n", words.len());
+    for word in words {
+        text.push_str(&format!("${}\r\n{word}\r\n", word.len()));
+    }
+    text
 }
 
 /// What a server says it is.

@@ -15,6 +15,11 @@ const REDIRECTIONS_MAX: usize = 5;
 /// shards is missed.
 const TAGS_MAX: usize = 100;
 
+/// Slots of a Valkey Cluster.
+pub const COUNT: u16 = 16_384;
+/// Commands that are sent before the first answer is read: their answers fit into a socket's buffers.
+pub const AT_ONCE: usize = 1_000;
+
 /// A run of slots and the node that serves it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Run {
@@ -58,6 +63,37 @@ fn run(entry: &Reply) -> Option<Run> {
 /// The node that serves a slot.
 pub fn owner(runs: &[Run], slot: u16) -> Option<IpAddr> {
     runs.iter().find(|run| run.first <= slot && slot <= run.last).map(|run| run.owner)
+}
+
+/// How many slots each node serves.
+pub fn counts(runs: &[Run]) -> BTreeMap<IpAddr, usize> {
+    let mut counts = BTreeMap::new();
+    for Run { first, last, owner } in runs {
+        *counts.entry(*owner).or_default() += usize::from(*last) + 1 - usize::from(*first);
+    }
+    counts
+}
+
+/// The slots of keys.
+pub fn of_keys(node: &mut Connection, keys: &[String]) -> io::Result<Vec<u16>> {
+    let mut slots = Vec::new();
+    for some in keys.chunks(AT_ONCE) {
+        let asked: Vec<Vec<&str>> = some.iter().map(|key| vec!["CLUSTER", "KEYSLOT", key]).collect();
+        for reply in node.call_all(&asked)? {
+            let slot = reply.integer().and_then(|slot| u16::try_from(slot).ok());
+            slots.push(slot.ok_or_else(|| io::Error::other(format!("CLUSTER KEYSLOT: {reply:?}")))?);
+        }
+    }
+    Ok(slots)
+}
+
+/// For each of some slots a tag whose slot is as near as a thousand tags come.
+pub fn tags_near(node: &mut Connection, wanted: &[u16]) -> io::Result<Vec<Tag>> {
+    let texts: Vec<String> = (0..AT_ONCE).map(|number| number.to_string()).collect();
+    let slots = of_keys(node, &texts)?;
+    let near = |wanted: &u16| texts.iter().zip(&slots).min_by_key(|(_, slot)| slot.abs_diff(*wanted));
+    let tags = wanted.iter().filter_map(near).map(|(text, slot)| Tag { text: text.clone(), slot: *slot });
+    Ok(tags.collect())
 }
 
 /// A tag for each node that serves slots, by its address.
