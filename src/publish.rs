@@ -404,6 +404,21 @@ mod tests {
     }
 
     #[test]
+    fn slots_on_their_way_are_counted_and_what_nobody_knows_is_left_out() {
+        let shown = |resharding| serde_json::to_value(shown_resharding(resharding)).unwrap();
+        let begun = projection::Resharding { slots_left: 3_277, ..projection::Resharding::default() };
+        assert_eq!(shown(begun.clone()), serde_json::json!({ "slotsMoved": 0, "slotsLeft": 3277 }));
+        let message = Some("0-0: -NOAUTH".to_owned());
+        let failed = projection::Resharding { slots_moved: 12, seconds_left: Some(40), message, ..begun };
+        assert_eq!(
+            shown(failed),
+            serde_json::json!({ "slotsMoved": 12, "slotsLeft": 3277, "secondsLeft": 40, "message": "0-0: -NOAUTH" })
+        );
+        let quiet = serde_json::to_value(status(&ClusterState::default(), &resource(), None)).unwrap();
+        assert_eq!(quiet.get("resharding"), None);
+    }
+
+    #[test]
     fn a_broken_journal_is_not_ready_and_says_why() {
         let broken = valkeeper_journal::Error::HeadMoved { expected: "7".into(), actual: "5".into() };
         let status = status(&ClusterState::default(), &resource(), Some(&Error::Journal(broken)));

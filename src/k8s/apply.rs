@@ -231,7 +231,8 @@ async fn patch_object<K: Owned>(client: &Client, live: &K, what: &str, patch: &V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::apimachinery::pkg::apis::meta::v1::OwnerReference;
+    use k8s_openapi::{api::apps::v1::StatefulSet, apimachinery::pkg::apis::meta::v1::OwnerReference};
+    use std::sync::{Arc, Mutex};
 
     fn meta(labels: &[(&str, &str)], owner: Option<&str>) -> ObjectMeta {
         ObjectMeta {
@@ -240,6 +241,48 @@ mod tests {
                 .map(|uid| vec![OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() }]),
             ..ObjectMeta::default()
         }
+    }
+
+    /// What an API server was asked, and its client; it answers with this code.
+    async fn api_server(code: u16) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let told = Arc::clone(&asked);
+        let answer = move |request: axum::extract::Request| async move {
+            let line = format!("{} {}", request.method(), request.uri().path());
+            let body = axum::body::to_bytes(request.into_body(), 10_000).await.unwrap();
+            told.lock().unwrap().push(format!("{line} {}", String::from_utf8_lossy(&body)));
+            let status = json!({ "apiVersion": "v1", "kind": "Status", "code": code, "message": "words",
+                "status": if code == 200 { "Success" } else { "Failure" } });
+            let code = axum::http::StatusCode::from_u16(code).unwrap();
+            (code, [("content-type", "application/json")], status.to_string())
+        };
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
+        tokio::spawn(async { axum::serve(listener, axum::Router::new().fallback(answer)).await });
+        (Client::try_from(kube::Config::new(url)).unwrap(), asked)
+    }
+
+    #[tokio::test]
+    async fn an_object_is_deleted_by_name_and_uid_and_what_it_owns_after_it() {
+        let (client, asked) = api_server(200).await;
+        assert_eq!(delete::<StatefulSet>(&client, "shop", "ledger-3", "u-3").await.unwrap(), None);
+        let asked = asked.lock().unwrap().pop().unwrap();
+        let (line, body) = asked.split_once(" {").unwrap();
+        assert_eq!(line, "DELETE /apis/apps/v1/namespaces/shop/statefulsets/ledger-3");
+        let body: Value = serde_json::from_str(&format!("{{{body}")).unwrap();
+        assert_eq!(
+            (&body["preconditions"]["uid"], &body["propagationPolicy"]),
+            (&json!("u-3"), &json!("Background"))
+        );
+    }
+
+    #[tokio::test]
+    async fn what_is_gone_needs_no_deletion_and_a_namesake_is_left_alone() {
+        let (client, _) = api_server(404).await;
+        assert_eq!(delete::<StatefulSet>(&client, "shop", "ledger-3", "u-3").await.unwrap(), None);
+        let (client, _) = api_server(409).await;
+        let refused = delete::<StatefulSet>(&client, "shop", "ledger-3", "u-3").await;
+        assert!(refused.is_err_and(|error| error.is_conflict()));
     }
 
     const OURS: [(&str, &str); 2] = [(CLUSTER_LABEL, "orders"), (MANAGED_BY, FIELD_MANAGER)];

@@ -267,6 +267,19 @@ mod tests {
     }
 
     #[test]
+    fn what_this_process_had_deleted_is_gone_at_once_but_never_its_namesake() {
+        let cache = Cache::default();
+        cache.take_in(&Event::Apply(pod("a", "u1", 5)));
+        cache.deleted("shop", "a", "u0");
+        assert_eq!(shown(&cache, "a").as_deref(), Some("5"), "another one was deleted");
+        cache.deleted("shop", "a", "u1");
+        assert_eq!(shown(&cache, "a"), None);
+        assert!(!cache.take_in(&Event::Delete(pod("a", "u1", 9))), "the watch brings no news");
+        cache.take_in(&Event::Apply(pod("a", "u2", 11)));
+        assert_eq!(shown(&cache, "a").as_deref(), Some("11"));
+    }
+
+    #[test]
     fn an_object_that_had_only_lost_its_label_comes_back_with_our_write() {
         let cache = Cache::default();
         cache.take_in(&Event::Apply(pod("a", "u1", 5)));

@@ -176,7 +176,10 @@ impl Member {
     pub async fn start_node(pki: &Pki, ordinal: u16) -> (Member, MemberLink) {
         let more = "cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-require-full-coverage no\n\
                     cluster-node-timeout 2000\ncluster-allow-replica-migration no";
-        let users = users().replace("+ping +info +role", "+ping +info +role +cluster|nodes +acl|users");
+        let looks = "+ping +info +role +cluster|nodes +acl|users +cluster|getslotmigrations";
+        // What is handed over to a server is written there as the user of replication.
+        let writes = "+psync +replconf +ping ~* +@write +pfcount +select +cluster|syncslots";
+        let users = users().replace("+ping +info +role", looks).replace("+psync +replconf +ping", writes);
         let member = Member::begin(pki, ordinal, node_port(), more, &users);
         let target = Target { topology: Topology::Cluster, ..member.target() };
         let (link, _) = link_to(target, OPERATOR_PASSWORD);

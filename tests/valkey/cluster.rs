@@ -178,6 +178,54 @@ async fn a_primary_that_was_killed_is_at_the_gate_and_follows_who_took_over() {
 }
 
 #[tokio::test]
+async fn slots_go_to_the_node_that_the_operator_names_and_never_twice() {
+    let pki = Pki::new();
+    let operator = Operator::new(&pki, 1);
+    let (one, link) = Member::start_node(&pki, 0).await;
+    let (two, other) = Member::start_node(&pki, 1).await;
+    let [giver, taker] = [operator.reach(&one).await, operator.reach(&two).await];
+    for (agent, member, link) in [(&giver, &one, &link), (&taker, &two, &other)] {
+        let look = present(link).await;
+        let process = member.process(&look);
+        agent.promote_by(Promotion::Open, &process, &brief(1, member), &at(&look), 0).await.unwrap();
+    }
+    let process = one.process(&present(&link).await);
+    let [mine, theirs] = [node(&link).await.id, node(&other).await.id];
+    giver.add_slots(&process, &mine, &SlotSet::all(), Some(7)).await.unwrap();
+    giver.meet(&process, &two.endpoint()).await.unwrap();
+    eventually("two nodes that know each other", || async {
+        let is_known = node(&link).await.knows.contains_key(&theirs);
+        (is_known && node(&other).await.covered == SLOTS).then_some(())
+    })
+    .await;
+    eventually("a node that takes writes", || async { one.run::<()>("SET key:0 value").await.ok() }).await;
+    for n in 1..KEYS {
+        one.run::<()>(&format!("SET key:{n} value")).await.unwrap();
+    }
+
+    let some: SlotSet = "0-8000 9000".parse().unwrap();
+    let stranger = giver.migrate_slots(&process, &some, &"0".repeat(40).parse().unwrap()).await;
+    assert!(matches!(Outcome::from(stranger.unwrap_err()), Outcome::Superseded(_)));
+    let target = two.server_pid().await;
+    signal(target, "STOP");
+    let begun = giver.migrate_slots(&process, &some, &theirs).await;
+    let again = giver.migrate_slots(&process, &some, &theirs).await;
+    signal(target, "CONT");
+    begun.unwrap();
+    let Outcome::Failed(words) = Outcome::from(again.unwrap_err()) else { panic!("it was refused") };
+    assert!(words.contains("already migrating slot 0"), "{words}");
+    eventually("slots at their new owner", || async {
+        (node(&other).await.slots == some && node(&link).await.slots == SlotSet::all().without(&some))
+            .then_some(())
+    })
+    .await;
+    let (left, gone) = (one.dbsize().await, two.dbsize().await);
+    assert!(left > 0 && gone > 0 && left + gone == KEYS, "{left} and {gone}");
+    let late = Outcome::from(giver.migrate_slots(&process, &some, &theirs).await.unwrap_err());
+    assert!(matches!(late, Outcome::Superseded(_)), "it has them no more: {late}");
+}
+
+#[tokio::test]
 async fn only_the_member_itself_proves_that_it_is_there() {
     let pki = Pki::new();
     let operator = Operator::new(&pki, 1);
