@@ -111,15 +111,16 @@ pub async fn delete(cluster: &Cluster, object: &ObjectRef, uid: &str) -> Result<
     match object.kind {
         ObjectKind::Secret => {
             let left: Option<Secret> = delete_one(cluster, object, uid).await?;
+            let ended = outcome(left.as_ref());
             cluster.secrets.deleted(&object.name, left);
+            Ok(ended)
         }
-        ObjectKind::ConfigMap => delete_watched(cluster, object, uid, &world.config_maps).await?,
-        ObjectKind::Service => delete_watched(cluster, object, uid, &world.services).await?,
-        ObjectKind::EndpointSlice => delete_watched(cluster, object, uid, &world.slices).await?,
-        ObjectKind::PodDisruptionBudget => delete_watched(cluster, object, uid, &world.budgets).await?,
-        ObjectKind::StatefulSet => delete_watched(cluster, object, uid, &world.stateful_sets).await?,
+        ObjectKind::ConfigMap => delete_watched(cluster, object, uid, &world.config_maps).await,
+        ObjectKind::Service => delete_watched(cluster, object, uid, &world.services).await,
+        ObjectKind::EndpointSlice => delete_watched(cluster, object, uid, &world.slices).await,
+        ObjectKind::PodDisruptionBudget => delete_watched(cluster, object, uid, &world.budgets).await,
+        ObjectKind::StatefulSet => delete_watched(cluster, object, uid, &world.stateful_sets).await,
     }
-    Ok(Outcome::Verified)
 }
 
 async fn delete_watched<K: Owned>(
@@ -127,12 +128,23 @@ async fn delete_watched<K: Owned>(
     object: &ObjectRef,
     uid: &str,
     cache: &Cache<K>,
-) -> Result<(), k8s::Error> {
-    match delete_one::<K>(cluster, object, uid).await? {
-        Some(leaving) => cache.written(&leaving),
+) -> Result<Outcome, k8s::Error> {
+    let left: Option<K> = delete_one(cluster, object, uid).await?;
+    match &left {
+        Some(leaving) => cache.written(leaving),
         None => cache.deleted(&cluster.id.owner.0, &object.name, uid),
     }
-    Ok(())
+    Ok(outcome(left.as_ref()))
+}
+
+/// What is still there although it was to go is asked again, more and more slowly: someone's finalizer holds it.
+fn outcome<K: Owned>(left: Option<&K>) -> Outcome {
+    match left.map(ResourceExt::finalizers) {
+        None => Outcome::Verified,
+        Some(finalizers) => {
+            Outcome::Failed(format!("it is held by the finalizers {}", finalizers.join(", ")))
+        }
+    }
 }
 
 async fn delete_one<K: Owned>(
@@ -231,6 +243,15 @@ mod tests {
             assert!(seen[&secret].surplus && seen[&secret].live.is_absent());
         }
         assert_eq!(facts(&id(), &kept(4), &Found::new(), &known(&secret, Observed::Absent)), Known::new());
+    }
+
+    #[test]
+    fn what_a_finalizer_holds_is_not_deleted_yet() {
+        let mut held = Secret::default();
+        held.metadata.finalizers = Some(vec!["example.com/backup".to_owned()]);
+        let said = "it is held by the finalizers example.com/backup".to_owned();
+        assert_eq!(outcome(Some(&held)), Outcome::Failed(said));
+        assert_eq!(outcome::<Secret>(None), Outcome::Verified);
     }
 
     #[test]
