@@ -48,8 +48,11 @@ const WRITES: usize = 500;
 const RESHARD_MAX: Duration = Duration::from_secs(300);
 /// Reshards that are tried until a fault falls within one: slots are on their way for about a second.
 const TRIES_MAX: usize = 4;
-/// Rounds of random numbers of shards.
-const ROUNDS: usize = 20;
+/// Loads, one after the other, of the rounds with random numbers of shards: one that goes on for all of them makes sets that are too
+/// large to be read at once.
+const LOADS: usize = 4;
+/// Rounds under each.
+const ROUNDS: usize = 5;
 /// Numbers of shards to choose from: fewer have no majority, and more are too many for one machine.
 const RANDOM_SHARDS: RangeInclusive<u16> = 3..=7;
 /// How long nothing may move while a new shard cannot start: many turns of the operator.
@@ -61,7 +64,7 @@ type Counts = BTreeMap<u16, usize>;
 /// Three shards become five and three again.
 pub async fn out_in(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
-    let run = Run::start(subject).await?;
+    let run = Run::start(subject, FEW).await?;
     let out = reshard(subject, MANY).await.context("out")?;
     let claims: HashSet<String> = subject.claims().await?.into_iter().collect();
     let back = reshard(subject, FEW).await.context("in")?;
@@ -76,7 +79,7 @@ pub async fn out_in(world: &World) -> anyhow::Result<String> {
 /// Reshards with a fault in the middle of each.
 pub async fn faults(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
-    let run = Run::start(subject).await?;
+    let run = Run::start(subject, FEW).await?;
     let (mut kills, mut told) = (Vec::new(), Vec::new());
     for fault in [Fault::Operator, Fault::Source, Fault::Target, Fault::Another] {
         let took = with_fault(world, fault, &mut kills).await.with_context(|| format!("{fault:?}"))?;
@@ -96,25 +99,30 @@ pub async fn rounds(world: &World) -> anyhow::Result<String> {
     };
     println!("     VALKEEPER_SEED={seed}");
     let mut random = StdRng::seed_from_u64(seed);
-    let run = Run::start(subject).await?;
-    let (mut shards, mut told) = (FEW, vec![FEW.to_string()]);
-    for round in 1..=ROUNDS {
-        let others: Vec<u16> = RANDOM_SHARDS.filter(|other| *other != shards).collect();
-        shards = others.get(random.random_range(0..others.len())).copied().unwrap_or(FEW);
-        let context = || format!("round {round}, {shards} shards, seed {seed}");
-        if random.random_ratio(1, 4) {
-            let before = counts(subject).await?;
-            subject.apply(&sized(shards, REPLICAS)).await?;
-            under_way(subject, &before).await.with_context(context)?;
-            told.push(format!("({shards})"));
-        } else {
-            reshard(subject, shards).await.with_context(context)?;
-            told.push(shards.to_string());
+    let (mut shards, mut told) = (FEW, vec![format!("{FEW}")]);
+    for load in 1..=LOADS {
+        let run = Run::start(subject, shards).await?;
+        for round in 1..=ROUNDS {
+            let others: Vec<u16> = RANDOM_SHARDS.filter(|other| *other != shards).collect();
+            shards = others.get(random.random_range(0..others.len())).copied().unwrap_or(FEW);
+            let context = || format!("load {load}, round {round}, {shards} shards, seed {seed}");
+            let hasty = random.random_ratio(1, 4) && round < ROUNDS;
+            told.push(if hasty {
+                let before = counts(subject).await?;
+                subject.apply(&sized(shards, REPLICAS)).await?;
+                under_way(subject, &before).await.with_context(context)?;
+                format!("({shards})")
+            } else {
+                reshard(subject, shards).await.with_context(context)?;
+                shards.to_string()
+            });
+            run.load.flows(SETTLED_MAX).await.with_context(context)?;
         }
-        run.load.flows(SETTLED_MAX).await.with_context(context)?;
+        let figures = run.finish(subject, &[]).await.with_context(|| format!("load {load}, seed {seed}"))?;
+        told.push(format!("[{figures}]"));
     }
     reshard(subject, FEW).await?;
-    Ok(format!("{}, those in brackets not awaited; {}", told.join(" "), run.finish(subject, &[]).await?))
+    Ok(format!("shards {}; those in parentheses were not awaited", told.join(" ")))
 }
 
 /// A new shard that no node takes, and a user who thinks better of it: nothing ever moves.
@@ -181,8 +189,8 @@ struct Run {
 }
 
 impl Run {
-    async fn start(subject: &Subject) -> anyhow::Result<Run> {
-        settled(subject, FEW, REPLICAS).await?;
+    async fn start(subject: &Subject, shards: u16) -> anyhow::Result<Run> {
+        settled(subject, shards, REPLICAS).await?;
         let keys = Keys::write(subject, KEYS).await?;
         let mut node = any_node(subject).await?;
         let near = WRITERS.map(|(_, slot)| slot);
