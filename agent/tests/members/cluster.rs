@@ -15,6 +15,8 @@ use valkeeper_core::{
 
 const NODES: &str = "cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-node-timeout 2000\n\
     cluster-require-full-coverage no\ncluster-allow-replica-migration no";
+/// What is handed over to a server is written there as the user of replication. Not in its file: servers below 9.0 do not know all of it.
+const TAKES_KEYS: &str = "~* +@write +pfcount +select +cluster|syncslots -flushall -flushdb -migrate -swapdb";
 /// Of the operator, who is the same all the time.
 const EPOCH: u64 = 1;
 
@@ -33,6 +35,17 @@ impl Member {
 
     async fn keys(&self) -> usize {
         self.run("DBSIZE").await.unwrap()
+    }
+
+    /// Waits until its agent has looked at it once more from the beginning to the end.
+    async fn is_looked_at(&self) {
+        let looks = async || {
+            let calls = self.field("cmdstat_acl|users").await;
+            calls.split(['=', ',']).nth(1).unwrap().parse::<usize>().unwrap()
+        };
+        let before = looks().await;
+        // The first of them may have begun before, and what the last one said is not done with.
+        eventually("two looks", async || (looks().await > before + 2).then_some(())).await;
     }
 
     async fn fill(&self, keys: usize) {
@@ -93,6 +106,7 @@ impl Shard {
         shard.at_gate(1, EPOCH).await;
         shard.promote_by(1, 5, Promotion::Open).await.unwrap();
         shard.meet(0, &shard.members[1]).await;
+        let _: () = shard.members[1].run(&format!("ACL SETUSER replica {TAKES_KEYS}")).await.unwrap();
         shard.members[0].fill(keys).await;
         shard
     }
@@ -276,6 +290,9 @@ async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_f
         nodes.iter().all(|node| node.covered == SLOTS).then_some(())
     })
     .await;
+
+    // A replica whose agent has never seen its link up does not stand.
+    second.is_looked_at().await;
 
     // From here on nobody greets an agent: the operator is away.
     signal(first.server_pid().await, "KILL");

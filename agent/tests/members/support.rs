@@ -212,8 +212,7 @@ impl Member {
             dir.join("users.acl"),
             "user default on nopass ~* &* +@all\n\
              user valkeeper on nopass +ping +info +role +acl|users +cluster|nodes\n\
-             user replica on >of-replicas resetchannels -@all +ping +psync +replconf +sync ~* +@write +pfcount +select \
-             +cluster|syncslots -flushall -flushdb -migrate -swapdb\n",
+             user replica on >of-replicas +ping +psync +replconf\n",
         )
         .unwrap();
         let path = |path: PathBuf| path.display().to_string();
