@@ -65,6 +65,15 @@ const NODE_TIMEOUT_MARGIN_MS: i64 = 1_000;
 /// Node timeouts for which a replica may have been cut off and is still elected: Valkey's default. Without this bound the nodes elect
 /// one that is empty.
 const REPLICA_VALIDITY_FACTOR: i64 = 10;
+/// How long a node that was forgotten is not heard of again, so that everyone has been told. Valkey's minute would keep out a shard that
+/// is removed and wanted again: its members come back with their ids. Seconds.
+const FORGOTTEN_S: i64 = 5;
+/// First version in which it can be set how long a handover between two nodes may take.
+const HANDOVER_BOUND_SINCE: ServerVersion = ServerVersion { major: 8, minor: 1 };
+/// How long that is: as long as the operator plans with. Milliseconds.
+const HANDOVER_MAX_MS: i64 = 3_000;
+/// Ended handovers of slots that a server remembers: each look reads them all, and the last one is enough. Count.
+const MIGRATION_LOG_MAX: i64 = 16;
 /// First version that hands its slots over when it is told to stop.
 const FAILOVER_ON_SIGTERM_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
 /// Snapshot times: after an hour with one change, five minutes with a hundred, a minute with ten thousand. A snapshot
@@ -277,6 +286,7 @@ impl ServerConfig {
         let mut all = BTreeMap::from([
             // Who belongs to which shard is the operator's.
             ("cluster-allow-replica-migration", Setting::YesNo(false)),
+            ("cluster-blacklist-ttl", Setting::Integer(FORGOTTEN_S)),
             ("cluster-config-file", Setting::Text(NODES_FILE.to_owned())),
             ("cluster-enabled", Setting::YesNo(true)),
             ("cluster-node-timeout", Setting::Integer(timeout_ms)),
@@ -286,6 +296,10 @@ impl ServerConfig {
         ]);
         if self.version >= FAILOVER_ON_SIGTERM_SINCE {
             all.insert("shutdown-on-sigterm", Setting::Text("failover".to_owned()));
+            all.insert("cluster-slot-migration-log-max-len", Setting::Integer(MIGRATION_LOG_MAX));
+        }
+        if self.version >= HANDOVER_BOUND_SINCE {
+            all.insert("cluster-manual-failover-timeout", Setting::Integer(HANDOVER_MAX_MS));
         }
         all
     }
@@ -452,14 +466,18 @@ mod tests {
             "cluster-config-file nodes.conf",
             "cluster-node-timeout 2000",
             "cluster-allow-replica-migration no",
+            "cluster-blacklist-ttl 5",
             "cluster-require-full-coverage no",
             "cluster-replica-validity-factor 10",
             "shutdown-on-sigterm failover",
+            "cluster-manual-failover-timeout 3000",
+            "cluster-slot-migration-log-max-len 16",
         ] {
             assert!(node.render().lines().any(|l| l == line), "{line} in\n{}", node.render());
         }
         let older = ServerConfig { version: V8_0, ..node };
-        assert!(!older.render().contains("shutdown-on-sigterm"));
+        assert!(!older.render().contains("shutdown-on-sigterm") && !older.render().contains("migration-log"));
+        assert!(!older.render().contains("cluster-manual-failover-timeout"));
         assert_eq!([2_000, 2_500, 60_000].map(node_timeout_ms), [1_000, 1_500, 2_000]);
     }
 

@@ -71,6 +71,19 @@ impl SlotSet {
         self.combine(other, |mine, theirs| mine || theirs)
     }
 
+    /// The slots of these runs, which may be in any order, and touch or overlap.
+    fn joined(mut all: Vec<(u16, u16)>) -> SlotSet {
+        all.sort_unstable();
+        let mut runs: Vec<(u16, u16)> = Vec::new();
+        for (first, end) in all {
+            match runs.last_mut() {
+                Some((_, last)) if first <= last.saturating_add(1) => *last = end.max(*last),
+                Some(_) | None => runs.push((first, end)),
+            }
+        }
+        SlotSet { runs }
+    }
+
     /// The slots for which `keep` holds, told whether each set has them; by runs, as sets have few of them.
     fn combine(&self, other: &SlotSet, keep: impl Fn(bool, bool) -> bool) -> SlotSet {
         let mut bounds: Vec<u16> = self.runs().chain(other.runs()).flat_map(|(a, b)| [a, b + 1]).collect();
@@ -92,17 +105,7 @@ impl SlotSet {
 impl FromIterator<u16> for SlotSet {
     /// In any order; what is no slot is left out.
     fn from_iter<I: IntoIterator<Item = u16>>(slots: I) -> SlotSet {
-        let mut slots: Vec<u16> = slots.into_iter().filter(|slot| *slot < SLOTS).collect();
-        slots.sort_unstable();
-        slots.dedup();
-        let mut runs: Vec<(u16, u16)> = Vec::new();
-        for slot in slots {
-            match runs.last_mut() {
-                Some((_, last)) if *last + 1 == slot => *last = slot,
-                Some(_) | None => runs.push((slot, slot)),
-            }
-        }
-        SlotSet { runs }
+        SlotSet::joined(slots.into_iter().filter(|slot| *slot < SLOTS).map(|slot| (slot, slot)).collect())
     }
 }
 
@@ -120,7 +123,7 @@ impl FromStr for SlotSet {
     type Err = SlotSetError;
 
     fn from_str(text: &str) -> Result<SlotSet, SlotSetError> {
-        let mut slots = Vec::new();
+        let mut runs = Vec::new();
         for part in text.split_whitespace() {
             let wrong = || SlotSetError { text: part.to_owned() };
             let (first, last) = part.split_once('-').unwrap_or((part, part));
@@ -129,9 +132,9 @@ impl FromStr for SlotSet {
             if first > last || last >= SLOTS {
                 return Err(wrong());
             }
-            slots.extend(first..=last);
+            runs.push((first, last));
         }
-        Ok(slots.into_iter().collect())
+        Ok(SlotSet::joined(runs))
     }
 }
 
@@ -160,6 +163,7 @@ mod tests {
             assert_eq!(text.parse::<SlotSet>().unwrap().to_string(), text);
         }
         assert_eq!("3 1-2 2".parse::<SlotSet>().unwrap().to_string(), "1-3");
+        assert_eq!("9 0-100 3-4 50-102 103 105".parse::<SlotSet>().unwrap().to_string(), "0-103 105");
         for wrong in ["16384", "0-16384", "5-4", "a", "1-", "-1", "[93-<-0123]"] {
             let refused = wrong.parse::<SlotSet>().unwrap_err();
             assert_eq!(refused.text, wrong);

@@ -309,6 +309,20 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         }
         ["writable", id] => shown(sim.world.writes_at(member(id)?), "it refuses writes".into()),
         ["not-writable", id] => shown(!sim.world.writes_at(member(id)?), "it accepts writes".into()),
+        ["released"] => shown(sim.world.is_released(), "the finalizer is still on".into()),
+        ["object", object, "corrected"] => {
+            let object = ObjectRef::try_from(object.replacen("sts/", "StatefulSet/", 1))?;
+            let facts = sim.state.objects.get(&object).ok_or("not known")?;
+            shown(facts.live.present().is_some_and(|l| l.digest == facts.wanted), format!("{facts:?}"))
+        }
+        _ => expect_of_nodes(sim, what),
+    }
+}
+
+/// What a Valkey Cluster shall be like.
+fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
+    let shown = |ok: bool, found: String| if ok { Ok(()) } else { Err(found) };
+    match what {
         ["waiting", code] => {
             let found: Vec<&str> = sim.state.standing.waits.iter().map(|w| w.reason.code()).collect();
             shown(found.contains(code), format!("waits: {found:?}"))
@@ -323,12 +337,6 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         }
         ["acquainted"] => {
             shown(sim.world.is_acquainted(), "not every node knows every other where it is".into())
-        }
-        ["released"] => shown(sim.world.is_released(), "the finalizer is still on".into()),
-        ["object", object, "corrected"] => {
-            let object = ObjectRef::try_from(object.replacen("sts/", "StatefulSet/", 1))?;
-            let facts = sim.state.objects.get(&object).ok_or("not known")?;
-            shown(facts.live.present().is_some_and(|l| l.digest == facts.wanted), format!("{facts:?}"))
         }
         _ => Err("unknown expectation".into()),
     }

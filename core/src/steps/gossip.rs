@@ -18,10 +18,11 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// True if the nodes of a Valkey Cluster agree: what changes who owns which slots can begin.
+/// True if every wanted member answers and the nodes of a Valkey Cluster agree on who owns what: slots can be handed over. A node that is
+/// gone and not forgotten yet owns nothing then.
 pub fn is_quiet(view: &View<'_>) -> bool {
     let speakers = speakers(view);
-    view.spec.members().all(|id| speakers.contains_key(&id)) && is_settled(view, &speakers)
+    view.spec.members().all(|id| speakers.contains_key(&id)) && agree(view, &speakers)
 }
 
 /// A member that answers: its address now, and what its node says.
@@ -79,12 +80,17 @@ fn strangers<'a>(speakers: &'a Speakers<'_>) -> impl Iterator<Item = &'a NodeId>
 
 /// True if everyone who answers knows everyone else and nobody else, and every primary sees every slot served.
 fn is_settled(view: &View<'_>, speakers: &Speakers<'_>) -> bool {
+    agree(view, speakers) && strangers(speakers).next().is_none()
+}
+
+/// True if everyone who answers knows everyone else, and every primary sees every slot served.
+fn agree(view: &View<'_>, speakers: &Speakers<'_>) -> bool {
     let acquainted = speakers.values().all(|at| speakers.values().all(|other| is_known(at, other)));
     let sees_all = |shard: ShardId| {
         let primary = topology::serving_primary(view, shard).and_then(|id| speakers.get(&id));
         primary.is_none_or(|s| s.node.covered == SLOTS)
     };
-    acquainted && strangers(speakers).next().is_none() && view.spec.shard_ids().all(sees_all)
+    acquainted && view.spec.shard_ids().all(sees_all)
 }
 
 /// `at` knows `other` by its id, at its address. Of itself a node may show an address of before; others go by theirs.
