@@ -9,6 +9,7 @@
 
 use valkeeper_core::{
     decision::{Decision, WaitReason},
+    effect::Effect,
     event::Event,
     ids::{MemberId, ReplId},
     observation::{Link, MemberFacts, Observed, Seen, ServerFacts, ServerRole, Source},
@@ -104,4 +105,20 @@ fn a_fork_of_the_history_does_not_outrank_who_stayed_on_it() {
     seen.evidence.readings.get_mut(&member(2)).expect("read").offset = 5;
     let made = turn(&sim.state, &seen, sim.world.now());
     assert_eq!(decisions(&made).first().and_then(|d| d.grant), Some(member(1)));
+}
+
+#[test]
+fn a_shard_that_gives_its_slots_is_not_removed_before_it_has_though_the_journal_was_lost_meanwhile() {
+    let moving = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nwrite 20 to 0\nset shards=3\nrun\n\
+        write 20 to 2\nset shards=2\nrun 300ms\nlose-journal\nrun";
+    let after_it = "expect decided Adopted\nexpect decided ShardRemoved\nexpect balanced\nexpect removed 2\nexpect ready\n\
+        expect no-write-lost\nexpect quiet";
+    let sim = after(&format!("{moving}\n{after_it}"));
+    let removed = sim.records.iter().position(|r| {
+        r.event.decided().is_some_and(|d| d.effects.iter().any(|e| matches!(e, Effect::Delete { .. })))
+    });
+    let removed = removed.expect("it is removed");
+    assert!(sim.records[..removed].iter().any(|r| {
+        r.event.decided().is_some_and(|d| d.effects.iter().any(|e| matches!(e, Effect::MigrateSlots { .. })))
+    }));
 }

@@ -118,6 +118,11 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.start();
             Ok(())
         }
+        ["lose-journal"] => {
+            sim.records.clear();
+            sim.start();
+            Ok(())
+        }
         // For random lives: a fault that cannot happen now does not.
         ["try", rest @ ..] => {
             let _ = perform(sim, rest);

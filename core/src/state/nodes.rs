@@ -62,10 +62,13 @@ impl ClusterState {
         }
     }
 
-    /// How many shards there have to be: those of the spec, and any beyond them that owns slots.
+    /// How many shards there have to be: those of the spec, and any beyond them that owns slots, or of whose members one says so: a
+    /// journal may be younger than the shards.
     pub fn shards_kept(&self, wanted: u16) -> u16 {
-        let owning = self.shards.iter().filter(|(_, shard)| !shard.slots.is_empty());
-        owning.map(|(id, _)| id.0.saturating_add(1)).max().unwrap_or_default().max(wanted)
+        let owns = |node: &NodeFacts| node.primary.is_none() && !node.slots.is_empty();
+        let owning = self.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
+        let saying = self.members.iter().filter(|(_, m)| m.node().is_some_and(owns)).map(|(id, _)| id.shard);
+        owning.chain(saying).map(|id| id.0.saturating_add(1)).max().unwrap_or_default().max(wanted)
     }
 
     /// The valid spec, with every shard that has to be there.
