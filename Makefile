@@ -91,3 +91,10 @@ LOSS ?=
 .PHONY: bench-loss
 bench-loss: cluster-up ## Acknowledged writes lost when a primary is killed: a plain StatefulSet next to Valkeeper (LOSS="--rounds 5")
 	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench loss -- $(LOSS)
+
+# Parts of it: "create kills reshard".
+CLUSTER_PARTS ?=
+
+.PHONY: bench-cluster
+bench-cluster: cluster-up ## Topology Cluster: kills next to gossip, a million keys resharded next to bare MIGRATESLOTS and valkey-cli, time to Ready (CLUSTER_PARTS="kills")
+	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench cluster -- $(CLUSTER_PARTS)

@@ -19,7 +19,6 @@ use std::{
 use support::{
     Place,
     breakdown::{Breakdown, Clock, Measured},
-    checkout,
     journal::Journal,
     load::{Figures, Load, Loss, TIMEOUT_READ, Target, maximum, median},
     operator::{Operator, Store},
@@ -152,12 +151,7 @@ fn address(index: u8) -> IpAddr {
 
 impl Ring {
     fn start() -> anyhow::Result<Ring> {
-        let tool = checkout().join("tests/cluster/cluster");
-        let output = Command::new(tool).arg("valkey-bin").output()?;
-        let text = String::from_utf8(output.stdout)?;
-        let binaries = PathBuf::from(
-            text.lines().last().context("tests/cluster/cluster valkey-bin names no folder")?.trim(),
-        );
+        let binaries = support::valkey_binaries()?;
         let dir = std::env::temp_dir().join(format!("valkeeper-bench-{}", std::process::id()));
         let mut ring = Ring { binaries, dir, members: Vec::new(), sentinels: Vec::new() };
         for index in 0..PROCESSES {

@@ -16,12 +16,12 @@ use std::{
 use support::{
     Place,
     load::{Figures, Load, TIMEOUT_READ, Target, maximum, median},
+    nodes::Nodes,
     operator::Operator,
     process::kill_server,
-    resp::{Connection, Reach, Reply, Role},
-    stock::{Persistence, Stock},
+    resp::{Connection, Reach, Role},
+    stock::{Persistence, Shape, Stock},
     subject::{Member, Subject, numbers},
-    wait::until,
 };
 
 /// Rounds of each, where the command line says nothing.
@@ -32,8 +32,6 @@ const WRITES: usize = 2_000;
 const WRITES_AFTER: usize = 200;
 /// Bound on every wait.
 const PATIENCE: Duration = Duration::from_secs(180);
-/// Bound on each wait of a connection that only asks.
-const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Namespace of what is measured.
 const NAMESPACE: &str = "valkeeper-bench-loss";
 /// What the servers write, in the order of the table.
@@ -108,7 +106,13 @@ async fn run() -> anyhow::Result<()> {
         if asked.without {
             let name = format!("stock-{}", persistence.name());
             let namespace = NAMESPACE.to_owned();
-            let stock = Stock { client: client.clone(), namespace, name, persistence: *persistence };
+            let stock = Stock {
+                client: client.clone(),
+                namespace,
+                name,
+                persistence: *persistence,
+                shape: Shape::Followers,
+            };
             let what = format!("StatefulSet, {}", persistence.name());
             stock.apply().await.context(what.clone())?;
             let side = Side::Stock(stock);
@@ -210,7 +214,8 @@ async fn round(side: &Side, persistence: Persistence) -> anyhow::Result<Figures>
     load.grows_by(WRITES, PATIENCE).await?;
     if persistence == Persistence::Rdb {
         // Stands for the one that a timer would have made at a random moment of the last minute.
-        snapshot(&primary).await?;
+        let (password, addresses) = (primary.password.clone(), primary.address.into_iter().collect());
+        Nodes { reach: Reach::Direct, password, addresses }.snapshot().await?;
     }
     load.grows_by(WRITES, PATIENCE).await?;
     let fault = kill_server(Place::Local, NAMESPACE, &primary)?;
@@ -240,26 +245,4 @@ fn only_primary(addresses: &[IpAddr], password: &str) -> anyhow::Result<Connecti
         (None, _) => bail!("no server is primary"),
         (Some(_), false) => bail!("{} servers are primary", found.len() + 1),
     }
-}
-
-/// Makes a server write a snapshot, and waits until it is written.
-async fn snapshot(member: &Member) -> anyhow::Result<()> {
-    let address = member.address.context("no address")?;
-    let password = member.password.clone();
-    let open = move || Connection::open(&Reach::Direct, address, &password, ASK_TIMEOUT);
-    let ask = open.clone();
-    let begun = tokio::task::spawn_blocking(move || open()?.call(&["BGSAVE"])).await??;
-    if let Reply::Error(refused) = begun {
-        bail!("BGSAVE: {refused}");
-    }
-    until("the snapshot", PATIENCE, || async {
-        let ask = ask.clone();
-        let busy = tokio::task::spawn_blocking(move || ask()?.info("persistence", "rdb_bgsave_in_progress"));
-        match busy.await??.as_deref() {
-            Some("0") => Ok(()),
-            other => bail!("rdb_bgsave_in_progress is {other:?}"),
-        }
-    })
-    .await
-    .map(|_| ())
 }

@@ -111,13 +111,7 @@ async fn settled_by_themselves(subject: &Subject) -> anyhow::Result<()> {
 async fn formed(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<String> {
     let count = members_of(shards, replicas);
     subject.apply(&sized(shards, replicas)).await?;
-    let running = until("all pods to run", PATIENCE, || async {
-        match subject.running().await? {
-            running if running == count => Ok(()),
-            running => bail!("{running} of {count}"),
-        }
-    });
-    let ((_, running), ready) = tokio::try_join!(running, subject.ready())?;
+    let (running, ready) = tokio::try_join!(subject.all_running(count), subject.ready())?;
     let (_, later) =
         until("every node to see every other", GOSSIP_MAX, || acquainted(subject, count)).await?;
     let shards = settled(subject, shards, replicas).await?;

@@ -242,18 +242,7 @@ async fn remove_with_claims(subject: &Subject) -> anyhow::Result<()> {
 
 /// Waits until the resource and its pods are gone.
 pub async fn gone(subject: &Subject) -> anyhow::Result<()> {
-    let what = format!("{} and its pods to be gone", subject.name);
-    until(&what, Duration::from_secs(120), || async {
-        if subject.exists().await? {
-            bail!("the resource is still there");
-        }
-        match subject.members().await?.len() {
-            0 => Ok(()),
-            count => bail!("{count} pods are left"),
-        }
-    })
-    .await
-    .map(|_| ())
+    subject.gone().await
 }
 
 /// Two replicas on volumes.

@@ -38,13 +38,15 @@ impl Clock {
         Ok(Clock { at, unix_ns: i64::try_from(std::time::UNIX_EPOCH.elapsed()?.as_nanos())? })
     }
 
-    fn unix_ns(&self, moment: Instant) -> i64 {
+    /// The wall clock's time of a moment, in nanoseconds since the Unix epoch.
+    pub fn unix_ns(&self, moment: Instant) -> i64 {
         let nanos = |d: Duration| i64::try_from(d.as_nanos()).unwrap_or(i64::MAX);
         let ahead = moment.checked_duration_since(self.at).map(nanos);
         self.unix_ns + ahead.unwrap_or_else(|| -nanos(self.at - moment))
     }
 
-    fn moment(&self, unix_ns: i64) -> Instant {
+    /// The moment of a time of the wall clock.
+    pub fn moment(&self, unix_ns: i64) -> Instant {
         let ahead = Duration::from_nanos(unix_ns.abs_diff(self.unix_ns));
         if unix_ns >= self.unix_ns { self.at + ahead } else { self.at - ahead }
     }

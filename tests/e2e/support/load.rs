@@ -232,7 +232,10 @@ impl Writer {
             };
             // A new number for each try: one that was not acknowledged may be there or not.
             id += 1;
-            match (write(open, &self.log.key, id), &self.target) {
+            let reply = write(open, &self.log.key, id);
+            let asked = reply.as_ref().ok().and_then(slots::asked);
+            let reply = asked.map_or(reply, |other| self.write_there(other, id));
+            match (reply, &self.target) {
                 (Ok(Reply::Integer(1)), _) => {
                     self.log.acks.push(Ack { at: Instant::now(), id });
                     self.acknowledged.fetch_add(1, Ordering::Relaxed);
@@ -247,6 +250,13 @@ impl Writer {
             }
         }
         self.log
+    }
+
+    /// Only this write goes there: the key has left, its slot has not.
+    fn write_there(&self, other: IpAddr, id: u64) -> io::Result<Reply> {
+        let mut connection = self.open(other).ok_or(io::ErrorKind::NotConnected)?;
+        connection.call(&["ASKING"])?;
+        write(&mut connection, &self.log.key, id)
     }
 
     fn open(&self, address: IpAddr) -> Option<Connection> {

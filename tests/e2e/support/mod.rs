@@ -9,6 +9,7 @@ pub mod journal;
 pub mod keys;
 pub mod load;
 pub mod net;
+pub mod nodes;
 pub mod operator;
 pub mod process;
 pub mod resp;
@@ -28,6 +29,7 @@ use kube::{
 use serde_json::json;
 use std::{
     path::{Path, PathBuf},
+    process::Command,
     time::Duration,
 };
 
@@ -78,6 +80,14 @@ pub fn built(name: &str) -> anyhow::Result<PathBuf> {
     let places = ["release", "debug"].map(|profile| target.join(profile).join(name));
     let found = places.iter().find(|path| path.exists());
     found.cloned().with_context(|| format!("{name} is not built: run tests/e2e/setup"))
+}
+
+/// Folder of Valkey's programs on this machine.
+pub fn valkey_binaries() -> anyhow::Result<PathBuf> {
+    let output = Command::new(checkout().join("tests/cluster/cluster")).arg("valkey-bin").output()?;
+    let text = String::from_utf8(output.stdout)?;
+    let last = text.lines().last().context("tests/cluster/cluster valkey-bin names no folder")?;
+    Ok(PathBuf::from(last.trim()))
 }
 
 /// A client of the API server that KUBECONFIG names.

@@ -128,3 +128,10 @@ pub fn wipe_data(member: &Member, all: bool) -> anyhow::Result<()> {
     }
     Ok(())
 }
+
+/// Makes an empty file on a member's volume, which one of its processes sees.
+pub fn touch(member: &Member, process: &str, file: &str) -> anyhow::Result<()> {
+    let pid = pid_in_pod(&member.uid, process)?;
+    let path = format!("/proc/{pid}/root{DATA_DIR}/{file}");
+    fs::write(&path, "").with_context(|| path.clone())
+}

@@ -114,8 +114,17 @@ pub fn tags(node: &mut Connection) -> io::Result<BTreeMap<IpAddr, Tag>> {
 
 /// Where an answer sends the client: `MOVED 3999 10.0.0.1:6379`.
 pub fn moved(reply: &Reply) -> Option<IpAddr> {
+    sent_by("MOVED ", reply)
+}
+
+/// The same for this one command, while keys are on their way one by one: `ASK 3999 10.0.0.1:6379`.
+pub fn asked(reply: &Reply) -> Option<IpAddr> {
+    sent_by("ASK ", reply)
+}
+
+fn sent_by(word: &str, reply: &Reply) -> Option<IpAddr> {
     let Reply::Error(text) = reply else { return None };
-    let (_slot, target) = text.strip_prefix("MOVED ")?.split_once(' ')?;
+    let (_slot, target) = text.strip_prefix(word)?.split_once(' ')?;
     let (address, _port) = target.rsplit_once(':')?;
     address.parse().ok()
 }

@@ -1,10 +1,13 @@
 //! What people run without an operator: a StatefulSet of the stock image, plain valkey-server in it, and every pod but the
-//! first told to follow the first. The same shape as a ValkeyCluster's, so that the two can be compared.
+//! first told to follow the first, or all of them nodes of a Valkey Cluster. The same shape as a ValkeyCluster's, so that the two can be
+//! compared.
 
 use super::{
     MANAGER,
+    nodes::Nodes,
     operator::LOCAL_VALKEY_IMAGE,
-    resp::{Connection, Reach, Role},
+    process::touch,
+    resp::{Connection, PORT, Reach, Role},
     subject::{Member, member},
     wait::until,
 };
@@ -19,10 +22,14 @@ use kube::{
 };
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use std::{collections::BTreeSet, time::Duration};
+use std::{collections::BTreeSet, ops::RangeInclusive, time::Duration};
 
-/// Members.
+/// Members that are no nodes of a Valkey Cluster.
 const MEMBERS: usize = 3;
+/// Milliseconds without a word until a node is suspected: what ValkeyClusters have unless told otherwise.
+pub const NODE_TIMEOUT_MS: u32 = 2_000;
+/// The file for which a node's server that has ended waits before it is started again.
+const START_AGAIN: &str = "start-again";
 /// Password of throw-away servers in a network without a way out: the client that measures logs in.
 const PASSWORD: &str = "bench";
 /// Bound on each wait of a connection that only asks.
@@ -62,6 +69,15 @@ impl Persistence {
     }
 }
 
+/// What its servers are to each other.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Shape {
+    /// The first is primary, the others follow it.
+    Followers,
+    /// Nodes of a Valkey Cluster: for each shard the slots with which it begins, and how many replicas it has.
+    Nodes(Vec<Option<RangeInclusive<u16>>>, usize),
+}
+
 /// The StatefulSet.
 pub struct Stock {
     /// API server.
@@ -72,6 +88,8 @@ pub struct Stock {
     pub name: String,
     /// What its servers write.
     pub persistence: Persistence,
+    /// What they are to each other.
+    pub shape: Shape,
 }
 
 impl Stock {
@@ -125,6 +143,38 @@ impl Stock {
         Ok(found.await?.0)
     }
 
+    /// Makes one Valkey Cluster of its new pods, in the order in which `valkey-cli --cluster create` does: slots, introductions, replicas.
+    pub async fn form(&self) -> anyhow::Result<Nodes> {
+        let Shape::Nodes(slots, replicas) = self.shape.clone() else { bail!("{} has no nodes", self.name) };
+        let count = self.count();
+        let (nodes, _) = until("all nodes to answer", PATIENCE, || async {
+            let addresses = self.members().await?.iter().filter_map(|member| member.address).collect();
+            let nodes = Nodes { reach: Reach::Direct, password: PASSWORD.to_owned(), addresses };
+            if nodes.addresses.len() != count {
+                bail!("{} of {count} have an address", nodes.addresses.len());
+            }
+            let answer =
+                |nodes: &Nodes| Ok(nodes.addresses.iter().try_for_each(|at| nodes.open(*at).map(drop))?);
+            nodes.ask(answer).await?;
+            Ok(nodes)
+        })
+        .await?;
+        make_one(&nodes, slots, replicas).await?;
+        Ok(nodes)
+    }
+
+    /// Lets a node's server that has ended be started again.
+    pub fn start_again(&self, member: &Member) -> anyhow::Result<()> {
+        touch(member, "sh", START_AGAIN)
+    }
+
+    fn count(&self) -> usize {
+        match &self.shape {
+            Shape::Followers => MEMBERS,
+            Shape::Nodes(slots, replicas) => slots.len() * (replicas + 1),
+        }
+    }
+
     fn selector(&self) -> ListParams {
         ListParams::default().labels(&format!("app={}", self.name))
     }
@@ -144,12 +194,29 @@ impl Stock {
             "dir /data\nrequirepass {PASSWORD}\nprimaryauth {PASSWORD}\nrepl-diskless-sync-delay 0\n{}",
             self.persistence.directives()
         );
-        // As the common charts have it: the first pod is the primary, the others follow its stable name.
-        let start = format!(
-            "#!/bin/sh\nset -- /etc/valkey/valkey.conf\n\
-             if [ \"$HOSTNAME\" != {name}-0 ]; then set -- \"$@\" --replicaof {name}-0.{name} 6379; fi\n\
-             exec valkey-server \"$@\"\n"
-        );
+        let (conf, start) = match &self.shape {
+            // As the common charts have it: the first pod is the primary, the others follow its stable name.
+            Shape::Followers => (
+                conf,
+                format!(
+                    "#!/bin/sh\nset -- /etc/valkey/valkey.conf\n\
+                     if [ \"$HOSTNAME\" != {name}-0 ]; then set -- \"$@\" --replicaof {name}-0.{name} 6379; fi\n\
+                     exec valkey-server \"$@\"\n"
+                ),
+            ),
+            // One shard that is lost does not stop the others, as in a ValkeyCluster. The shell stands for kubelet, without its back-off, and
+            // starts the server again when it is told to.
+            Shape::Nodes(..) => (
+                format!(
+                    "{conf}cluster-enabled yes\ncluster-node-timeout {NODE_TIMEOUT_MS}\ncluster-require-full-coverage no\n"
+                ),
+                format!(
+                    "#!/bin/sh\ntrap 'exit 0' TERM\nwhile :; do\n\
+                     valkey-server /etc/valkey/valkey.conf --cluster-announce-ip \"$POD_IP\" & wait $!\n\
+                     until [ -e /data/{START_AGAIN} ]; do sleep 0.1; done; rm /data/{START_AGAIN}\ndone\n"
+                ),
+            ),
+        };
         json!({
             "apiVersion": "v1",
             "kind": "ConfigMap",
@@ -180,7 +247,7 @@ impl Stock {
             "kind": "StatefulSet",
             "metadata": { "name": self.name },
             "spec": {
-                "replicas": MEMBERS,
+                "replicas": self.count(),
                 "serviceName": self.name,
                 "podManagementPolicy": "Parallel",
                 "selector": { "matchLabels": labels },
@@ -200,6 +267,7 @@ impl Stock {
                             "name": "valkey",
                             "image": LOCAL_VALKEY_IMAGE,
                             "command": ["sh", "/etc/valkey/start.sh"],
+                            "env": [{ "name": "POD_IP", "valueFrom": { "fieldRef": { "fieldPath": "status.podIP" } } }],
                             "ports": [{ "name": "valkey", "containerPort": 6379 }],
                             "securityContext": {
                                 "allowPrivilegeEscalation": false,
@@ -242,4 +310,37 @@ fn in_sync(members: Vec<Member>) -> anyhow::Result<Vec<Member>> {
         }
     }
     Ok(members)
+}
+
+async fn make_one(
+    nodes: &Nodes,
+    slots: Vec<Option<RangeInclusive<u16>>>,
+    replicas: usize,
+) -> anyhow::Result<()> {
+    let shards = slots.len();
+    let own = move |nodes: &Nodes| {
+        for (i, address) in nodes.addresses.iter().enumerate() {
+            nodes.tell(*address, &["CLUSTER", "SET-CONFIG-EPOCH", &(i + 1).to_string()])?;
+            if let Some(range) = slots.get(i).and_then(Option::as_ref) {
+                let (first, last) = (range.start().to_string(), range.end().to_string());
+                nodes.tell(*address, &["CLUSTER", "ADDSLOTSRANGE", &first, &last])?;
+            }
+        }
+        let (first, others) = nodes.addresses.split_first().context("no nodes")?;
+        let port = PORT.to_string();
+        others
+            .iter()
+            .try_for_each(|other| nodes.tell(*first, &["CLUSTER", "MEET", &other.to_string(), &port]))
+    };
+    nodes.ask(own).await?;
+    // Refused until the replica has heard of its primary.
+    let follow = move |nodes: &Nodes| {
+        for (i, replica) in nodes.addresses.iter().enumerate().skip(shards) {
+            let primary = nodes.addresses.get(i % shards).context("no primary")?;
+            nodes.tell(*replica, &["CLUSTER", "REPLICATE", &nodes.id(*primary)?])?;
+        }
+        Ok(())
+    };
+    until("replicas to follow", PATIENCE, || nodes.ask(follow)).await?;
+    nodes.settled(replicas, PATIENCE).await
 }

@@ -33,6 +33,9 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound on everything the operator does while pods start: machines differ, figures are printed.
 pub const PATIENCE: Duration = Duration::from_secs(180);
 
+/// Bound on the end of a resource and its pods.
+const GONE_MAX: Duration = Duration::from_secs(120);
+
 /// The resource, and how to reach what belongs to it.
 #[derive(Clone)]
 pub struct Subject {
@@ -172,6 +175,42 @@ impl Subject {
             found.and_then(|status| status.state.as_ref()).is_some_and(|state| state.running.is_some())
         };
         Ok(pods.iter().filter(|pod| runs(pod)).count())
+    }
+
+    /// Waits until so many run; how long that took.
+    pub async fn all_running(&self, count: usize) -> anyhow::Result<Duration> {
+        let running = until("all pods to run", PATIENCE, || async {
+            match self.running().await? {
+                running if running == count => Ok(()),
+                running => bail!("{running} of {count}"),
+            }
+        });
+        Ok(running.await?.1)
+    }
+
+    /// Waits until the resource and its pods are gone.
+    pub async fn gone(&self) -> anyhow::Result<()> {
+        let what = format!("{} and its pods to be gone", self.name);
+        until(&what, GONE_MAX, || async {
+            if self.exists().await? {
+                bail!("the resource is still there");
+            }
+            match self.members().await?.len() {
+                0 => Ok(()),
+                count => bail!("{count} pods are left"),
+            }
+        })
+        .await
+        .map(|_| ())
+    }
+
+    /// Removes the resource, its pods and their volumes' claims, if there are any.
+    pub async fn remove(&self) -> anyhow::Result<()> {
+        if self.exists().await? {
+            self.delete().await?;
+        }
+        self.gone().await?;
+        self.delete_claims().await
     }
 
     /// Nodes of its pods, by pod name.
