@@ -58,9 +58,12 @@ async fn spec_and_objects(
     if resource.metadata.deletion_timestamp.is_some() {
         return (SpecFact::Deleting, BTreeMap::new());
     }
-    let known = cluster.state.spec.as_ref();
-    let understood = parse_all(resource, &cluster.shell.defaults)
-        .and_then(|parsed| known.map_or(Ok(()), |known| changed(known, &parsed)).map(|()| parsed));
+    let state = &cluster.state;
+    let may_follow =
+        |known, parsed: &Parsed| changed(known, state.shards_kept(parsed.desired.shards), parsed);
+    let understood = parse_all(resource, &cluster.shell.defaults).and_then(|parsed| {
+        state.spec.as_ref().map_or(Ok(()), |known| may_follow(known, &parsed)).map(|()| parsed)
+    });
     let parsed: Parsed = match understood {
         Ok(parsed) => parsed,
         Err(invalid) => return refused(cluster, resource, &invalid).await,

@@ -74,6 +74,9 @@ const HANDOVER_BOUND_SINCE: ServerVersion = ServerVersion { major: 8, minor: 1 }
 const HANDOVER_MAX_MS: i64 = 3_000;
 /// Ended handovers of slots that a server remembers: each look reads them all, and the last one is enough. Count.
 const MIGRATION_LOG_MAX: i64 = 16;
+/// First version that hands slots over atomically (`CLUSTER MIGRATESLOTS`). Nothing else moves slots here: key by key, a client could see
+/// half of a transaction.
+pub const ATOMIC_SLOTS_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
 /// First version that hands its slots over when it is told to stop.
 const FAILOVER_ON_SIGTERM_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
 /// Snapshot times: after an hour with one change, five minutes with a hundred, a minute with ten thousand. A snapshot

@@ -150,6 +150,9 @@ reasons! {
         /// The last handover of slots came to nothing, and every slot stayed where it was; Valkey's own words are beside it. It is tried
         /// again, with growing pauses.
         HandoverOfSlotsFailed,
+        /// Slots have been on their way from a shard for more than two minutes, and Valkey neither ends the handover nor fails it. Look at the
+        /// logs of both servers; a restart of either ends it, and no slot is lost by that.
+        HandoverOfSlotsHangs,
         /// The nodes of the Valkey Cluster do not all know each other yet, or not every slot is served by every primary's view.
         GossipUnsettled,
     }
@@ -180,6 +183,10 @@ reasons! {
         Paused,
         /// A member that was restarted with the new revision does not come up; the others keep the old one.
         RolloutStuck,
+        /// Slots have no owner, and nothing that is known says whose they were: their keys may be on volumes of shards that are not
+        /// there. Raise spec.shards, so that those come back; or set the annotation valkeeper.io/confirm-blank, and the slots are
+        /// given out, empty.
+        SlotsUnaccounted,
         /// The asked-for primary is no member that could take over.
         SwitchoverImpossible,
     }

@@ -119,6 +119,7 @@ impl Nodes {
             failed: met().filter(|node| dead(node)).map(|node| node.id.clone()).collect(),
             covered: u16::try_from(covered.len()).unwrap_or(SLOTS),
             exports: Vec::new(),
+            exports_unread: false,
         }
     }
 

@@ -283,6 +283,19 @@ pub struct NodeFacts {
     /// Slots that it is handing over (`CLUSTER GETSLOTMIGRATIONS`), and what came of the last try if that failed.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub exports: Vec<Export>,
+    /// True if that could not be read though its server answers: nobody knows what it is handing over.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub exports_unread: bool,
+}
+
+impl NodeFacts {
+    /// True while it is handing slots over, as far as it said.
+    pub fn is_giving(&self) -> bool {
+        self.exports.iter().any(|export| match export.state {
+            ExportState::Running => true,
+            ExportState::Failed(_) => false,
+        })
+    }
 }
 
 /// A job of atomic slot migration, as its source tells it. One that succeeded is not kept: whose slots they are says it.

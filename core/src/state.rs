@@ -2,6 +2,8 @@
 
 mod nodes;
 
+pub use nodes::migration_key;
+
 use crate::{
     agent::Brief,
     decision::{Decision, Operation, OperationChange, OperationKind, Scope, Standing},
@@ -113,6 +115,9 @@ pub struct ShardState {
     /// In a Valkey Cluster: the slots that the shard's primary was seen to serve last, or was given.
     #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
     pub slots: SlotSet,
+    /// Slots that were to be handed over to it, until somebody is seen to have them.
+    #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
+    pub awaited: SlotSet,
 }
 
 impl ShardState {
@@ -217,6 +222,7 @@ impl ClusterState {
                 self.spec_seen = true;
                 self.spec = Some(spec.clone());
                 self.spec_error = None;
+                self.forget_removed();
             }
             Event::SpecChanged(SpecFact::Invalid(why)) => {
                 self.spec_seen = true;
@@ -236,7 +242,7 @@ impl ClusterState {
                 if !self.condemned.get(member).is_some_and(same) {
                     self.condemned.remove(member);
                 }
-                self.forget_removed(*member);
+                self.forget_removed();
             }
             Event::ServerChanged { member, .. } | Event::AgentChanged { member, .. }
                 if self.is_removed(*member) => {}
@@ -250,6 +256,7 @@ impl ClusterState {
                 self.members.entry(*member).or_default().facts.node = Some(node.clone());
                 self.note_met(node);
                 self.note_slots(member.shard);
+                self.forget_removed();
             }
             Event::RouteChanged { shard, route } => {
                 self.shards.entry(*shard).or_default().route = route.clone()
@@ -380,12 +387,7 @@ impl ClusterState {
             }
             self.note_history(shard);
         }
-        for effect in &decision.effects {
-            if let Effect::AddSlots { server, node: _, slots, epoch: _ } = effect {
-                self.shards.entry(server.member.shard).or_default();
-                self.give_slots(server.member.shard, slots);
-            }
-        }
+        self.note_given(&decision.effects);
         match &decision.operation {
             Some(OperationChange::Open { kind, phase, asked_by, member }) => {
                 self.operations.push(Operation {
@@ -561,7 +563,7 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Meet { member, .. } => format!("{scope}/meet/{member}"),
         Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
         Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
-        Effect::MigrateSlots { server, .. } => nodes::migration_key(server.member.shard),
+        Effect::MigrateSlots { server, .. } => migration_key(server.member.shard),
         Effect::Delete { object, .. } => format!("{scope}/delete/{object}"),
         Effect::Promote { .. }
         | Effect::Handover { .. }

@@ -108,6 +108,16 @@ fn a_fork_of_the_history_does_not_outrank_who_stayed_on_it() {
 }
 
 #[test]
+fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_keys_may_be_on_a_volume() {
+    let made_again = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nset shards=3\nrun\nwrite 20 to 2\n\
+        set shards=2\nrun 200ms\nexpect unbalanced\nrecreate\nrun\nexpect blocked SlotsUnaccounted\nexpect not-decided SlotsReclaimed";
+    let back = "set shards=3\nrun\nexpect ready\nexpect no-write-lost\nset shards=2\nrun\nexpect balanced\nexpect no-write-lost";
+    after(&format!("{made_again}\n{back}"));
+    let given_up = "set confirm-blank=yes\nrun\nexpect decided SlotsReclaimed\nexpect ready";
+    after(&format!("{made_again}\n{given_up}"));
+}
+
+#[test]
 fn a_shard_that_gives_its_slots_is_not_removed_before_it_has_though_the_journal_was_lost_meanwhile() {
     let moving = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nwrite 20 to 0\nset shards=3\nrun\n\
         write 20 to 2\nset shards=2\nrun 300ms\nlose-journal\nrun";

@@ -35,6 +35,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         failed: BTreeSet::new(),
         covered: SLOTS,
         exports: Vec::new(),
+        exports_unread: false,
     };
     vec![
         Event::Baseline {

@@ -48,6 +48,7 @@ fn node() -> Event {
         failed: [id("c")].into(),
         covered: 5_462,
         exports: Vec::new(),
+        exports_unread: false,
     };
     Event::NodeChanged { member: MemberId::new(0, 1), node }
 }

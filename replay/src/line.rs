@@ -291,7 +291,8 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
 
 /// A member's node in a Valkey Cluster in a few words: what it is, and what of the others is not as it should be.
 pub fn node(member: MemberId, node: &NodeFacts) -> String {
-    let NodeFacts { id, primary, epoch, slots, knows, meeting, failed, covered, exports } = node;
+    let NodeFacts { id, primary, epoch, slots, knows, meeting, failed, covered, exports, exports_unread } =
+        node;
     let role = match primary {
         None => "primary".to_owned(),
         Some(of) => format!("replica of {}", short(&of.to_string())),
@@ -303,6 +304,7 @@ pub fn node(member: MemberId, node: &NodeFacts) -> String {
     said.extend((!failed.is_empty()).then(|| format!("holds {} for dead", failed.len())));
     said.extend((*covered < SLOTS).then(|| format!("sees an owner for {covered} of {SLOTS} slots")));
     said.extend(exports.iter().map(export));
+    said.extend(exports_unread.then(|| "does not say what it hands over".to_owned()));
     said.join(", ")
 }
 

@@ -5,7 +5,10 @@
 use super::{quantity, v1alpha1 as api};
 use std::collections::BTreeMap;
 use valkeeper_core::{
-    config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
+    config::{
+        self, ATOMIC_SLOTS_SINCE, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting,
+        VERSION_MIN,
+    },
     ids::MemberId,
     spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, SwitchoverWish, Topology},
 };
@@ -19,10 +22,6 @@ pub const AGENT_IMAGE_DEFAULT: &str = concat!("valkeeper/valkeeper:", env!("CARG
 pub const REPLICAS_DEFAULT: u16 = 2;
 /// Shards of topology Cluster unless the user says how many: the fewest whose primaries can lose one and still elect another.
 pub const CLUSTER_SHARDS_DEFAULT: u16 = 3;
-
-/// First version that hands slots over atomically (`CLUSTER MIGRATESLOTS`). Nothing else moves slots here: key by key, a client
-/// could see half of a transaction.
-pub const ATOMIC_SLOTS_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
 
 /// A spec that cannot be used.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -171,23 +170,25 @@ fn shards(spec: &api::ValkeyClusterSpec) -> u16 {
     }
 }
 
-/// What a spec may not be after another, whatever the API server has let through.
+/// What a spec may not be after another, whatever the API server has let through. `kept`: shards that have to be there, as some have not
+/// given their slots yet.
 ///
 /// # Errors
 /// The field that cannot change.
-pub fn changed(before: &DesiredCluster, wanted: &Parsed) -> Result<(), Invalid> {
+pub fn changed(before: &DesiredCluster, kept: u16, wanted: &Parsed) -> Result<(), Invalid> {
     let Parsed { desired, workload } = wanted;
     if desired.topology != before.topology {
         let allowed = format!("topology cannot change; allowed: {:?}", before.topology);
         return Err(Invalid::new("spec.topology", format!("{:?}", desired.topology), allowed));
     }
     let version = workload.config.version;
+    let moves = desired.shards != before.shards || desired.shards < kept;
     match desired.topology {
-        Topology::Cluster if desired.shards != before.shards && version < ATOMIC_SLOTS_SINCE => {
+        Topology::Cluster if moves && version < ATOMIC_SLOTS_SINCE => {
             let allowed = format!(
                 "the shards of topology Cluster hand slots over atomically, which Valkey does from {ATOMIC_SLOTS_SINCE} on and \
-                 {version} does not; allowed: {}, or any number after an upgrade",
-                before.shards
+                 {version} does not; allowed: {}, or any number with a later version",
+                before.shards.max(kept)
             );
             Err(Invalid::new("spec.shards", desired.shards, allowed))
         }

@@ -2,13 +2,17 @@
 //! bytes in them.
 
 use super::{Scene, names};
-use crate::api::{Invalid, parse::ATOMIC_SLOTS_SINCE, v1alpha1::SecretKeyRef};
+use crate::api::{Invalid, v1alpha1::SecretKeyRef};
 use k8s_openapi::{ByteString, api::core::v1::Secret};
 use rand::{Rng, distr::Alphanumeric};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 use std::fmt;
-use valkeeper_core::{config::PORT, ids::ShardId, spec::Topology};
+use valkeeper_core::{
+    config::{ATOMIC_SLOTS_SINCE, PORT},
+    ids::ShardId,
+    spec::Topology,
+};
 
 /// The user of clients.
 pub const USER_DEFAULT: &str = "default";

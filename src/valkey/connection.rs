@@ -87,9 +87,12 @@ impl Connection {
                 let [info, nodes, users, jobs] = answers;
                 let (info, nodes): (String, String) = (read(info)?, read(nodes)?);
                 let users: Vec<String> = read(users)?;
-                // Below 9.0 there is no such command, and nothing is handed over.
-                let jobs: Vec<Fields> = read(jobs).unwrap_or_default();
-                Look::parse_node(&info, &nodes, &users, &jobs, Instant::now())
+                let jobs = match jobs {
+                    // Below 9.0 there is no such command, and nothing is handed over.
+                    Err(error) if is_unknown(&error) => Some(Vec::<Fields>::new()),
+                    jobs => read(jobs).ok(),
+                };
+                Look::parse_node(&info, &nodes, &users, jobs.as_deref(), Instant::now())
             }
         }
     }
@@ -104,6 +107,11 @@ impl Connection {
         let mut ended = self.ended.clone();
         async move { while ended.changed().await.is_ok() {} }
     }
+}
+
+/// True if the server does not know the command.
+fn is_unknown(error: &RedisError) -> bool {
+    error.detail().is_some_and(|said| said.to_lowercase().contains("unknown subcommand"))
 }
 
 fn read<T: FromRedisValue>(answer: RedisResult<Value>) -> Result<T, Error> {

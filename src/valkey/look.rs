@@ -34,12 +34,13 @@ impl Look {
         info: &str,
         nodes: &str,
         users: &[String],
-        jobs: &[Fields],
+        jobs: Option<&[Fields]>,
         answered_at: Instant,
     ) -> Result<Look, Error> {
         let Look { answered_at, info, node: _ } = Look::parse(info, answered_at)?;
         let nodes: Nodes = nodes.parse()?;
-        let node = NodeFacts { exports: exports(jobs), ..nodes.facts() };
+        let (known, exports_unread) = (jobs.map(exports).unwrap_or_default(), jobs.is_none());
+        let node = NodeFacts { exports: known, exports_unread, ..nodes.facts() };
         Ok(Look { answered_at, info: info.behind_gate(users), node: Some(node) })
     }
 }

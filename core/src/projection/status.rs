@@ -2,7 +2,7 @@
 
 use crate::{
     decide::View,
-    decision::{BlockReason, OperationKind, Reason, Scope, WaitReason},
+    decision::{BlockReason, Operation, OperationKind, Reason, Scope, WaitReason},
     ids::{MemberId, ShardId},
     observation::Evidence,
     projection::reason::{ConditionReason, StatusReason},
@@ -206,7 +206,9 @@ fn stalled(state: &ClusterState) -> Option<Why> {
 }
 
 fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
-    if let Some(open) = state.operations.first() {
+    // A failover is what matters, however long something else goes on.
+    let is_failover = |open: &&Operation| open.kind == OperationKind::Failover;
+    if let Some(open) = state.operations.iter().find(is_failover).or(state.operations.first()) {
         let more = if open.kind == OperationKind::Reshard { progress(state) } else { String::new() };
         return Some((
             under_way(open.kind),
@@ -218,6 +220,12 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
         return Some((
             ConditionReason::Wait(wait.reason),
             format!("{}{about}: {}", wait.scope, wait.reason.explain()),
+        ));
+    }
+    if resharding(state).is_some() {
+        return Some((
+            StatusReason::Reshard.into(),
+            format!("slots are not where the spec wants them{}", progress(state)),
         ));
     }
     if let Some((object, _)) = state.objects.iter().find(|(_, f)| objects::differs(f)) {

@@ -197,7 +197,7 @@ impl World {
     }
 
     fn apply(&mut self, object: &ObjectRef, digest: &Digest) -> Outcome {
-        let Some((wanted, revision, shard)) = self.wanted_objects().remove(object) else {
+        let Some((wanted, revision, shard)) = self.wanted_objects(self.shards_kept()).remove(object) else {
             return Outcome::Superseded("no longer wanted".into());
         };
         if wanted != *digest {

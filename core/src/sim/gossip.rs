@@ -375,6 +375,7 @@ impl World {
             failed,
             covered: u16::try_from(covered.len()).unwrap_or(u16::MAX),
             exports: self.exports(id),
+            exports_unread: false,
         })
     }
 

@@ -24,7 +24,8 @@ impl World {
             seen.spec = Some(SpecFact::Deleting);
         }
         let there = self.places.iter().filter(|(_, place)| place.pod.is_some()).map(|(id, _)| *id);
-        let kept = DesiredCluster { shards: self.shards_kept(), ..self.spec.clone() };
+        let shards = known.shards_kept(self.spec.shards);
+        let kept = DesiredCluster { shards, ..self.spec.clone() };
         let ids: BTreeSet<MemberId> =
             kept.members().chain(there).chain(known.members.keys().copied()).collect();
         for id in ids {
@@ -45,7 +46,7 @@ impl World {
             let route = self.routes.get(&shard).cloned().map_or(Observed::Absent, Observed::Present);
             seen.routes.insert(shard, route);
         }
-        let all = self.wanted_objects();
+        let all = self.wanted_objects(shards);
         let surplus =
             known.objects.iter().filter(|(object, facts)| facts.surplus || !all.contains_key(*object));
         let surplus: BTreeMap<ObjectRef, Option<ShardId>> =

@@ -163,6 +163,15 @@ impl World {
         Outcome::Verified
     }
 
+    /// The resource goes, and every object and pod with it; claims stay.
+    pub fn delete_all(&mut self) {
+        self.live.clear();
+        let now = self.now;
+        for pod in self.places.values_mut().filter_map(|place| place.pod.as_mut()) {
+            pod.deleted_at = pod.deleted_at.or(Some(now));
+        }
+    }
+
     /// Pods of the shard find no place, or find one again.
     pub fn set_unschedulable(&mut self, shard: ShardId, unschedulable: bool) {
         if unschedulable {

@@ -123,6 +123,14 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.start();
             Ok(())
         }
+        ["recreate"] => {
+            sim.stop();
+            sim.world.delete_all();
+            sim.run(Some(10_000))?;
+            sim.records.clear();
+            sim.start();
+            Ok(())
+        }
         // For random lives: a fault that cannot happen now does not.
         ["try", rest @ ..] => {
             let _ = perform(sim, rest);
@@ -332,10 +340,17 @@ fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
             let found: Vec<&str> = sim.state.standing.waits.iter().map(|w| w.reason.code()).collect();
             shown(found.contains(code), format!("waits: {found:?}"))
         }
+        ["reconciling", code] => {
+            let conditions = status(&sim.state).conditions;
+            let why =
+                conditions.iter().find(|c| c.kind == ConditionKind::Ready && !c.holds).map(|c| c.reason);
+            shown(why.is_some_and(|r| r.code() == *code), format!("{why:?}"))
+        }
         ["resharding", words @ ..] => {
             let found = status(&sim.state).resharding.and_then(|r| r.message).unwrap_or_default();
             shown(found.ends_with(&words.join(" ")), found)
         }
+        ["unbalanced"] => shown(sim.world.imbalance().is_some(), "every shard has its share".into()),
         ["balanced"] => sim.world.imbalance().map_or(Ok(()), Err),
         ["removed", shard] => {
             shown(sim.world.is_removed(ShardId(number(shard)?)), "its workload or a pod is there".into())

@@ -474,9 +474,12 @@ impl World {
         Ok(())
     }
 
-    pub(super) fn wanted_objects(&self) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
+    pub(super) fn wanted_objects(
+        &self,
+        shards: u16,
+    ) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
         let mut all = BTreeMap::new();
-        for shard in (0..self.shards_kept()).map(ShardId) {
+        for shard in (0..shards).map(ShardId) {
             if self.is_cluster() {
                 let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
                 all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));

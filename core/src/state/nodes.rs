@@ -1,13 +1,17 @@
 //! What is folded of the nodes of a Valkey Cluster: who was met, and whose slots are whose.
 
-use super::{ClusterState, MemberState};
+use super::{ClusterState, MemberState, ShardState};
 use crate::{
     decision::{OperationKind, Scope},
+    effect::Effect,
     ids::{MemberId, ShardId},
     observation::NodeFacts,
     slots::SlotSet,
-    spec::DesiredCluster,
+    spec::{DesiredCluster, Topology},
 };
+
+/// Longer than a look, and than an effect is executed after it was decided. Milliseconds.
+const TOLD_LATELY_MS: i64 = 3_000;
 
 impl ClusterState {
     /// Whoever is known where it is now was met: the next introduction, to another address, is a first one again.
@@ -37,7 +41,21 @@ impl ClusterState {
         self.members.get(&holder).filter(|m| m.is_primary())?.node()
     }
 
-    pub(super) fn give_slots(&mut self, to: ShardId, slots: &SlotSet) {
+    /// Slots that are to be given out, or handed over.
+    pub(super) fn note_given(&mut self, effects: &[Effect]) {
+        for effect in effects {
+            if let Effect::MigrateSlots { server: _, slots, to, node: _, keys: _ } = effect {
+                let getter = self.shards.entry(to.shard).or_default();
+                getter.awaited = getter.awaited.with(slots);
+            }
+            if let Effect::AddSlots { server, node: _, slots, epoch: _ } = effect {
+                self.shards.entry(server.member.shard).or_default();
+                self.give_slots(server.member.shard, slots);
+            }
+        }
+    }
+
+    fn give_slots(&mut self, to: ShardId, slots: &SlotSet) {
         let Some(known) = self.shards.get(&to) else { return };
         let more = slots.without(&known.slots);
         if more.is_empty() {
@@ -47,8 +65,10 @@ impl ClusterState {
         for (id, shard) in &mut self.shards {
             if *id == to {
                 shard.slots = shard.slots.with(&more);
+                shard.awaited = shard.awaited.without(&more);
                 continue;
             }
+            shard.awaited = shard.awaited.without(&more);
             let given = shard.slots.common(&more);
             if !given.is_empty() {
                 moved += given.len();
@@ -62,13 +82,45 @@ impl ClusterState {
         }
     }
 
-    /// How many shards there have to be: those of the spec, and any beyond them that owns slots, or of whose members one says so: a
-    /// journal may be younger than the shards.
+    /// How many shards there have to be: those of the spec, and any beyond them that owns slots, that may have got some, or of whose
+    /// members one says so: a journal may be younger than the shards. What a member said whose pod is gone counts for nothing.
     pub fn shards_kept(&self, wanted: u16) -> u16 {
         let owns = |node: &NodeFacts| node.primary.is_none() && !node.slots.is_empty();
-        let owning = self.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
-        let saying = self.members.iter().filter(|(_, m)| m.node().is_some_and(owns)).map(|(id, _)| id.shard);
+        let may_own =
+            |id: &ShardId, shard: &ShardState| !shard.slots.is_empty() || self.may_have_got(*id, shard);
+        let owning = self.shards.iter().filter(|(id, shard)| may_own(id, shard)).map(|(id, _)| *id);
+        let is_there = |m: &&MemberState| !m.facts.pod.is_absent();
+        let says = |m: &MemberState| Some(m).filter(is_there).and_then(|m| m.node()).is_some_and(owns);
+        let saying = self.members.iter().filter(|(_, m)| says(m)).map(|(id, _)| id.shard);
         owning.chain(saying).map(|id| id.0.saturating_add(1)).max().unwrap_or_default().max(wanted)
+    }
+
+    /// True if slots were to be handed over to the shard of which nobody is seen to have them: their giver may have given them.
+    fn may_have_got(&self, id: ShardId, shard: &ShardState) -> bool {
+        if shard.awaited.is_empty() {
+            return false;
+        }
+        let others = self.shards.keys().filter(|other| **other != id);
+        let seen = others.filter(|other| !self.was_told_lately(**other)).filter_map(|other| {
+            let holder = self.shards.get(other)?.in_force?;
+            self.members.get(&holder).filter(|m| m.server().is_some())?;
+            self.holder_node(*other).filter(|node| !node.exports_unread && !node.is_giving())
+        });
+        !seen.fold(shard.awaited.clone(), |left, node| left.without(&node.slots)).is_empty()
+    }
+
+    /// True if the shard was told so lately to hand slots over that what is known of its node may be from before.
+    fn was_told_lately(&self, from: ShardId) -> bool {
+        let told = self.failures.get(&migration_key(from));
+        told.is_some_and(|(_, at)| self.head_time.millis_since(*at) < TOLD_LATELY_MS)
+    }
+
+    /// True while slots may be on their way: a node says so, cannot be asked, or was told to a moment ago.
+    pub fn are_slots_moving(&self) -> bool {
+        let answers = |m: &&MemberState| m.server().is_some();
+        let nodes = self.members.values().filter(answers).filter_map(|m| m.node());
+        nodes.into_iter().any(|node| node.exports_unread || node.is_giving())
+            || self.shards.keys().any(|id| self.was_told_lately(*id))
     }
 
     /// The valid spec, with every shard that has to be there.
@@ -87,23 +139,23 @@ impl ClusterState {
         !self.members.contains_key(&id) && self.is_beyond(id)
     }
 
-    /// A member whose shard is not to be, and whose pod is gone, was never there; and so is the shard with its last member. If it comes
-    /// again it begins anew.
-    pub(super) fn forget_removed(&mut self, id: MemberId) {
-        let gone = self.members.get(&id).is_some_and(|m| m.facts.pod.is_absent());
-        if !gone || !self.is_beyond(id) {
-            return;
-        }
-        self.members.remove(&id);
-        if self.members_of(id.shard).next().is_none() {
-            self.shards.remove(&id.shard);
-            self.operations.retain(|open| open.scope != Scope::Shard(id.shard));
-        }
+    /// Members whose shard is not to be, and whose pods are gone, were never there; and so is a shard without members. If it comes again it
+    /// begins anew.
+    pub(super) fn forget_removed(&mut self) {
+        let Some(spec) = self.spec.as_ref().filter(|spec| spec.topology == Topology::Cluster) else { return };
+        let kept = ShardId(self.shards_kept(spec.shards));
+        self.members.retain(|id, member| id.shard < kept || !member.facts.pod.is_absent());
+        let (members, shards) = (&self.members, &mut self.shards);
+        shards.retain(|id, _| *id < kept || members.keys().any(|member| member.shard == *id));
+        self.operations.retain(|open| match open.scope {
+            Scope::Cluster => true,
+            Scope::Shard(id) => id < kept || shards.contains_key(&id),
+        });
     }
 }
 
 /// Key under which jobs of a shard are counted that were accepted and of which nothing was seen yet, and those that were refused.
-pub(super) fn migration_key(from: ShardId) -> String {
+pub fn migration_key(from: ShardId) -> String {
     format!("{}/migrate-slots/{from}", Scope::Cluster)
 }
 
@@ -112,10 +164,13 @@ mod tests {
     use super::*;
     use crate::{
         decision::{Decision, Reason, StepName},
-        effect::{Effect, Outcome, Server},
+        effect::{Outcome, Server},
         event::{Event, Record},
-        ids::{Digest, NodeId, Timestamp},
-        observation::{ContainerPhase, Evidence, Executed, NodeHealth, Observed, PodFacts},
+        ids::{Digest, NodeId, ReplId, Timestamp},
+        observation::{
+            ContainerPhase, Evidence, Executed, Export, ExportState, NodeHealth, Observed, PodFacts,
+            ServerFacts, ServerRole, Why,
+        },
     };
     use std::collections::{BTreeMap, BTreeSet};
 
@@ -140,6 +195,7 @@ mod tests {
             failed: BTreeSet::new(),
             covered: 0,
             exports: Vec::new(),
+            exports_unread: false,
         }
     }
 
@@ -183,5 +239,93 @@ mod tests {
         assert_eq!(count(&state), Some(2), "known where it was before");
         add(&mut state, Event::NodeChanged { member: ME, node: node('a', &[('b', "10.0.0.3")]) });
         assert_eq!(count(&state), None);
+    }
+
+    /// Both members are primaries in force; the first has half of the slots, the second the others.
+    fn two_shards() -> ClusterState {
+        let mut state = ClusterState::default();
+        for (member, own, slots) in [(ME, 'a', "0-8191"), (OTHER, 'b', "8192-16383")] {
+            let shard = ShardState { in_force: Some(member), ..ShardState::default() };
+            state.shards.insert(member.shard, shard);
+            let server = ServerFacts {
+                run_id: "r".into(),
+                version: "9.1.2".into(),
+                role: ServerRole::Primary,
+                loading: false,
+                replid: ReplId("x".into()),
+                replid2: None,
+                replid2_offset: None,
+            };
+            add(&mut state, Event::PodChanged { member, pod: pod("10.0.0.9") });
+            add(&mut state, Event::ServerChanged { member, server: Observed::Present(server) });
+            add(&mut state, Event::NodeChanged { member, node: serving(own, 1, slots) });
+        }
+        state
+    }
+
+    fn serving(own: char, epoch: u64, slots: &str) -> NodeFacts {
+        NodeFacts { epoch, slots: slots.parse().unwrap(), ..node(own, &[]) }
+    }
+
+    fn slots_of(state: &ClusterState) -> [String; 2] {
+        [ME, OTHER].map(|member| state.shards[&member.shard].slots.to_string())
+    }
+
+    #[test]
+    fn slots_on_their_way_are_whose_epoch_is_higher_whoever_is_asked_first() {
+        let after = ["0-8091".to_owned(), "8092-16383".to_owned()];
+        let got = |state: &mut ClusterState| {
+            add(state, Event::NodeChanged { member: OTHER, node: serving('b', 2, "8092-16383") });
+        };
+        let given = |state: &mut ClusterState| {
+            add(state, Event::NodeChanged { member: ME, node: serving('a', 1, "0-8091") });
+        };
+        let mut state = two_shards();
+        got(&mut state);
+        assert_eq!(slots_of(&state), after);
+        // Of something else, and from before it had given them.
+        let stale = NodeFacts { covered: 1, ..serving('a', 1, "0-8191") };
+        add(&mut state, Event::NodeChanged { member: ME, node: stale });
+        assert_eq!(slots_of(&state), after, "what a node with a lower epoch still says");
+        given(&mut state);
+        assert_eq!(slots_of(&state), after);
+        let mut state = two_shards();
+        given(&mut state);
+        assert_eq!(slots_of(&state)[0], "0-8191", "nobody is seen to have them: they are still the giver's");
+        got(&mut state);
+        assert_eq!(slots_of(&state), after);
+    }
+
+    #[test]
+    fn a_shard_that_may_have_got_slots_is_kept_until_its_giver_is_seen_to_have_them() {
+        let mut state = two_shards();
+        let to = MemberId { shard: ShardId(2), ordinal: 0 };
+        let server = Server { member: ME, address: "10.0.0.9".into(), run_id: "r".into() };
+        let slots: SlotSet = "8000-8191".parse().unwrap();
+        let job = Effect::MigrateSlots { server, slots: slots.clone(), to, node: id('c'), keys: None };
+        let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, Reason::SlotsHandedOver);
+        decision.effects = vec![job];
+        add(&mut state, Event::Decided { decision: Box::new(decision), evidence: Evidence::default() });
+        let (decision, outcomes) = (state.head, vec![(Timestamp(0), Outcome::Verified)]);
+        add(&mut state, Event::EffectsEnded(Executed { decision, outcomes }));
+        assert_eq!(state.shards_kept(2), 3, "its giver was told a moment ago");
+        state.head_time = Timestamp(0).plus_millis(TOLD_LATELY_MS);
+        assert_eq!(state.shards_kept(2), 2, "its giver has them all");
+        let running = Export { slots, to: id('c'), state: ExportState::Running };
+        for node in [
+            NodeFacts { exports: vec![running], ..serving('a', 1, "0-8191") },
+            NodeFacts { exports_unread: true, ..serving('a', 1, "0-8191") },
+            serving('a', 1, "0-7999"),
+        ] {
+            let mut after = state.clone();
+            after.members.get_mut(&ME).unwrap().facts.node = Some(node.clone());
+            assert_eq!(after.shards_kept(2), 3, "{node:?}");
+        }
+        let mut silent = state.clone();
+        silent.members.get_mut(&ME).unwrap().facts.server = Observed::Unknown(Why::Silent);
+        assert_eq!(silent.shards_kept(2), 3, "its giver does not answer");
+        add(&mut state, Event::NodeChanged { member: OTHER, node: serving('b', 3, "8000-16383") });
+        add(&mut state, Event::NodeChanged { member: ME, node: serving('a', 1, "0-7999") });
+        assert_eq!(state.shards_kept(2), 2, "someone else has them");
     }
 }

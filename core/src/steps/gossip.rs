@@ -6,7 +6,7 @@
 
 use crate::{
     decide::{StepOutcome, View},
-    decision::{Decision, Reason, Scope, StepName, WaitReason},
+    decision::{BlockReason, Decision, Reason, Scope, StepName, WaitReason},
     effect::Effect,
     ids::{MemberId, NodeId, ShardId},
     observation::NodeFacts,
@@ -18,11 +18,14 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// True if every wanted member answers and the nodes of a Valkey Cluster agree on who owns what: slots can be handed over. A node that is
-/// gone and not forgotten yet owns nothing then.
+/// True if every shard's primary answers and all that answer agree on who owns what: slots can be handed over. A node that is gone owns
+/// nothing then.
 pub fn is_quiet(view: &View<'_>) -> bool {
     let speakers = speakers(view);
-    view.spec.members().all(|id| speakers.contains_key(&id)) && agree(view, &speakers)
+    let answers = |shard: ShardId| {
+        topology::serving_primary(view, shard).is_some_and(|primary| speakers.contains_key(&primary))
+    };
+    view.spec.shard_ids().all(answers) && agree(view, &speakers)
 }
 
 /// A member that answers: its address now, and what its node says.
@@ -57,6 +60,9 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     match decision.map(|decision| unless_failing(view, decision)) {
         Some(outcome) => outcome,
         None if is_settled(view, &speakers) => StepOutcome::Satisfied,
+        None if has_unaccounted(view, &speakers) => {
+            StepOutcome::Blocked(BlockReason::SlotsUnaccounted, None, Vec::new())
+        }
         None => StepOutcome::Waiting(WaitReason::GossipUnsettled, None, None),
     }
 }
@@ -183,30 +189,44 @@ fn forget(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     some(decision)
 }
 
-/// Slots that no node of a member serves, once every shard's primary answers: else its owner may only be silent.
-fn reclaim(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
-    let shards: Vec<ShardId> = view.spec.shard_ids().collect();
-    let answers = |shard: &ShardId| {
-        topology::serving_primary(view, *shard).is_some_and(|primary| speakers.contains_key(&primary))
+/// Slots that no node of a member serves, if every shard's primary answers: else its owner may only be silent.
+fn unowned(view: &View<'_>, speakers: &Speakers<'_>) -> SlotSet {
+    let answers = |shard: ShardId| {
+        topology::serving_primary(view, shard).is_some_and(|primary| speakers.contains_key(&primary))
     };
-    if !shards.iter().all(answers) {
-        return None;
+    // Slots that are being handed over may be missing where nodes are asked one after the other.
+    let misses = |s: &Speaker<'_>| s.node.primary.is_none() && s.node.covered < SLOTS;
+    if !view.spec.shard_ids().all(answers) || !speakers.values().any(misses) {
+        return SlotSet::default();
     }
     // Primaries by gossip, behind a gate or not: their slots are theirs.
     let owners = speakers.values().filter(|s| s.node.primary.is_none());
-    let unowned = owners.fold(SlotSet::all(), |left, s| left.without(&s.node.slots));
-    // Slots that are being handed over may be missing where nodes are asked one after the other.
-    let misses = |s: &Speaker<'_>| s.node.primary.is_none() && s.node.covered < SLOTS;
-    if unowned.is_empty() || !speakers.values().any(misses) {
+    owners.fold(SlotSet::all(), |left, s| left.without(&s.node.slots))
+}
+
+/// Whose slots are known of nobody.
+fn unrecorded(view: &View<'_>) -> SlotSet {
+    view.state.shards.values().fold(SlotSet::all(), |left, shard| left.without(&shard.slots))
+}
+
+/// True if slots are nobody's of which nobody knows whose they were: their keys may be on volumes that are not here.
+fn has_unaccounted(view: &View<'_>, speakers: &Speakers<'_>) -> bool {
+    strangers(speakers).next().is_none() && !unowned(view, speakers).common(&unrecorded(view)).is_empty()
+}
+
+/// Gives slots without an owner to the shard that was seen to serve them last; those of which nobody knows that, as for a new cluster, if the
+/// user confirms that they are empty.
+fn reclaim(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
+    let unowned = unowned(view, speakers);
+    if unowned.is_empty() {
         return None;
     }
-    let mut recorded = SlotSet::default();
-    for shard in view.state.shards.values() {
-        recorded = recorded.with(&shard.slots);
-    }
+    let confirmed = view.spec.confirm_blank.as_ref().filter(|token| view.is_open(token));
+    let free = confirmed.map(|_| unrecorded(view)).unwrap_or_default();
+    let shards: Vec<ShardId> = view.spec.shard_ids().collect();
     let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::SlotsReclaimed);
     for (shard, share) in spread(&shards) {
-        let owed = view.shard(shard).slots.with(&share.without(&recorded)).common(&unowned);
+        let owed = view.shard(shard).slots.with(&share.common(&free)).common(&unowned);
         if owed.is_empty() {
             continue;
         }

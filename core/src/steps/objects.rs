@@ -11,7 +11,7 @@ use crate::{
     observation::{ObjectFacts, ObjectRef},
     slots::SlotSet,
     state::failure_key,
-    steps::{reshard, retry_at},
+    steps::retry_at,
     topology,
 };
 
@@ -76,7 +76,7 @@ fn removals(view: &View<'_>) -> Vec<Effect> {
             left = left.without(&node.slots);
         }
     }
-    if !left.is_empty() || reshard::is_moving(view.state) {
+    if !left.is_empty() || view.state.are_slots_moving() {
         return Vec::new();
     }
     let gone = |facts: &ObjectFacts| facts.shard.is_some_and(|id| id.0 >= view.spec.shards);

@@ -1,21 +1,22 @@
 //! Wants: every shard that shall be there to have its share of the slots, and every other to have none.
 //! Proof: whose slots are whose, as each shard's primary said last; what it is handing over, in this look.
 //! Refuses: to even out what nobody asked for; to hand anything over while gossip is unsettled, the cluster is paused or its spec refused,
-//!   the receiver is not complete, or anything else is done in either shard; a second job of a shard.
+//!   the receiver is not complete, or anything else is done in either shard; a second job of a shard; servers below 9.0.
 //! Story: cluster_scale_out, cluster_scale_in, cluster_scale_reverted, cluster_scale_paused, cluster_scale_never_starts,
 //!   cluster_reshard_source_killed, cluster_reshard_target_killed, cluster_reshard_refused.
 
 use crate::{
+    config::{ATOMIC_SLOTS_SINCE, ServerVersion},
     decide::{StepOutcome, View},
     decision::{
         Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
     },
     effect::Effect,
     ids::{MemberId, ShardId, Timestamp},
-    observation::{ExportState, NodeFacts},
+    observation::ExportState,
     slots::SlotSet,
     spec::Topology,
-    state::{ClusterState, failure_key},
+    state::{ClusterState, failure_key, migration_key},
     steps::{gossip, retry_at},
     topology::{
         self,
@@ -26,6 +27,12 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// When to look again at slots that are on their way: a job takes some 100 ms. Milliseconds.
 const LOOK_AGAIN_MS: i64 = 100;
+/// The same where one is under way for so long that looking often is of no use. Milliseconds.
+const LOOK_AGAIN_LONG_MS: i64 = 5_000;
+/// A job of a second's worth of keys that takes longer than this hangs: Valkey gives up by itself after a minute without any word. Milliseconds.
+const JOB_LONG_MS: i64 = 120_000;
+/// Slots of a job where nobody knows how many keys they hold. Count.
+const JOB_SLOTS_UNKNOWN: usize = 64;
 
 /// Why nothing is handed over now: the reason, whom it is about, when to look again.
 type Hindrance = (WaitReason, MemberId, Option<Timestamp>);
@@ -87,26 +94,16 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
     if asked || is_open { plan(&owned, &wanted) } else { Vec::new() }
 }
 
-/// The latest handover of slots that came to nothing: whose, and Valkey's words.
+/// A handover of slots that came to nothing and was not made good since: whose, and Valkey's words.
 pub fn failed(state: &ClusterState) -> Option<(MemberId, &str)> {
     state.members.iter().find_map(|(id, member)| {
+        member.server()?;
+        state.failures.get(&migration_key(id.shard))?;
         let said = member.node()?.exports.iter().find_map(|export| match &export.state {
             ExportState::Failed(words) => Some(words.as_str()),
             ExportState::Running => None,
         });
         said.map(|words| (*id, words))
-    })
-}
-
-/// True if any node is handing slots over.
-pub fn is_moving(state: &ClusterState) -> bool {
-    state.members.values().filter_map(|m| m.node()).any(is_giving)
-}
-
-fn is_giving(node: &NodeFacts) -> bool {
-    node.exports.iter().any(|export| match export.state {
-        ExportState::Running => true,
-        ExportState::Failed(_) => false,
     })
 }
 
@@ -116,10 +113,18 @@ fn hand_over<'a>(
     from: ShardId,
     moves: impl Iterator<Item = &'a Move>,
 ) -> Result<Effect, Option<Hindrance>> {
-    let source = ready(view, from)?;
+    let source = idle(view, from)?;
     let node = view.member(source).and_then(|m| m.node()).ok_or(None)?;
     let soon = Some(view.now.plus_millis(LOOK_AGAIN_MS));
-    if is_giving(node) {
+    if node.exports_unread || !hands_over(view, source) {
+        return Err(Some((WaitReason::ShardUnready, source, None)));
+    }
+    if node.is_giving() {
+        let told = view.state.failures.get(&migration_key(from)).map(|(_, at)| *at);
+        if told.is_some_and(|at| view.now.millis_since(at) > JOB_LONG_MS) {
+            let later = view.now.plus_millis(LOOK_AGAIN_LONG_MS);
+            return Err(Some((WaitReason::HandoverOfSlotsHangs, source, Some(later))));
+        }
         return Err(Some((WaitReason::SlotsMoving, source, soon)));
     }
     let mut hindrance = None;
@@ -130,7 +135,7 @@ fn hand_over<'a>(
             hindrance = Some((WaitReason::SlotsMoving, source, soon));
             continue;
         }
-        match ready(view, *to) {
+        match complete(view, *to) {
             Ok(target) => return job(view, source, target, &slots),
             Err(why) => hindrance = why.or(hindrance),
         }
@@ -148,7 +153,10 @@ fn job(
         (view.member(source).and_then(|m| m.node()), view.member(target).and_then(|m| m.node()));
     let (giver, getter) = (giver.ok_or(None)?, getter.ok_or(None)?);
     let keys = view.reading(source).and_then(|reading| reading.keys);
-    let slots = first_job(slots, giver.slots.len(), keys.unwrap_or_default());
+    let slots = match keys {
+        Some(keys) => first_job(slots, giver.slots.len(), keys),
+        None => slots.iter().rev().take(JOB_SLOTS_UNKNOWN).collect(),
+    };
     let of_these = |keys: u64| keys * slots.len() as u64 / (giver.slots.len() as u64).max(1);
     let (server, node) = (topology::server(view, source).ok_or(None)?, getter.id.clone());
     let effect =
@@ -161,21 +169,33 @@ fn job(
     }
 }
 
-/// The shard's primary, if slots can be taken from it and given to it: its members serve, and nothing else is done there.
-fn ready(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
-    let first = MemberId { shard, ordinal: 0 };
+/// The shard's primary, if it serves and nothing else is done there.
+fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
     let scope = Scope::Shard(shard);
     let busy = |open: &Operation| open.scope == scope;
-    let unready = |about| Err(Some((WaitReason::ShardUnready, about, None)));
-    let Some(primary) = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some())
-    else {
-        return unready(first);
-    };
+    let serving = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
+    let primary = serving.ok_or(Some((WaitReason::ShardUnready, MemberId { shard, ordinal: 0 }, None)))?;
     if view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
-        return unready(primary);
+        return Err(Some((WaitReason::ShardUnready, primary, None)));
     }
-    let missing = view.wanted(shard).find(|id| !topology::is_ready(view, *id, primary));
-    missing.map_or(Ok(primary), unready)
+    Ok(primary)
+}
+
+/// The same of who gets slots: every member serves, so that what comes is where it would have been.
+fn complete(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
+    let primary = idle(view, shard)?;
+    let lacks = |id: &MemberId| !topology::is_ready(view, *id, primary);
+    match view.wanted(shard).find(lacks).or(Some(primary).filter(|id| !hands_over(view, *id))) {
+        Some(missing) => Err(Some((WaitReason::ShardUnready, missing, None))),
+        None => Ok(primary),
+    }
+}
+
+/// True if the server's version knows atomic slot migration.
+fn hands_over(view: &View<'_>, id: MemberId) -> bool {
+    let version =
+        view.member(id).and_then(|m| m.server()).and_then(|s| s.version.parse::<ServerVersion>().ok());
+    version.is_some_and(|version| version >= ATOMIC_SLOTS_SINCE)
 }
 
 fn close() -> StepOutcome {

@@ -235,6 +235,7 @@ pub fn node() -> NodeFacts {
         failed: [id("c")].into(),
         covered: 10_923,
         exports: Vec::new(),
+        exports_unread: false,
     }
 }
 

@@ -67,21 +67,29 @@ fn the_shards_of_a_valkey_cluster_change_if_its_servers_hand_slots_over_and_its_
     for (shards, image) in
         [(1, "v:9.0.0"), (2, "v:9.1.2"), (4, IMAGE_DEFAULT), (16, "v:10.0"), (3, "v:8.1.1")]
     {
-        assert_eq!(changed(&before, &of("Cluster", shards, image)), Ok(()), "{shards} {image}");
+        assert_eq!(changed(&before, 3, &of("Cluster", shards, image)), Ok(()), "{shards} {image}");
     }
     for shards in [1, 2, 4] {
         assert_eq!(
-            changed(&before, &of("Cluster", shards, "v:8.1.1")).unwrap_err().to_string(),
+            changed(&before, 3, &of("Cluster", shards, "v:8.1.1")).unwrap_err().to_string(),
             format!(
                 "spec.shards: \"{shards}\" cannot be used; the shards of topology Cluster hand slots over atomically, which \
-                 Valkey does from 9.0 on and 8.1 does not; allowed: 3, or any number after an upgrade"
+                 Valkey does from 9.0 on and 8.1 does not; allowed: 3, or any number with a later version"
             )
         );
     }
+    let giving = changed(&before, 5, &of("Cluster", 3, "v:8.1.1")).unwrap_err().to_string();
+    assert!(
+        giving.ends_with("allowed: 5, or any number with a later version"),
+        "two still give their slots: {giving}"
+    );
     let other = of("Replication", 3, IMAGE_DEFAULT);
-    assert_eq!(changed(&before, &other).unwrap_err().field, "spec.topology");
-    assert_eq!(changed(&other.desired, &of("Cluster", 3, IMAGE_DEFAULT)).unwrap_err().field, "spec.topology");
-    assert_eq!(changed(&other.desired, &of("Replication", 4, "v:8.1.1")), Ok(()));
+    assert_eq!(changed(&before, 3, &other).unwrap_err().field, "spec.topology");
+    assert_eq!(
+        changed(&other.desired, 3, &of("Cluster", 3, IMAGE_DEFAULT)).unwrap_err().field,
+        "spec.topology"
+    );
+    assert_eq!(changed(&other.desired, 3, &of("Replication", 4, "v:8.1.1")), Ok(()));
 }
 
 #[test]
