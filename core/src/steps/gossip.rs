@@ -1,7 +1,8 @@
 //! Wants: every node of a Valkey Cluster to know every other where it is now, and every slot to have an owner.
 //! Proof: what each member's node says itself (`CLUSTER NODES`), of members that answer in this look.
-//! Refuses: to give out slots as for a new cluster once any node owns one or knows another, or while a node is known that is nobody's; to
-//!   forget a node while a member is silent, while anybody reaches it or replicates it.
+//! Refuses: to give out slots as for a new cluster once any node owns one or knows another, or while a node is known that is nobody's;
+//!   slots of which nobody knows whose they were before the user confirms that they are empty; to forget a node while a member is
+//!   silent, while anybody reaches it or replicates it.
 //! Story: cluster_create, cluster_addresses_changed, cluster_volume_lost, cluster_shard_lost, cluster_volume_lost_manual.
 
 use crate::{
@@ -18,8 +19,8 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// True if every shard's primary answers and all that answer agree on who owns what: slots can be handed over. A node that is gone owns
-/// nothing then.
+/// True if every shard's primary answers, all that answer know each other and every primary sees every slot served: slots can be handed
+/// over. A node that is gone owns nothing then.
 pub fn is_quiet(view: &View<'_>) -> bool {
     let speakers = speakers(view);
     let answers = |shard: ShardId| {

@@ -1,9 +1,11 @@
 //! Wants: every shard that shall be there to have its share of the slots, and every other to have none.
 //! Proof: whose slots are whose, as each shard's primary said last; what it is handing over, in this look.
-//! Refuses: to even out what nobody asked for; to hand anything over while gossip is unsettled, the cluster is paused or its spec refused,
-//!   the receiver is not complete, or anything else is done in either shard; a second job of a shard; servers below 9.0.
+//! Refuses: to even out what nobody asked for; to hand anything over while a primary is silent, nodes do not know each other or a slot is
+//!   served by nobody, the cluster is paused or its spec refused, the receiver is not complete, or anything else is done in either
+//!   shard; a second job of a shard; servers below 9.0.
 //! Story: cluster_scale_out, cluster_scale_in, cluster_scale_reverted, cluster_scale_paused, cluster_scale_never_starts,
-//!   cluster_reshard_source_killed, cluster_reshard_target_killed, cluster_reshard_refused.
+//!   cluster_scale_in_with_replicas, cluster_scale_in_replica_lost, cluster_reshard_source_killed, cluster_reshard_target_killed,
+//!   cluster_reshard_refused.
 
 use crate::{
     config::{ATOMIC_SLOTS_SINCE, ServerVersion},
