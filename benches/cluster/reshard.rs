@@ -105,6 +105,9 @@ struct Prepared {
 
 impl Prepared {
     async fn on(nodes: &Nodes, moves: RangeInclusive<u16>) -> anyhow::Result<Prepared> {
+        // A node that has just got its slots refuses for up to two seconds more.
+        let one = || async { Keys::write_into(nodes, moves.clone(), 1, VALUE_BYTES).await.map(|_| ()) };
+        until("writes to be taken", PATIENCE, one).await?;
         let keys = Keys::write_into(nodes, moves.clone(), KEYS, VALUE_BYTES).await?;
         // A migration waits for what the server writes to its disk.
         nodes.snapshot().await?;

@@ -87,7 +87,8 @@ reasons! {
         NodesForgotten,
         /// Every shard of a new Valkey Cluster has a primary and no node owns any slot: the slots are given out.
         SlotsAssigned,
-        /// Slots had no owner: the shard that had them last, or was to have them, gets them again.
+        /// Slots had no owner: the shard that had them last gets them again; those of which nobody knows that are given out if the user
+        /// has confirmed that they are empty.
         SlotsReclaimed,
         /// The slots were not where the spec wants them: shards that have more than their share hand some over, data and all.
         SlotsHandedOver,
@@ -184,8 +185,8 @@ reasons! {
         /// A member that was restarted with the new revision does not come up; the others keep the old one.
         RolloutStuck,
         /// Slots have no owner, and nothing that is known says whose they were: their keys may be on volumes of shards that are not
-        /// there. Raise spec.shards, so that those come back; or set the annotation valkeeper.io/confirm-blank, and the slots are
-        /// given out, empty.
+        /// there. Raise spec.shards, so that those come back; or set the annotation valkeeper.io/confirm-blank to a new value, and
+        /// the slots are given out, empty.
         SlotsUnaccounted,
         /// The asked-for primary is no member that could take over.
         SwitchoverImpossible,

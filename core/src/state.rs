@@ -387,7 +387,7 @@ impl ClusterState {
             }
             self.note_history(shard);
         }
-        self.note_given(&decision.effects);
+        self.note_given(decision);
         match &decision.operation {
             Some(OperationChange::Open { kind, phase, asked_by, member }) => {
                 self.operations.push(Operation {

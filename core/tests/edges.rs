@@ -114,7 +114,11 @@ fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_key
     let back = "set shards=3\nrun\nexpect ready\nexpect no-write-lost\nset shards=2\nrun\nexpect balanced\nexpect no-write-lost";
     after(&format!("{made_again}\n{back}"));
     let given_up = "set confirm-blank=yes\nrun\nexpect decided SlotsReclaimed\nexpect ready";
-    after(&format!("{made_again}\n{given_up}"));
+    let sim = after(&format!("{made_again}\n{given_up}"));
+    assert!(
+        sim.state.spent_tokens.contains("yes"),
+        "a word for these slots is none for a loss that comes later"
+    );
 }
 
 #[test]

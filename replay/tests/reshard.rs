@@ -107,7 +107,7 @@ fn a_source_that_dies_shows_as_jobs_sent_again_and_as_a_failover_meanwhile() {
     let beside = one.beside.first().unwrap();
     assert_eq!(beside.what, "Failover of shard 0");
     assert!(lost.sent.seq < beside.from.seq && beside.until.unwrap().seq < again.sent.seq);
-    assert!(one.stall.unwrap().ms > 300, "{:?}", one.stall);
+    assert!(one.stall.unwrap().ms > 150, "a job alone takes as long: {:?}", one.stall);
     assert_eq!(one.violations, []);
 }
 

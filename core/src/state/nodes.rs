@@ -2,7 +2,7 @@
 
 use super::{ClusterState, MemberState, ShardState};
 use crate::{
-    decision::{OperationKind, Scope},
+    decision::{Decision, OperationKind, Reason, Scope},
     effect::Effect,
     ids::{MemberId, ShardId},
     observation::NodeFacts,
@@ -42,8 +42,13 @@ impl ClusterState {
     }
 
     /// Slots that are to be given out, or handed over.
-    pub(super) fn note_given(&mut self, effects: &[Effect]) {
-        for effect in effects {
+    pub(super) fn note_given(&mut self, decision: &Decision) {
+        if decision.reason == Reason::SlotsReclaimed && self.gives_unrecorded(&decision.effects) {
+            // The user's word was for these slots, and for nothing that is lost later.
+            let token = self.spec.as_ref().and_then(|spec| spec.confirm_blank.clone());
+            self.spent_tokens.extend(token);
+        }
+        for effect in &decision.effects {
             if let Effect::MigrateSlots { server: _, slots, to, node: _, keys: _ } = effect {
                 let getter = self.shards.entry(to.shard).or_default();
                 getter.awaited = getter.awaited.with(slots);
@@ -53,6 +58,17 @@ impl ClusterState {
                 self.give_slots(server.member.shard, slots);
             }
         }
+    }
+
+    /// True if slots are given out of which nobody knows whose they were.
+    fn gives_unrecorded(&self, effects: &[Effect]) -> bool {
+        let mut given = SlotSet::default();
+        for effect in effects {
+            if let Effect::AddSlots { server: _, node: _, slots, epoch: _ } = effect {
+                given = given.with(slots);
+            }
+        }
+        !self.shards.values().fold(given, |left, shard| left.without(&shard.slots)).is_empty()
     }
 
     fn give_slots(&mut self, to: ShardId, slots: &SlotSet) {
@@ -163,7 +179,7 @@ pub fn migration_key(from: ShardId) -> String {
 mod tests {
     use super::*;
     use crate::{
-        decision::{Decision, Reason, StepName},
+        decision::StepName,
         effect::{Outcome, Server},
         event::{Event, Record},
         ids::{Digest, NodeId, ReplId, Timestamp},
