@@ -59,8 +59,9 @@ async fn spec_and_objects(
         return (SpecFact::Deleting, BTreeMap::new());
     }
     let state = &cluster.state;
-    let may_follow =
-        |known, parsed: &Parsed| changed(known, state.shards_kept(parsed.desired.shards), parsed);
+    let may_follow = |known, parsed: &Parsed| {
+        changed(known, state.shards_kept(parsed.desired.shards, cluster.clock.now()), parsed)
+    };
     let understood = parse_all(resource, &cluster.shell.defaults).and_then(|parsed| {
         state.spec.as_ref().map_or(Ok(()), |known| may_follow(known, &parsed)).map(|()| parsed)
     });
@@ -103,13 +104,13 @@ async fn refused(
 fn in_force(cluster: &Cluster, spec: &SpecFact) -> Option<DesiredCluster> {
     match spec {
         SpecFact::Valid(spec) => Some(kept(cluster, spec)),
-        SpecFact::Invalid(_) | SpecFact::Deleting => cluster.state.desired(),
+        SpecFact::Invalid(_) | SpecFact::Deleting => cluster.state.desired(cluster.clock.now()),
     }
 }
 
 /// What is wanted, with every shard that has to be there: one that still owns slots stays until it has given them.
 fn kept(cluster: &Cluster, wanted: &DesiredCluster) -> DesiredCluster {
-    DesiredCluster { shards: cluster.state.shards_kept(wanted.shards), ..wanted.clone() }
+    DesiredCluster { shards: cluster.state.shards_kept(wanted.shards, cluster.clock.now()), ..wanted.clone() }
 }
 
 /// Members to look at: who shall exist, who exists, and who is known from before.

@@ -162,7 +162,7 @@ pub async fn render(
 /// # Errors
 /// [`NotRendered`].
 pub async fn render_vital(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<(), NotRendered> {
-    let Some(spec) = cluster.state.desired() else {
+    let Some(spec) = cluster.state.desired(cluster.clock.now()) else {
         (cluster.owned.rendered, cluster.owned.basis) = (Arc::default(), None);
         return Ok(());
     };

@@ -105,7 +105,7 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
         }
     };
     // A shard that is not wanted any more is looked after as long as it owns slots.
-    let kept = DesiredCluster { shards: state.shards_kept(spec.shards), ..spec.clone() };
+    let kept = DesiredCluster { shards: state.shards_kept(spec.shards, now), ..spec.clone() };
     let view = View { state, evidence, now, spec: &kept };
     let mut held: Vec<Scope> = Vec::new();
     for (name, rule) in STEPS {

@@ -77,7 +77,7 @@ pub fn terms(state: &ClusterState, decision: &Decision) -> Brief {
     let given = decision.grant.and_then(|id| Some((id, *known?.grants.get(&id)?)));
     let held = given.or_else(|| known.and_then(|s| s.holder()));
     let (holder, grant) = held.map_or((None, Seq(0)), |(member, grant)| (Some(member), grant));
-    let desired = state.desired();
+    let desired = state.desired(state.head_time);
     let roster: Vec<MemberId> =
         desired.iter().flat_map(|spec| spec.members().filter(|m| m.shard == shard)).collect();
     let isolation_ms = desired.as_ref().map_or(0, |spec| isolation_ms(spec, roster.len()));

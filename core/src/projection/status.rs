@@ -82,7 +82,7 @@ pub struct Resharding {
 
 /// Projects the state.
 pub fn status(state: &ClusterState) -> Status {
-    let served = state.desired().map(|spec| served(state, &spec)).unwrap_or_default();
+    let served = state.desired(state.head_time).map(|spec| served(state, &spec)).unwrap_or_default();
     let stalled = stalled(state);
     let waiting = match state.spec {
         None => Some(not_observed()),

@@ -24,7 +24,7 @@ impl World {
             seen.spec = Some(SpecFact::Deleting);
         }
         let there = self.places.iter().filter(|(_, place)| place.pod.is_some()).map(|(id, _)| *id);
-        let shards = known.shards_kept(self.spec.shards);
+        let shards = known.shards_kept(self.spec.shards, self.now);
         let kept = DesiredCluster { shards, ..self.spec.clone() };
         let ids: BTreeSet<MemberId> =
             kept.members().chain(there).chain(known.members.keys().copied()).collect();

@@ -4,7 +4,7 @@ use super::{ClusterState, MemberState, ShardState};
 use crate::{
     decision::{Decision, OperationKind, Reason, Scope},
     effect::Effect,
-    ids::{MemberId, ShardId},
+    ids::{MemberId, ShardId, Timestamp},
     observation::NodeFacts,
     slots::SlotSet,
     spec::{DesiredCluster, Topology},
@@ -100,10 +100,10 @@ impl ClusterState {
 
     /// How many shards there have to be: those of the spec, and any beyond them that owns slots, that may have got some, or of whose
     /// members one says so: a journal may be younger than the shards. What a member said whose pod is gone counts for nothing.
-    pub fn shards_kept(&self, wanted: u16) -> u16 {
+    pub fn shards_kept(&self, wanted: u16, now: Timestamp) -> u16 {
         let owns = |node: &NodeFacts| node.primary.is_none() && !node.slots.is_empty();
         let may_own =
-            |id: &ShardId, shard: &ShardState| !shard.slots.is_empty() || self.may_have_got(*id, shard);
+            |id: &ShardId, shard: &ShardState| !shard.slots.is_empty() || self.may_have_got(*id, shard, now);
         let owning = self.shards.iter().filter(|(id, shard)| may_own(id, shard)).map(|(id, _)| *id);
         let is_there = |m: &&MemberState| !m.facts.pod.is_absent();
         let says = |m: &MemberState| Some(m).filter(is_there).and_then(|m| m.node()).is_some_and(owns);
@@ -112,12 +112,12 @@ impl ClusterState {
     }
 
     /// True if slots were to be handed over to the shard of which nobody is seen to have them: their giver may have given them.
-    fn may_have_got(&self, id: ShardId, shard: &ShardState) -> bool {
+    fn may_have_got(&self, id: ShardId, shard: &ShardState, now: Timestamp) -> bool {
         if shard.awaited.is_empty() {
             return false;
         }
         let others = self.shards.keys().filter(|other| **other != id);
-        let seen = others.filter(|other| !self.was_told_lately(**other)).filter_map(|other| {
+        let seen = others.filter(|other| !self.was_told_lately(**other, now)).filter_map(|other| {
             let holder = self.shards.get(other)?.in_force?;
             self.members.get(&holder).filter(|m| m.server().is_some())?;
             self.holder_node(*other).filter(|node| !node.exports_unread && !node.is_giving())
@@ -126,28 +126,28 @@ impl ClusterState {
     }
 
     /// True if the shard was told so lately to hand slots over that what is known of its node may be from before.
-    fn was_told_lately(&self, from: ShardId) -> bool {
+    fn was_told_lately(&self, from: ShardId, now: Timestamp) -> bool {
         let told = self.failures.get(&migration_key(from));
-        told.is_some_and(|(_, at)| self.head_time.millis_since(*at) < TOLD_LATELY_MS)
+        told.is_some_and(|(_, at)| now.millis_since(*at) < TOLD_LATELY_MS)
     }
 
     /// True while slots may be on their way: a node says so, cannot be asked, or was told to a moment ago.
-    pub fn are_slots_moving(&self) -> bool {
+    pub fn are_slots_moving(&self, now: Timestamp) -> bool {
         let answers = |m: &&MemberState| m.server().is_some();
         let nodes = self.members.values().filter(answers).filter_map(|m| m.node());
         nodes.into_iter().any(|node| node.exports_unread || node.is_giving())
-            || self.shards.keys().any(|id| self.was_told_lately(*id))
+            || self.shards.keys().any(|id| self.was_told_lately(*id, now))
     }
 
     /// The valid spec, with every shard that has to be there.
-    pub fn desired(&self) -> Option<DesiredCluster> {
+    pub fn desired(&self, now: Timestamp) -> Option<DesiredCluster> {
         let spec = self.spec.clone()?;
-        Some(DesiredCluster { shards: self.shards_kept(spec.shards), ..spec })
+        Some(DesiredCluster { shards: self.shards_kept(spec.shards, now), ..spec })
     }
 
     /// True if the member's shard is not to be.
     fn is_beyond(&self, id: MemberId) -> bool {
-        self.spec.as_ref().is_some_and(|spec| id.shard.0 >= self.shards_kept(spec.shards))
+        self.spec.as_ref().is_some_and(|spec| id.shard.0 >= self.shards_kept(spec.shards, self.head_time))
     }
 
     /// True of a member that is gone with its shard: what the same look says of its server and agent is about nobody.
@@ -159,7 +159,7 @@ impl ClusterState {
     /// begins anew.
     pub(super) fn forget_removed(&mut self) {
         let Some(spec) = self.spec.as_ref().filter(|spec| spec.topology == Topology::Cluster) else { return };
-        let kept = ShardId(self.shards_kept(spec.shards));
+        let kept = ShardId(self.shards_kept(spec.shards, self.head_time));
         self.members.retain(|id, member| id.shard < kept || !member.facts.pod.is_absent());
         let (members, shards) = (&self.members, &mut self.shards);
         shards.retain(|id, _| *id < kept || members.keys().any(|member| member.shard == *id));
@@ -182,7 +182,7 @@ mod tests {
         decision::StepName,
         effect::{Outcome, Server},
         event::{Event, Record},
-        ids::{Digest, NodeId, ReplId, Timestamp},
+        ids::{Digest, NodeId, ReplId},
         observation::{
             ContainerPhase, Evidence, Executed, Export, ExportState, NodeHealth, Observed, PodFacts,
             ServerFacts, ServerRole, Why,
@@ -324,9 +324,9 @@ mod tests {
         add(&mut state, Event::Decided { decision: Box::new(decision), evidence: Evidence::default() });
         let (decision, outcomes) = (state.head, vec![(Timestamp(0), Outcome::Verified)]);
         add(&mut state, Event::EffectsEnded(Executed { decision, outcomes }));
-        assert_eq!(state.shards_kept(2), 3, "its giver was told a moment ago");
+        assert_eq!(state.shards_kept(2, state.head_time), 3, "its giver was told a moment ago");
         state.head_time = Timestamp(0).plus_millis(TOLD_LATELY_MS);
-        assert_eq!(state.shards_kept(2), 2, "its giver has them all");
+        assert_eq!(state.shards_kept(2, state.head_time), 2, "its giver has them all");
         let running = Export { slots, to: id('c'), state: ExportState::Running };
         for node in [
             NodeFacts { exports: vec![running], ..serving('a', 1, "0-8191") },
@@ -335,13 +335,13 @@ mod tests {
         ] {
             let mut after = state.clone();
             after.members.get_mut(&ME).unwrap().facts.node = Some(node.clone());
-            assert_eq!(after.shards_kept(2), 3, "{node:?}");
+            assert_eq!(after.shards_kept(2, after.head_time), 3, "{node:?}");
         }
         let mut silent = state.clone();
         silent.members.get_mut(&ME).unwrap().facts.server = Observed::Unknown(Why::Silent);
-        assert_eq!(silent.shards_kept(2), 3, "its giver does not answer");
+        assert_eq!(silent.shards_kept(2, silent.head_time), 3, "its giver does not answer");
         add(&mut state, Event::NodeChanged { member: OTHER, node: serving('b', 3, "8000-16383") });
         add(&mut state, Event::NodeChanged { member: ME, node: serving('a', 1, "0-7999") });
-        assert_eq!(state.shards_kept(2), 2, "someone else has them");
+        assert_eq!(state.shards_kept(2, state.head_time), 2, "someone else has them");
     }
 }

@@ -77,7 +77,7 @@ fn removals(view: &View<'_>) -> Vec<Effect> {
             left = left.without(&node.slots);
         }
     }
-    if !left.is_empty() || view.state.are_slots_moving() {
+    if !left.is_empty() || view.state.are_slots_moving(view.now) {
         return Vec::new();
     }
     let gone = |facts: &ObjectFacts| facts.shard.is_some_and(|id| id.0 >= view.spec.shards);

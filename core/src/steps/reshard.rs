@@ -49,7 +49,8 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     let moves = planned(view.state);
     if moves.is_empty() {
         // Whoever gave everything away is not gone at once.
-        let going = view.state.members.keys().find(|id| id.shard.0 >= view.spec.shards);
+        let wanted = view.state.spec.as_ref().map_or(view.spec.shards, |spec| spec.shards);
+        let going = view.state.members.keys().find(|id| id.shard.0 >= wanted);
         return match (going, open) {
             (Some(member), _) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
             (None, Some(_)) => close(),
