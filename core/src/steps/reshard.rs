@@ -27,7 +27,7 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// When to look again at slots that are on their way: a job takes some 100 ms. Milliseconds.
+/// When to look again at slots that are on their way: a job was seen to take 0.1 to 0.6 s. Milliseconds.
 const LOOK_AGAIN_MS: i64 = 100;
 /// The same where one is under way for so long that looking often is of no use. Milliseconds.
 const LOOK_AGAIN_LONG_MS: i64 = 5_000;
