@@ -40,13 +40,7 @@ const LEADS_WITHIN: Duration = Duration::from_secs(60);
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::ended(run().await)
 }
 
 async fn run() -> anyhow::Result<()> {

@@ -47,13 +47,7 @@ const NAMESPACE: &str = "valkeeper-bench";
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::ended(run().await)
 }
 
 async fn run() -> anyhow::Result<()> {

@@ -39,13 +39,7 @@ const ALL: [Persistence; 3] = [Persistence::Off, Persistence::Rdb, Persistence::
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::ended(run().await)
 }
 
 /// What the command line asks for.

@@ -11,7 +11,7 @@ use tokio::time::Instant;
 use valkeeper_agent::proto;
 use valkeeper_core::{
     agent::{Brief, ledger::PROMISE_MARGIN_MS},
-    effect::{Outcome, Promotion, Server},
+    effect::{Means, Outcome, Promotion, Server},
     ids::{MemberId, NodeId},
     info::{RawRole, RawSource},
     observation::{Link, Observed},
@@ -89,8 +89,14 @@ pub async fn add_slots(
 }
 
 /// The server's node hands slots over to another.
-pub async fn migrate_slots(cluster: &Cluster, server: &Server, slots: &SlotSet, to: &NodeId) -> Told {
-    Ok(agent_of(cluster, server)?.migrate_slots(server, slots, to).await?)
+pub async fn migrate_slots(
+    cluster: &Cluster,
+    server: &Server,
+    slots: &SlotSet,
+    to: &NodeId,
+    by: Means,
+) -> Told {
+    Ok(agent_of(cluster, server)?.migrate_slots(server, slots, to, by).await?)
 }
 
 /// The server's node forgets one that is nobody's any more.

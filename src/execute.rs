@@ -174,8 +174,8 @@ async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) 
         Effect::AddSlots { server, node, slots, epoch } => {
             of_command(command::add_slots(cluster, server, node, slots, *epoch).await)
         }
-        Effect::MigrateSlots { server, slots, to: _, node, keys: _ } => {
-            of_command(command::migrate_slots(cluster, server, slots, node).await)
+        Effect::MigrateSlots { server, slots, to: _, node, keys: _, by } => {
+            of_command(command::migrate_slots(cluster, server, slots, node, *by).await)
         }
         Effect::Forget { server, node } => of_command(command::forget(cluster, server, node).await),
         Effect::Disconnect { server } => of_command(command::disconnect(cluster, server).await),

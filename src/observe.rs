@@ -59,11 +59,8 @@ async fn spec_and_objects(
         return (SpecFact::Deleting, BTreeMap::new());
     }
     let state = &cluster.state;
-    let may_follow = |known, parsed: &Parsed| {
-        changed(known, state.shards_kept(parsed.desired.shards, cluster.clock.now()), parsed)
-    };
     let understood = parse_all(resource, &cluster.shell.defaults).and_then(|parsed| {
-        state.spec.as_ref().map_or(Ok(()), |known| may_follow(known, &parsed)).map(|()| parsed)
+        state.spec.as_ref().map_or(Ok(()), |known| changed(known, &parsed)).map(|()| parsed)
     });
     let parsed: Parsed = match understood {
         Ok(parsed) => parsed,

@@ -3,7 +3,7 @@
 
 mod users;
 
-pub use users::{Listed, Users};
+pub use users::{Listed, Login, Users};
 
 use crate::args::Config;
 use rand::{Rng, distr::Alphanumeric};

@@ -1,6 +1,9 @@
 //! The agent's own connection to its server, over a socket that nobody else can open: the only home of `redis` here.
 
 mod node;
+mod slots;
+
+pub use slots::{Session, SlotIs, Target};
 
 use crate::boot::Users;
 use redis::{
@@ -13,7 +16,12 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
-use tokio::{net::UnixStream, sync::Mutex};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::UnixStream,
+    sync::Mutex,
+    task::JoinHandle,
+};
 use valkeeper_agent::proto::Promotion;
 use valkeeper_core::{
     info::{Garbled, Info, RawRole, RawSource},
@@ -117,6 +125,27 @@ fn answer<T: FromRedisValue>(given: Option<RedisResult<Value>>) -> Result<T, Err
     from_redis_value(value).map_err(|_| Error::Garbled(Garbled::NotAnAnswer))
 }
 
+fn lost(error: &std::io::Error) -> Error {
+    Error::Lost(error.kind().to_string())
+}
+
+/// A connection of this user, and what drives it.
+async fn logged_in(
+    stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    user: &str,
+    password: &str,
+) -> Result<(MultiplexedConnection, JoinHandle<()>), Error> {
+    let info = RedisConnectionInfo::default().set_skip_set_lib_name();
+    let config = AsyncConnectionConfig::new().set_response_timeout(None);
+    let (mut connection, driver) =
+        MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| Error::of(&e))?;
+    let driver = tokio::spawn(driver);
+    let mut auth = cmd("AUTH");
+    auth.arg(user).arg(password);
+    auth.query_async::<()>(&mut connection).await.map_err(|e| Error::of(&e))?;
+    Ok((connection, driver))
+}
+
 /// The connection.
 pub struct Local {
     tickets: AtomicU64,
@@ -155,17 +184,9 @@ impl Local {
         if let Some(connection) = &*held {
             return Ok(connection.clone());
         }
-        let stream =
-            UnixStream::connect(&self.socket).await.map_err(|e| Error::Lost(e.kind().to_string()))?;
-        let info = RedisConnectionInfo::default().set_skip_set_lib_name();
-        let config = AsyncConnectionConfig::new().set_response_timeout(None);
-        let (mut connection, driver) =
-            MultiplexedConnection::new_with_config(&info, stream, config).await.map_err(|e| Error::of(&e))?;
-        // It ends with the last handle, or with the socket.
-        tokio::spawn(driver);
-        let mut auth = cmd("AUTH");
-        auth.arg(self.user).arg(&self.password);
-        auth.query_async::<()>(&mut connection).await.map_err(|e| Error::of(&e))?;
+        let stream = UnixStream::connect(&self.socket).await.map_err(|e| lost(&e))?;
+        // Its driver ends with the last handle, or with the socket.
+        let (connection, _driver) = logged_in(stream, self.user, &self.password).await?;
         *held = Some(connection.clone());
         Ok(connection)
     }

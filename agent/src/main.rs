@@ -6,6 +6,7 @@ mod boot;
 mod confirm;
 mod election;
 mod gate;
+mod handing;
 mod http;
 mod identity;
 mod install;

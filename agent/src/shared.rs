@@ -5,6 +5,7 @@ use crate::{
     args::Config,
     boot::Files,
     election::{Allegiance, Standing},
+    handing::Handing,
     local::{self, Configured, Local, Look},
     memory::Memory,
     peers::Peers,
@@ -306,6 +307,8 @@ pub struct Agent {
     pub judge_now: Notify,
     /// Held by whoever changes the server's role.
     pub acting: tokio::sync::Mutex<()>,
+    /// Slots that go to another node key by key.
+    pub handing: Handing,
     /// When it started.
     pub started: Instant,
     instance: String,
@@ -328,6 +331,7 @@ impl Agent {
             news_now: Notify::new(),
             judge_now: Notify::new(),
             acting: tokio::sync::Mutex::new(()),
+            handing: Handing::default(),
             started: Instant::now(),
             instance: format!("{:016x}", rand::random::<u64>()),
         }

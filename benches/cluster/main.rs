@@ -35,13 +35,7 @@ const PARTS: [&str; 3] = ["create", "kills", "reshard"];
 
 #[tokio::main]
 async fn main() -> ExitCode {
-    match run().await {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("bench: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    support::ended(run().await)
 }
 
 async fn run() -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ mod directives;
 
 pub use directives::{DIRECTIVES, Directive, Kind, Owner};
 
-use crate::spec::Profile;
+use crate::spec::{IoThreads, Profile};
 use std::{collections::BTreeMap, fmt, str::FromStr};
 
 /// Address that a server at the boot gate "follows": nobody ever answers there, so its link is never up and it
@@ -74,9 +74,11 @@ const HANDOVER_BOUND_SINCE: ServerVersion = ServerVersion { major: 8, minor: 1 }
 const HANDOVER_MAX_MS: i64 = 3_000;
 /// Ended handovers of slots that a server remembers: each look reads them all, and the last one is enough. Count.
 const MIGRATION_LOG_MAX: i64 = 16;
-/// First version that hands slots over atomically (`CLUSTER MIGRATESLOTS`). Nothing else moves slots here: key by key, a client could see
-/// half of a transaction.
+/// First version that hands slots over atomically (`CLUSTER MIGRATESLOTS`). Before it they go key by key, which takes many times as long and
+/// sends clients to and fro.
 pub const ATOMIC_SLOTS_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
+/// First release that does so with I/O threads as well; before it jobs hang. Major, minor, patch.
+pub const ATOMIC_SLOTS_WITH_THREADS_SINCE: (u16, u16, u16) = (9, 1, 2);
 /// First version that hands its slots over when it is told to stop.
 const FAILOVER_ON_SIGTERM_SINCE: ServerVersion = ServerVersion { major: 9, minor: 0 };
 /// Snapshot times: after an hour with one change, five minutes with a hundred, a minute with ten thousand. A snapshot
@@ -115,6 +117,18 @@ impl FromStr for ServerVersion {
             (Some(Ok(major)), Some(Ok(minor))) => Ok(ServerVersion { major, minor }),
             (Some(_) | None, _) => Err(NotAVersion(text.to_owned())),
         }
+    }
+}
+
+/// True if a server of this release, such as 9.1.2, can hand slots over atomically.
+pub fn is_atomic(release: &str, threads: IoThreads) -> bool {
+    let Ok(version) = release.parse::<ServerVersion>() else { return false };
+    let bare = release.split(['-', '+', '_']).next().unwrap_or(release);
+    let patch = bare.split('.').nth(2).and_then(|patch| patch.parse().ok()).unwrap_or_default();
+    let whole: (u16, u16, u16) = (version.major, version.minor, patch);
+    match threads {
+        IoThreads::Off => version >= ATOMIC_SLOTS_SINCE,
+        IoThreads::On => whole >= ATOMIC_SLOTS_WITH_THREADS_SINCE,
     }
 }
 
@@ -520,6 +534,23 @@ mod tests {
         assert!(read("io-threads", "0", V9_1).is_err());
         let limit = read("client-output-buffer-limit", "replica 512mb 128mb 60", V9_1).unwrap();
         assert_eq!(limit.render(), "replica 512mb 128mb 60");
+    }
+
+    #[test]
+    fn slots_go_atomically_from_9_0_on_and_beside_io_threads_from_9_1_2_on() {
+        for (release, alone, beside) in [
+            ("8.1.4", false, false),
+            ("9.0.0", true, false),
+            ("9.1.1", true, false),
+            ("9.1.2", true, true),
+            ("v9.1.10-alpine", true, true),
+            ("10.0", true, true),
+            ("9.1", true, false),
+            ("nine", false, false),
+        ] {
+            let found = [IoThreads::Off, IoThreads::On].map(|threads| is_atomic(release, threads));
+            assert_eq!(found, [alone, beside], "{release}");
+        }
     }
 
     #[test]

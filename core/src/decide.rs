@@ -6,7 +6,7 @@ use crate::{
     observation::{Evidence, Reading},
     spec::DesiredCluster,
     state::{ClusterState, MemberState, ShardState},
-    steps,
+    steps, topology,
 };
 
 /// What a step finds for its scope.
@@ -152,9 +152,37 @@ fn run(
     } else {
         step()
     };
-    if take(verdict, name, scope, outcome) {
+    if take(verdict, name, scope, one_election(verdict, view, outcome)) {
         held.push(scope);
     }
+}
+
+/// Until when a shard hands slots over key by key, or gets some, as far as was seen. Who is elected just when a slot changes hands may be
+/// believed instead of who has got it, and that one would drop its keys.
+fn moves_by_key(view: &View<'_>, shard: ShardId) -> Option<Timestamp> {
+    let known = view.shard(shard);
+    let node = view.state.holder_node(shard)?;
+    let open = !known.by_key.is_empty() || !node.migrating.is_empty() || !node.importing.is_empty();
+    let until = known.handed_at?.plus_millis(steps::reshard::BY_KEY_SILENT_MS);
+    Some(until).filter(|until| open && *until > view.now)
+}
+
+/// Two handovers between nodes at once take each other's votes: the one without a majority stands with its writes paused until it is given
+/// up, three seconds later. So one waits for the other, and for nodes that have restarted to be heard.
+fn one_election(verdict: &Verdict, view: &View<'_>, outcome: StepOutcome) -> StepOutcome {
+    let StepOutcome::Decided(decision) = outcome else { return outcome };
+    let Some(to) = decision.successor_of_a_node() else { return StepOutcome::Decided(decision) };
+    let pending = view.state.pending.values().filter(|p| p.epoch == view.state.epoch).map(|p| &p.decision);
+    if let Some(until) = moves_by_key(view, to.shard) {
+        return StepOutcome::Waiting(WaitReason::SlotsMoving, Some(to), Some(until));
+    }
+    if verdict.decisions.iter().chain(pending).any(Decision::elects) {
+        return StepOutcome::Waiting(WaitReason::ElectionElsewhere, Some(to), None);
+    }
+    if !topology::is_heard(view, to) {
+        return StepOutcome::Waiting(WaitReason::GossipUnsettled, Some(to), None);
+    }
+    StepOutcome::Decided(decision)
 }
 
 /// Enters an outcome into the verdict; true if it holds its scope.

@@ -2,7 +2,7 @@
 //! source of its wording in conditions, Kubernetes Events, metrics and audits.
 
 use crate::{
-    effect::Effect,
+    effect::{Effect, Promotion},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp},
 };
 use serde::{Deserialize, Serialize};
@@ -92,6 +92,10 @@ reasons! {
         SlotsReclaimed,
         /// The slots were not where the spec wants them: shards that have more than their share hand some over, data and all.
         SlotsHandedOver,
+        /// Slots were left half moved, by a crash, by a person or by a wish that was taken back: they are finished, or closed where they are.
+        SlotsClosed,
+        /// The wish that a handover of slots was for was taken back while it was under way: it is cancelled, and every slot stays where it was.
+        HandoverCancelled,
         /// Every shard that shall be there has its share of the slots, and no other has any.
         ReshardComplete,
         /// A shard that shall not be there any more has given its last slot: its workload is deleted. Its claims stay.
@@ -142,19 +146,23 @@ reasons! {
         ObjectMissing,
         /// The pod of the member has no address yet.
         NoAddress,
+        /// Another shard's nodes elect a primary: a planned handover waits until they have, as two at once take each other's votes.
+        ElectionElsewhere,
         /// Slots are on their way from one shard to another.
         SlotsMoving,
         /// A shard hands no slots over, or gets none, before its members are complete and nothing else is done in it.
         ShardUnready,
         /// Members of a shard that gave its last slot are not gone yet.
         ShardGoing,
-        /// The last handover of slots came to nothing, and every slot stayed where it was; Valkey's own words are beside it. It is tried
-        /// again, with growing pauses.
+        /// The last handover of slots came to nothing, or broke off: what had arrived stays there, the rest stayed. It is tried again, with
+        /// growing pauses. Where Valkey or the agent said why, the words are beside this.
         HandoverOfSlotsFailed,
-        /// Slots have been on their way from a shard for more than two minutes, and Valkey neither ends the handover nor fails it. Look at the
-        /// logs of both servers; a restart of either ends it, and no slot is lost by that.
+        /// For more than two minutes nothing has changed of slots that are on their way atomically, and Valkey neither ends the handover nor
+        /// fails it. That is so where one slot has very many keys; if not, look at the logs of both servers. Put spec.shards back to cancel
+        /// it; a restart of either server ends it, too, and no slot is lost by that.
         HandoverOfSlotsHangs,
-        /// The nodes of the Valkey Cluster do not all know each other yet, or not every slot is served by every primary's view.
+        /// The nodes of the Valkey Cluster do not all know each other yet, or not every slot is served by every primary's view; or a planned
+        /// handover waits until a majority of the primaries and the member that shall take over know each other where they are now.
         GossipUnsettled,
     }
 }
@@ -446,6 +454,19 @@ impl Decision {
             effects: Vec::new(),
             reissue_of: None,
         }
+    }
+
+    /// Who takes over if nodes of a Valkey Cluster hand over, which asks the other shards' primaries for their votes.
+    pub fn successor_of_a_node(&self) -> Option<MemberId> {
+        self.effects.iter().find_map(|effect| {
+            if let Effect::Handover { to, node: Some(_), .. } = effect { Some(to.member) } else { None }
+        })
+    }
+
+    /// True if primaries of a Valkey Cluster are asked for their votes.
+    pub fn elects(&self) -> bool {
+        let forces = |effect: &Effect| matches!(effect, Effect::Promote { by: Promotion::Force, .. });
+        self.successor_of_a_node().is_some() || self.effects.iter().any(forces)
     }
 
     /// True if it promotes or hands over: such a decision is executed at once or not at all.

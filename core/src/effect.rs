@@ -32,6 +32,22 @@ pub enum Promotion {
     Takeover,
 }
 
+/// How slots are handed over.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Means {
+    /// `CLUSTER MIGRATESLOTS`, from Valkey 9.0 on: all slots of a job change hands at once, and there is nothing to clean up after a crash.
+    #[default]
+    Atomic,
+    /// `SETSLOT` and `MIGRATE`: the agent moves one slot after the other, key by key.
+    ByKey,
+}
+
+impl Means {
+    fn is_atomic(&self) -> bool {
+        *self == Means::Atomic
+    }
+}
+
 impl Promotion {
     fn is_default(&self) -> bool {
         *self == Promotion::default()
@@ -129,8 +145,8 @@ pub enum Effect {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         epoch: Option<u64>,
     },
-    /// `CLUSTER MIGRATESLOTS`: the node of `server` hands slots over, data and all (atomic slot migration, Valkey 9.0). Verified when the
-    /// job is accepted: whether it comes to its end is seen in the nodes.
+    /// The node of `server` hands slots over, data and all. Verified when the job is accepted: whether it comes to its end is seen in the
+    /// nodes. To itself: what is under way atomically is cancelled, all of it, and slots that are open are closed where they are.
     MigrateSlots {
         /// The primary that gives them.
         server: Server,
@@ -143,6 +159,9 @@ pub enum Effect {
         /// How many keys that should be, if it is known.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         keys: Option<u64>,
+        /// How.
+        #[serde(default, skip_serializing_if = "Means::is_atomic")]
+        by: Means,
     },
     /// `CLUSTER FORGET`: a node that is nobody's any more.
     Forget {
@@ -271,8 +290,17 @@ impl std::fmt::Display for Effect {
             Effect::AddSlots { server, node: _, slots, epoch: _ } => {
                 write!(f, "give {} the slots {slots}", server.member)
             }
-            Effect::MigrateSlots { server, slots, to, node: _, keys } => {
+            Effect::MigrateSlots { server, slots, to, node: _, keys: _, by } if server.member == *to => {
+                match by {
+                    Means::Atomic => write!(f, "{to} cancels handing over {slots}"),
+                    Means::ByKey => write!(f, "{to} keeps the slots {slots}, and closes those that are open"),
+                }
+            }
+            Effect::MigrateSlots { server, slots, to, node: _, keys, by } => {
                 write!(f, "{} hands the slots {slots} over to {to}", server.member)?;
+                if *by == Means::ByKey {
+                    write!(f, " key by key")?;
+                }
                 keys.map_or(Ok(()), |keys| write!(f, " (about {keys} keys)"))
             }
             Effect::Forget { server, node } => {

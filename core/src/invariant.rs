@@ -8,7 +8,7 @@ use crate::{
     ids::{MemberId, Seq},
     observation::{ExportState, Link, NodeFacts, ObjectRef, ServerRole, Source},
     slots::SlotSet,
-    state::{ClusterState, MemberState},
+    state::{ClusterState, MemberState, Pending},
 };
 
 /// A broken invariant.
@@ -110,6 +110,10 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                 if let Some(why) = unfit(state, to.member) {
                     say(format!("hands over to {}, which {why}", to.member));
                 }
+                let beside = |p: &&Pending| p.epoch == state.epoch && p.decision.elects();
+                if decision.successor_of_a_node().is_some() && state.pending.values().any(|p| beside(&p)) {
+                    say(format!("hands over to {} beside another election", to.member));
+                }
             }
             Effect::Route { shard, to, .. } => {
                 let holder = state.shards.get(shard).and_then(|s| s.holder()).map(|(id, _)| id);
@@ -117,7 +121,9 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                     say(format!("routes shard {shard} to {to}, which holds no grant"));
                 }
             }
-            Effect::MigrateSlots { server, slots, to, node: _, keys: _ } => {
+            // What is open is closed where it is.
+            Effect::MigrateSlots { server, to, .. } if server.member == *to => {}
+            Effect::MigrateSlots { server, slots, to, node: _, keys: _, by: _ } => {
                 handed_over(state, server.member, *to, slots, say);
             }
             Effect::Delete { object, uid: _ } => deleted(state, object, say),
@@ -167,6 +173,10 @@ fn deleted(state: &ClusterState, object: &ObjectRef, say: &mut impl FnMut(String
     let owned = facts.and_then(|f| f.shard).and_then(|id| state.shards.get(&id));
     if owned.is_some_and(|shard| !shard.slots.is_empty()) {
         say(format!("deletes {object} of a shard that owns slots"));
+    }
+    let node = facts.and_then(|f| f.shard).and_then(|id| state.holder_node(id));
+    if node.is_some_and(|node| !node.importing.is_empty()) {
+        say(format!("deletes {object} of a shard that has a part of a slot's keys"));
     }
 }
 

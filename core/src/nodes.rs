@@ -6,7 +6,7 @@ use crate::{
     observation::NodeFacts,
     slots::{SLOTS, SlotSet},
 };
-use std::str::FromStr;
+use std::{collections::BTreeMap, str::FromStr};
 
 /// Longest answer that is read, in bytes: a thousand nodes of 300 bytes each, and as much again for slots in pieces.
 const NODES_BYTES_MAX: usize = 1024 * 1024;
@@ -120,7 +120,21 @@ impl Nodes {
             covered: u16::try_from(covered.len()).unwrap_or(SLOTS),
             exports: Vec::new(),
             exports_unread: false,
+            migrating: self.open(|open| match open {
+                Open::Migrating(slot, to) => Some((*slot, to.clone())),
+                Open::Importing(..) => None,
+            }),
+            importing: self.open(|open| match open {
+                Open::Importing(slot, from) => Some((*slot, from.clone())),
+                Open::Migrating(..) => None,
+            }),
+            down: false,
         }
+    }
+
+    fn open(&self, kind: impl Fn(&Open) -> Option<(u16, NodeId)>) -> BTreeMap<u16, NodeId> {
+        // A replica says so, too, of what its primary has open.
+        self.myself.open.iter().filter(|_| self.myself.primary.is_none()).filter_map(kind).collect()
     }
 
     /// True if this node reaches a majority of the primaries with slots, or there are none.

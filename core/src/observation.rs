@@ -286,11 +286,20 @@ pub struct NodeFacts {
     /// True if that could not be read though its server answers: nobody knows what it is handing over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exports_unread: bool,
+    /// Slots of its own that are open: they leave key by key (`SETSLOT MIGRATING`), with the node that gets each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub migrating: BTreeMap<u16, NodeId>,
+    /// Slots that are open at this end: they come key by key (`SETSLOT IMPORTING`), with the node that gives each.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub importing: BTreeMap<u16, NodeId>,
+    /// True if it refuses its clients (`cluster_state:fail`), as it does for two seconds after its start.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub down: bool,
 }
 
 impl NodeFacts {
-    /// True while it is handing slots over, as far as it said.
-    pub fn is_giving(&self) -> bool {
+    /// True while it is handing slots over atomically, as far as it said.
+    pub fn has_job(&self) -> bool {
         self.exports.iter().any(|export| match export.state {
             ExportState::Running => true,
             ExportState::Failed(_) => false,

@@ -47,7 +47,7 @@ impl SlotSet {
     }
 
     /// First and last slot of each run, in order: the arguments of `ADDSLOTSRANGE` and `SLOTSRANGE`.
-    pub fn runs(&self) -> impl Iterator<Item = (u16, u16)> + '_ {
+    pub fn runs(&self) -> impl DoubleEndedIterator<Item = (u16, u16)> + '_ {
         self.runs.iter().copied()
     }
 

@@ -105,6 +105,26 @@ pub struct DesiredCluster {
     /// True while the user wants no planned change. Failover goes on.
     #[serde(default)]
     pub paused: bool,
+    /// Whether the servers run I/O threads.
+    #[serde(default, skip_serializing_if = "IoThreads::is_off")]
+    pub io_threads: IoThreads,
+}
+
+/// Whether servers run I/O threads: releases before [`crate::config::ATOMIC_SLOTS_WITH_THREADS_SINCE`] then hang in the middle of handing
+/// slots over atomically.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IoThreads {
+    /// The server's own thread does it all.
+    #[default]
+    Off,
+    /// There are more.
+    On,
+}
+
+impl IoThreads {
+    fn is_off(&self) -> bool {
+        *self == IoThreads::Off
+    }
 }
 
 impl DesiredCluster {

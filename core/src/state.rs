@@ -1,18 +1,19 @@
 //! What is known of one cluster: a fold over its journal and nothing else.
 
 mod nodes;
+mod outcomes;
 
 pub use nodes::migration_key;
+pub use outcomes::failure_key;
 
 use crate::{
     agent::Brief,
     decision::{Decision, Operation, OperationChange, OperationKind, Scope, Standing},
-    effect::{Effect, Outcome},
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
-        AgentFacts, Executed, Link, MemberFacts, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts,
-        RouteFacts, ServerFacts, ServerRole, Source, SpecFact, Why,
+        AgentFacts, Link, MemberFacts, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
+        ServerFacts, ServerRole, Source, SpecFact, Why,
     },
     slots::SlotSet,
     spec::DesiredCluster,
@@ -118,6 +119,15 @@ pub struct ShardState {
     /// Slots that were to be handed over to it, until somebody is seen to have them.
     #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
     pub awaited: SlotSet,
+    /// Slots that it was told to hand over key by key, until somebody else is seen to have them: its agent may go on at any time.
+    #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
+    pub by_key: SlotSet,
+    /// When what is on its way at this end last changed, was told to go key by key, or a leader began.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub handed_at: Option<Timestamp>,
+    /// What was said when it was told to hand slots over and did not, until some arrive.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refusal: Option<String>,
 }
 
 impl ShardState {
@@ -253,9 +263,8 @@ impl ClusterState {
                 known.facts.agent = agent.clone();
             }
             Event::NodeChanged { member, node } => {
-                self.members.entry(*member).or_default().facts.node = Some(node.clone());
-                self.note_met(node);
-                self.note_slots(member.shard);
+                let before = self.members.entry(*member).or_default().facts.node.replace(node.clone());
+                self.note_node(member.shard, before.as_ref(), node);
                 self.forget_removed();
             }
             Event::RouteChanged { shard, route } => {
@@ -296,6 +305,7 @@ impl ClusterState {
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
+            shard.handed_at = shard.handed_at.map(|_| now);
         }
         for object in self.objects.values_mut() {
             object.live = Observed::Unknown(Why::NotLooked);
@@ -362,20 +372,6 @@ impl ClusterState {
         self.note_slots(id);
     }
 
-    /// A promotion that was verified has been seen: the member is primary until another look says otherwise.
-    fn note_promotion(&mut self, id: MemberId, run_id: &str) {
-        self.shards.entry(id.shard).or_default().in_force = Some(id);
-        if let Some(MemberState { facts: MemberFacts { server: Observed::Present(facts), .. }, .. }) =
-            self.members.get_mut(&id)
-            && facts.run_id == run_id
-        {
-            facts.role = ServerRole::Primary;
-        }
-        if let Some(node) = self.members.get_mut(&id).and_then(|m| m.facts.node.as_mut()) {
-            node.primary = None;
-        }
-    }
-
     fn apply_decision(&mut self, record: &Record, decision: &Decision) {
         if let (Some(member), Scope::Shard(shard)) = (decision.grant, decision.scope) {
             let number = self.grant_number(shard, record.seq);
@@ -433,71 +429,6 @@ impl ClusterState {
         }
     }
 
-    fn apply_outcomes(&mut self, executed: &Executed) {
-        let Some(Pending { decision, epoch: _ }) = self.pending.remove(&executed.decision) else {
-            return;
-        };
-        for (effect, (at, outcome)) in decision.effects.iter().zip(&executed.outcomes) {
-            let key = failure_key(decision.scope, effect);
-            match outcome {
-                // It was told, and nothing more: whether it comes to anything is seen later, or never.
-                Outcome::Verified if matches!(effect, Effect::Meet { .. } | Effect::MigrateSlots { .. }) => {
-                    let (count, last) = self.failures.entry(key).or_default();
-                    (*count, *last) = (count.saturating_add(1), *at);
-                }
-                Outcome::Verified => {
-                    self.failures.remove(&key);
-                    self.released |= matches!(effect, Effect::ReleaseFinalizer);
-                    self.note_verified(effect);
-                }
-                Outcome::Failed(_) | Outcome::Superseded(_) => {
-                    let (count, last) = self.failures.entry(key).or_default();
-                    (*count, *last) = (count.saturating_add(1), *at);
-                }
-                Outcome::Skipped => {}
-            }
-        }
-    }
-
-    fn note_verified(&mut self, effect: &Effect) {
-        match effect {
-            Effect::DeletePod { member, pod_uid, grace_s: _ } => {
-                self.condemned.insert(*member, pod_uid.clone());
-            }
-            Effect::Promote { server, replid: _, offset: _, consents: _, by: _ } => {
-                self.note_promotion(server.member, &server.run_id);
-            }
-            Effect::Handover { from, to, timeout_ms: _, consents: _, node: _ } => {
-                if let Some(MemberState {
-                    facts: MemberFacts { server: Observed::Present(facts), .. }, ..
-                }) = self.members.get_mut(&from.member)
-                {
-                    facts.role = ServerRole::Replica { source: Source::Member(to.member), link: Link::Down };
-                }
-                self.note_promotion(to.member, &to.run_id);
-            }
-            // The process is gone, whatever the look that is under way still says.
-            Effect::Fence { server } => {
-                if let Some(known) = self.members.get_mut(&server.member) {
-                    known.facts.server = Observed::Absent;
-                }
-            }
-            Effect::Attach { .. }
-            | Effect::Meet { .. }
-            | Effect::AddSlots { .. }
-            | Effect::MigrateSlots { .. }
-            | Effect::Forget { .. }
-            | Effect::Promise { .. }
-            | Effect::Brief { .. }
-            | Effect::Route { .. }
-            | Effect::Label { .. }
-            | Effect::Disconnect { .. }
-            | Effect::Apply { .. }
-            | Effect::Delete { .. }
-            | Effect::ReleaseFinalizer => {}
-        }
-    }
-
     /// True if the member runs as replica but had no link to the primary for a while, when that was lost or until now.
     pub fn is_detached(&self, id: MemberId, now: Timestamp) -> bool {
         let Some(member) = self.members.get(&id) else { return false };
@@ -551,29 +482,6 @@ impl ClusterState {
     /// True if a decision of this scope and epoch has no recorded outcome yet.
     pub fn is_pending(&self, scope: Scope) -> bool {
         self.pending.values().any(|p| p.decision.scope == scope && p.epoch == self.epoch)
-    }
-}
-
-/// Key under which repeated failures of an effect are counted.
-pub fn failure_key(scope: Scope, effect: &Effect) -> String {
-    match effect {
-        Effect::Apply { object, .. } => format!("{scope}/apply/{object}"),
-        Effect::Attach { server, .. } => format!("{scope}/attach/{}", server.member),
-        Effect::Label { member, .. } => format!("{scope}/label/{member}"),
-        Effect::Meet { member, .. } => format!("{scope}/meet/{member}"),
-        Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
-        Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
-        Effect::MigrateSlots { server, .. } => migration_key(server.member.shard),
-        Effect::Delete { object, .. } => format!("{scope}/delete/{object}"),
-        Effect::Promote { .. }
-        | Effect::Handover { .. }
-        | Effect::Promise { .. }
-        | Effect::Fence { .. }
-        | Effect::Route { .. }
-        | Effect::Disconnect { .. }
-        | Effect::DeletePod { .. }
-        | Effect::ReleaseFinalizer => format!("{scope}/{}", effect.verb()),
-        Effect::Brief { member, .. } => format!("{scope}/brief/{member}"),
     }
 }
 

@@ -2,8 +2,11 @@
 
 pub mod choice;
 mod cluster;
+pub mod half_moved;
 mod replication;
 pub mod reshard;
+
+pub use cluster::is_heard;
 
 use crate::{
     agent::{Brief, isolation::MEMBERS_MIN},

@@ -10,10 +10,12 @@
 use valkeeper_core::{
     decision::{Decision, WaitReason},
     effect::Effect,
-    event::Event,
+    event::{Event, Record},
     ids::{MemberId, ReplId},
     observation::{Link, MemberFacts, Observed, Seen, ServerFacts, ServerRole, Source},
+    projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
+    spec::SwitchoverWish,
     turn::{Turn, turn},
 };
 
@@ -135,4 +137,49 @@ fn a_shard_that_gives_its_slots_is_not_removed_before_it_has_though_the_journal_
     assert!(sim.records[..removed].iter().any(|r| {
         r.event.decided().is_some_and(|d| d.effects.iter().any(|e| matches!(e, Effect::MigrateSlots { .. })))
     }));
+}
+
+const THREE_SHARDS: &str =
+    "cluster topology=Cluster shards=3 replicas=1 profile=Durable\nrun\nwrite 10\nexpect ready";
+
+fn hands_over(made: &Turn) -> bool {
+    decisions(made).iter().any(|d| d.effects.iter().any(|e| matches!(e, Effect::Handover { .. })))
+}
+
+#[test]
+fn a_node_is_handed_over_to_once_a_majority_of_the_primaries_hears_it() {
+    let mut sim = after(THREE_SHARDS);
+    let to = MemberId::new(0, 1);
+    sim.world.spec.switchover = Some(SwitchoverWish { to, token: "now".to_owned() });
+    let seen = sim.world.look(&sim.state);
+    assert!(hands_over(&turn(&sim.state, &seen, sim.world.now())));
+    let heard_by = |primaries: &[u16]| {
+        let mut seen = seen.clone();
+        let id = seen.members[&to].node.as_ref().expect("a node").id.clone();
+        for shard in (0..3).filter(|shard| !primaries.contains(shard)) {
+            let other = seen.members.get_mut(&MemberId::new(shard, 0)).and_then(|m| m.node.as_mut());
+            other.expect("a node").knows.insert(id.clone(), Some("10.9.9.9".to_owned()));
+        }
+        let made = turn(&sim.state, &seen, sim.world.now());
+        (hands_over(&made), waits_for(&made, WaitReason::GossipUnsettled))
+    };
+    assert_eq!(heard_by(&[0]), (false, true), "its own primary alone");
+    assert!(heard_by(&[0, 2]).0, "two of three");
+}
+
+#[test]
+fn a_cluster_is_not_ready_while_a_node_refuses_its_clients() {
+    let mut sim = after(THREE_SHARDS);
+    let mut seen = sim.world.look(&sim.state);
+    let node = seen.members.get_mut(&MemberId::new(1, 0)).and_then(|m| m.node.as_mut());
+    node.expect("a node").down = true;
+    let made = turn(&sim.state, &seen, sim.world.now());
+    let mut state = sim.state.clone();
+    for event in made.events {
+        let record = Record { seq: state.head.next(), epoch: state.epoch, time: made.now, event };
+        state.apply(&record);
+    }
+    let ready = |state| status(state).conditions.into_iter().find(|c| c.kind == ConditionKind::Ready);
+    assert_eq!(ready(&sim.state).map(|c| c.holds), Some(true));
+    assert_eq!(ready(&state).map(|c| c.holds), Some(false));
 }

@@ -23,6 +23,11 @@ fn single_fault() -> impl Strategy<Value = String> {
     ]
 }
 
+/// Servers that hand slots over atomically, and others that do it key by key.
+fn release() -> impl Strategy<Value = &'static str> {
+    prop_oneof![Just("9.1.2"), Just("8.1.1")]
+}
+
 /// A fault that a Valkey Cluster of three shards of two survives without loss, followed by rest.
 fn single_fault_of_a_valkey_cluster() -> impl Strategy<Value = String> {
     let who = (0..3_u16, 0..2_u16);
@@ -86,10 +91,12 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
     ];
     prop_oneof![
         10 => (verb, who.clone()).prop_map(|(verb, (s, o))| format!("{verb} {s}-{o}")),
-        1 => who.prop_map(|(s, o)| format!("set switchover={s}-{o}")),
+        1 => who.clone().prop_map(|(s, o)| format!("set switchover={s}-{o}")),
         1 => Just("unite".to_owned()),
         1 => (2..9_u8).prop_map(|r| format!("set revision=rev-{r}")),
         2 => (2..6_u16).prop_map(|n| format!("set shards={n}")),
+        1 => (0..16_384_u16, who.clone(), who)
+            .prop_map(|(slot, (s, o), (t, p))| format!("try half-move {slot} {s}-{o} to {t}-{p}")),
         1 => Just("stop-operator".to_owned()),
         2 => Just("restart-operator".to_owned()),
         2 => (0..3_u16).prop_map(|s| format!("try write 3 to {s}")),
@@ -137,8 +144,9 @@ proptest! {
     #[test]
     fn one_fault_at_a_time_loses_no_acknowledged_write_of_a_valkey_cluster(
         faults in prop::collection::vec(single_fault_of_a_valkey_cluster(), 1..5),
+        release in release(),
     ) {
-        let mut text = String::from("cluster topology=Cluster shards=3 replicas=1\nrun\nwrite 5\n");
+        let mut text = format!("cluster topology=Cluster shards=3 replicas=1 release={release}\nrun\nwrite 5\n");
         for fault in faults {
             text.push_str(&fault);
             text.push_str("\nexpect ready\nexpect no-write-lost\nwrite 5\nwrite 1 to 1\ntry write 1 to 2\n");
@@ -168,9 +176,12 @@ proptest! {
     fn whatever_happens_a_valkey_cluster_becomes_ready_when_it_is_over(
         events in prop::collection::vec(anything_in_a_valkey_cluster(), 1..24),
         durable in any::<bool>(),
+        release in release(),
     ) {
         let profile = if durable { "Durable" } else { "Cache" };
-        let mut text = format!("cluster topology=Cluster shards=3 replicas=1 profile={profile}\nrun\ntry write 5\n");
+        let mut text = format!(
+            "cluster topology=Cluster shards=3 replicas=1 profile={profile} release={release}\nrun\ntry write 5\n"
+        );
         text.push_str(&events.join("\n"));
         text.push_str("\nunite\nset shards=3\nstart-operator\n");
         for (s, o) in (0..5).flat_map(|s| (0..2).map(move |o| (s, o))) {

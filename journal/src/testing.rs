@@ -36,6 +36,9 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         covered: SLOTS,
         exports: Vec::new(),
         exports_unread: false,
+        migrating: BTreeMap::new(),
+        importing: BTreeMap::new(),
+        down: false,
     };
     vec![
         Event::Baseline {

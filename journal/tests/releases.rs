@@ -49,6 +49,9 @@ fn node() -> Event {
         covered: 5_462,
         exports: Vec::new(),
         exports_unread: false,
+        migrating: Default::default(),
+        importing: Default::default(),
+        down: false,
     };
     Event::NodeChanged { member: MemberId::new(0, 1), node }
 }

@@ -7,14 +7,14 @@ use valkeeper_core::{
     decision::{Block, Candidate, Decision, Discard, OperationChange, Scope, Standing, Wait},
     effect::{Effect, Promotion, short},
     event::{BaselineOrigin, CloseReason, Event, Record},
-    ids::{Digest, MemberId, Seq, ShardId},
+    ids::{Digest, MemberId, NodeId, Seq, ShardId},
     observation::{
         AgentFacts, ContainerPhase, Executed, Export, ExportState, Gate, Link, NodeFacts, NodeHealth,
         ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole,
         Source, SpecFact, Why,
     },
-    slots::SLOTS,
-    spec::DesiredCluster,
+    slots::{SLOTS, SlotSet},
+    spec::{DesiredCluster, IoThreads},
 };
 
 /// `seq  kind  text` of a record, aligned, without its time.
@@ -166,6 +166,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         switchover,
         confirm_blank,
         paused,
+        io_threads,
     } = wanted;
     let mut parts = vec![
         format!("generation {generation}: {topology:?}"),
@@ -176,6 +177,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
     parts.extend(switchover.as_ref().map(|w| format!("switchover to {} ({})", w.to, w.token)));
     parts.extend(confirm_blank.as_ref().map(|token| format!("blank confirmed ({token})")));
     parts.extend(paused.then(|| "paused".to_owned()));
+    parts.extend((*io_threads == IoThreads::On).then(|| "with I/O threads".to_owned()));
     parts.join(", ")
 }
 
@@ -291,8 +293,21 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
 
 /// A member's node in a Valkey Cluster in a few words: what it is, and what of the others is not as it should be.
 pub fn node(member: MemberId, node: &NodeFacts) -> String {
-    let NodeFacts { id, primary, epoch, slots, knows, meeting, failed, covered, exports, exports_unread } =
-        node;
+    let NodeFacts {
+        id,
+        primary,
+        epoch,
+        slots,
+        knows,
+        meeting,
+        failed,
+        covered,
+        exports,
+        exports_unread,
+        migrating,
+        importing,
+        down,
+    } = node;
     let role = match primary {
         None => "primary".to_owned(),
         Some(of) => format!("replica of {}", short(&of.to_string())),
@@ -304,6 +319,10 @@ pub fn node(member: MemberId, node: &NodeFacts) -> String {
     said.extend((!failed.is_empty()).then(|| format!("holds {} for dead", failed.len())));
     said.extend((*covered < SLOTS).then(|| format!("sees an owner for {covered} of {SLOTS} slots")));
     said.extend(exports.iter().map(export));
+    let open = |slots: &BTreeMap<u16, NodeId>| slots.keys().copied().collect::<SlotSet>();
+    said.extend((!migrating.is_empty()).then(|| format!("{} leave key by key", open(migrating))));
+    said.extend((!importing.is_empty()).then(|| format!("{} come key by key", open(importing))));
+    said.extend(down.then(|| "REFUSES CLIENTS".to_owned()));
     said.extend(exports_unread.then(|| "does not say what it hands over".to_owned()));
     said.join(", ")
 }

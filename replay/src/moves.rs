@@ -16,6 +16,7 @@ use valkeeper_core::{
     observation::ExportState,
     slots::SlotSet,
     state::ClusterState,
+    topology::half_moved::half_moved,
 };
 
 /// A record, and when what it shows happened.
@@ -48,6 +49,8 @@ pub struct Job {
     pub keys: Option<u64>,
     /// The decision that sent some of these slots the same way before, in vain.
     pub again: Option<Seq>,
+    /// True if it finishes slots that were left half moved.
+    pub finishes: bool,
     /// What the agent said of it: verified means that Valkey took the job.
     pub outcome: Option<(Stamp, Outcome)>,
     /// First record at which all of its slots are the other shard's.
@@ -71,6 +74,8 @@ pub struct Change {
     pub slots: SlotSet,
     /// The decision of the job that moved them; `None`: nobody was told to, as far as this history knows.
     pub job: Option<Seq>,
+    /// True if that job finished what was left half moved.
+    pub finished: bool,
 }
 
 /// All of it.
@@ -98,13 +103,13 @@ impl Moves {
         let (mut moves, mut before) = (Moves::default(), owned(&state));
         for (seq, pending) in &state.pending {
             let sent = Stamp { seq: *seq, time: state.head_time };
-            moves.send(&joined, sent, &pending.decision);
+            moves.send(&joined, &state, sent, &pending.decision);
         }
         for record in history.records() {
             if let Some(decision) = line::decided(record) {
                 moves.overlap(&state, record.seq, decision);
                 moves.note_failures(&state, record.into(), None);
-                moves.send(&joined, record.into(), decision);
+                moves.send(&joined, &state, record.into(), decision);
             }
             state.apply(record);
             if let Event::NodeChanged { member, node: _ } = &record.event {
@@ -120,11 +125,15 @@ impl Moves {
     }
 
     /// The decision's jobs, with the outcomes that are recorded of them.
-    fn send(&mut self, joined: &Joined<'_>, sent: Stamp, decision: &Decision) {
+    fn send(&mut self, joined: &Joined<'_>, state: &ClusterState, sent: Stamp, decision: &Decision) {
+        let open = half_moved(state).iter().fold(SlotSet::default(), |all, m| all.with(&m.slots));
         let end = joined.end(sent.seq);
         let outcomes = end.and_then(|record| Some((record.seq, &line::ended(record)?.outcomes)));
         for (at, effect) in decision.effects.iter().enumerate() {
-            let Effect::MigrateSlots { server, slots, to, node: _, keys } = effect else { continue };
+            let Effect::MigrateSlots { server, slots, to, node: _, keys, by: _ } = effect else { continue };
+            if server.member == *to {
+                continue;
+            }
             let outcome = outcomes.and_then(|(seq, outcomes)| {
                 let (time, outcome) = outcomes.get(at)?;
                 Some((Stamp { seq, time: *time }, outcome.clone()))
@@ -143,6 +152,7 @@ impl Moves {
                 slots: slots.clone(),
                 keys: *keys,
                 again,
+                finishes: slots.without(&open).is_empty(),
                 outcome,
                 arrived: None,
                 failed: None,
@@ -217,10 +227,12 @@ impl Moves {
                 moved = job.missing.common(&slots);
                 job.missing = job.missing.without(&moved);
                 job.arrived = job.missing.is_empty().then_some(at);
-                job.sent.seq
+                (job.sent.seq, job.finishes)
             });
             slots = slots.without(&moved);
-            self.changes.push(Change { at, from, to, slots: moved, job: sent });
+            let (job, finished) = sent.unzip();
+            let finished = finished.unwrap_or_default();
+            self.changes.push(Change { at, from, to, slots: moved, job, finished });
         }
     }
 }

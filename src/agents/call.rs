@@ -14,7 +14,7 @@ use valkeeper_agent::{
 use valkeeper_core::{
     agent::Brief,
     config::PORT,
-    effect::{Outcome, Server},
+    effect::{Means, Outcome, Server},
     ids::{NodeId, ReplId, WriterEpoch},
     slots::SlotSet,
 };
@@ -200,10 +200,11 @@ impl AgentLink {
         server: &Server,
         slots: &SlotSet,
         to: &NodeId,
+        by: Means,
     ) -> Result<(), CallError> {
         let (epoch, run_id) = (self.epoch().0, server.run_id.clone());
-        let request =
-            MigrateSlotsRequest { epoch, run_id, slots: slots.to_string(), node_id: to.to_string() };
+        let (slots, node_id, by_key) = (slots.to_string(), to.to_string(), by == Means::ByKey);
+        let request = MigrateSlotsRequest { epoch, run_id, slots, node_id, by_key };
         self.call(CALL_MAX, |mut agent| async move { agent.migrate_slots(request).await })
             .await
             .map(|done| self.learn(done))

@@ -5,12 +5,11 @@
 use super::{quantity, v1alpha1 as api};
 use std::collections::BTreeMap;
 use valkeeper_core::{
-    config::{
-        self, ATOMIC_SLOTS_SINCE, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting,
-        VERSION_MIN,
-    },
+    config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
     ids::MemberId,
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, SwitchoverWish, Topology},
+    spec::{
+        DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish, Topology,
+    },
 };
 
 /// Image unless the user or the operator's flag names one.
@@ -103,7 +102,7 @@ pub fn parse(cluster: &api::ValkeyCluster) -> Result<DesiredCluster, Invalid> {
 /// The first field that cannot be used.
 pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Parsed, Invalid> {
     let spec = &cluster.spec;
-    let desired = DesiredCluster {
+    let mut desired = DesiredCluster {
         generation: cluster.metadata.generation.unwrap_or_default(),
         topology: topology(spec.topology)?,
         shards: within("spec.shards", spec.shards.unwrap_or_else(|| shards(spec)), 1, api::SHARDS_MAX)?,
@@ -113,6 +112,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         switchover: annotation(cluster, api::ANNOTATION_SWITCHOVER).map(switchover).transpose()?,
         confirm_blank: annotation(cluster, api::ANNOTATION_CONFIRM_BLANK).map(str::to_owned),
         paused: spec.paused,
+        io_threads: IoThreads::Off,
     };
     name(cluster)?;
     reserved("spec.podLabels", &spec.pod_labels)?;
@@ -129,6 +129,9 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         memory_limit_bytes,
         settings: settings(&spec.config, version, memory_limit_bytes)?,
     };
+    if matches!(config.settings.get("io-threads"), Some(Setting::Integer(count)) if *count > 1) {
+        desired.io_threads = IoThreads::On;
+    }
     let restart = annotation(cluster, api::ANNOTATION_RESTART).map(str::to_owned);
     Ok(Parsed {
         desired,
@@ -170,30 +173,17 @@ fn shards(spec: &api::ValkeyClusterSpec) -> u16 {
     }
 }
 
-/// What a spec may not be after another, whatever the API server has let through. `kept`: shards that have to be there, as some have not
-/// given their slots yet.
+/// What a spec may not be after another, whatever the API server has let through.
 ///
 /// # Errors
 /// The field that cannot change.
-pub fn changed(before: &DesiredCluster, kept: u16, wanted: &Parsed) -> Result<(), Invalid> {
-    let Parsed { desired, workload } = wanted;
-    if desired.topology != before.topology {
-        let allowed = format!("topology cannot change; allowed: {:?}", before.topology);
-        return Err(Invalid::new("spec.topology", format!("{:?}", desired.topology), allowed));
+pub fn changed(before: &DesiredCluster, wanted: &Parsed) -> Result<(), Invalid> {
+    let wanted = wanted.desired.topology;
+    if wanted == before.topology {
+        return Ok(());
     }
-    let version = workload.config.version;
-    let moves = desired.shards != before.shards || desired.shards < kept;
-    match desired.topology {
-        Topology::Cluster if moves && version < ATOMIC_SLOTS_SINCE => {
-            let allowed = format!(
-                "the shards of topology Cluster hand slots over atomically, which Valkey does from {ATOMIC_SLOTS_SINCE} on and \
-                 {version} does not; allowed: {}, or any number with a later version",
-                before.shards.max(kept)
-            );
-            Err(Invalid::new("spec.shards", desired.shards, allowed))
-        }
-        Topology::Cluster | Topology::Replication => Ok(()),
-    }
+    let allowed = format!("topology cannot change; allowed: {:?}", before.topology);
+    Err(Invalid::new("spec.topology", format!("{wanted:?}"), allowed))
 }
 
 fn node_timeout_ms(desired: &DesiredCluster) -> Option<i64> {

@@ -33,14 +33,18 @@ struct Rules {
 }
 
 const RULES: Rules = Rules { operator: "+ping +info +role", replica: "+ping +psync +replconf +sync" };
-/// In a Valkey Cluster the operator looks at nodes, and whether the gate is open.
-const RULES_CLUSTER: Rules =
-    Rules { operator: "+ping +info +role +cluster|nodes +acl|users", replica: RULES.replica };
-/// From Valkey 9.0 on it looks at jobs as well. What a shard hands over to another is executed there as the user of replication: the keys,
-/// and then whatever is written meanwhile. None of it empties a data set or goes elsewhere.
+/// In a Valkey Cluster the operator looks at nodes, and whether the gate is open. What a shard hands over to another is executed there as
+/// the user of replication: slots that are opened and closed, the keys, and then whatever is written meanwhile. None of it empties a data
+/// set or goes elsewhere.
+const RULES_CLUSTER: Rules = Rules {
+    operator: "+ping +info +role +cluster|nodes +cluster|info +acl|users",
+    replica: "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|myid +cluster|setslot \
+            -flushall -flushdb -migrate -swapdb",
+};
+/// From Valkey 9.0 on it looks at jobs as well.
 const RULES_HANDING_OVER: Rules = Rules {
-    operator: "+ping +info +role +cluster|nodes +acl|users +cluster|getslotmigrations",
-    replica: "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|syncslots \
+    operator: "+ping +info +role +cluster|nodes +cluster|info +acl|users +cluster|getslotmigrations",
+    replica: "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|myid +cluster|setslot +cluster|syncslots \
         -flushall -flushdb -migrate -swapdb",
 };
 

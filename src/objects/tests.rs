@@ -349,7 +349,10 @@ fn a_server_gets_the_users_that_its_version_understands_also_while_others_are_up
     let users = text(&old, &mounted);
     assert_eq!(
         ends(&users)[1..],
-        ["+ping +info +role +cluster|nodes +acl|users", "+ping +psync +replconf +sync"]
+        [
+            "+ping +info +role +cluster|nodes +cluster|info +acl|users",
+            "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|myid +cluster|setslot -flushall -flushdb -migrate -swapdb"
+        ]
     );
     let (new, mounted) = of("v:9.0.0");
     assert_eq!(text(&new, "users.acl"), users, "who is still old starts with what it knows");
@@ -357,9 +360,9 @@ fn a_server_gets_the_users_that_its_version_understands_also_while_others_are_up
     assert_eq!(
         ends(&text(&new, &mounted))[1..],
         [
-            "+ping +info +role +cluster|nodes +acl|users +cluster|getslotmigrations",
-            "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|syncslots -flushall -flushdb \
-             -migrate -swapdb"
+            "+ping +info +role +cluster|nodes +cluster|info +acl|users +cluster|getslotmigrations",
+            "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|myid +cluster|setslot +cluster|syncslots \
+             -flushall -flushdb -migrate -swapdb"
         ]
     );
 }

@@ -115,9 +115,9 @@ pub async fn delete(cluster: &Cluster, object: &ObjectRef, uid: &str) -> Result<
             cluster.secrets.deleted(&object.name, left);
             Ok(ended)
         }
-        ObjectKind::ConfigMap => delete_watched(cluster, object, uid, &world.config_maps).await,
-        ObjectKind::Service => delete_watched(cluster, object, uid, &world.services).await,
-        ObjectKind::EndpointSlice => delete_watched(cluster, object, uid, &world.slices).await,
+        ObjectKind::ConfigMap | ObjectKind::Service | ObjectKind::EndpointSlice => {
+            Ok(Outcome::Superseded("no shard has one of its own".to_owned()))
+        }
         ObjectKind::PodDisruptionBudget => delete_watched(cluster, object, uid, &world.budgets).await,
         ObjectKind::StatefulSet => delete_watched(cluster, object, uid, &world.stateful_sets).await,
     }

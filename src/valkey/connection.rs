@@ -82,9 +82,9 @@ impl Connection {
                 info.arg("keyspace");
                 let mut all = redis::pipe();
                 all.add_command(info).cmd("CLUSTER").arg("NODES").cmd("ACL").arg("USERS");
-                all.cmd("CLUSTER").arg("GETSLOTMIGRATIONS").ignore_errors();
-                let answers: [RedisResult<Value>; 4] = all.query_async(&mut self.commands.clone()).await?;
-                let [info, nodes, users, jobs] = answers;
+                all.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("GETSLOTMIGRATIONS").ignore_errors();
+                let answers: [RedisResult<Value>; 5] = all.query_async(&mut self.commands.clone()).await?;
+                let [info, nodes, users, state, jobs] = answers;
                 let (info, nodes): (String, String) = (read(info)?, read(nodes)?);
                 let users: Vec<String> = read(users)?;
                 let jobs = match jobs {
@@ -92,7 +92,9 @@ impl Connection {
                     Err(error) if is_unknown(&error) => Some(Vec::<Fields>::new()),
                     jobs => read(jobs).ok(),
                 };
-                Look::parse_node(&info, &nodes, &users, jobs.as_deref(), Instant::now())
+                // A server whose users are from before does not say it: that is no reason to know nothing.
+                let state: String = read(state).unwrap_or_default();
+                Look::parse_node(&info, (&nodes, &state), &users, jobs.as_deref(), Instant::now())
             }
         }
     }

@@ -11,7 +11,13 @@ use std::{
     process::ExitCode,
     time::{Duration, Instant},
 };
-use support::{Place, audit_log::AuditLog, journal::Journal, operator::Operator, subject::Subject};
+use support::{
+    Place,
+    audit_log::{AuditLog, STEADY, STEADY_AT_LAST},
+    journal::Journal,
+    operator::Operator,
+    subject::Subject,
+};
 
 /// Longest time for one scenario with its questions: repeated kills wait for kubelet's back-off, and the operator may be asked to stay
 /// away for ten minutes.
@@ -56,6 +62,9 @@ async fn run(chosen: &[String]) -> anyhow::Result<bool> {
         }
         if tell(&world, scenario, longest).await { passed += 1 } else { failed += 1 }
     }
+    if let Some(audit) = &world.audit {
+        audit.quiet(STEADY_AT_LAST).await.context("after the last scenario")?;
+    }
     world.clean_up().await.context("cleaning up")?;
     let skipped = if skipped > 0 { format!(", {skipped} skipped") } else { String::new() };
     println!("{passed} passed, {failed} failed{skipped} ({:.0} s)", begun.elapsed().as_secs_f64());
@@ -94,7 +103,7 @@ async fn whole(world: &World, scenario: &Scenario) -> anyhow::Result<String> {
         Journal::of(subject).await?.holds()?;
     }
     if let Some(audit) = &world.audit {
-        audit.quiet().await?;
+        audit.quiet(STEADY).await?;
     }
     Ok(figures)
 }

@@ -11,7 +11,7 @@ use valkeeper::{
 };
 use valkeeper_agent::proto::Promotion;
 use valkeeper_core::{
-    effect::Outcome,
+    effect::{Means, Outcome},
     ids::{MemberId, NodeId},
     info::{RawRole, RawSource},
     observation::{Link, NodeFacts},
@@ -204,16 +204,24 @@ async fn slots_go_to_the_node_that_the_operator_names_and_never_twice() {
     }
 
     let some: SlotSet = "0-8000 9000".parse().unwrap();
-    let stranger = giver.migrate_slots(&process, &some, &"0".repeat(40).parse().unwrap()).await;
+    let stranger =
+        giver.migrate_slots(&process, &some, &"0".repeat(40).parse().unwrap(), Means::Atomic).await;
     assert!(matches!(Outcome::from(stranger.unwrap_err()), Outcome::Superseded(_)));
     let target = two.server_pid().await;
     signal(target, "STOP");
-    let begun = giver.migrate_slots(&process, &some, &theirs).await;
-    let again = giver.migrate_slots(&process, &some, &theirs).await;
-    signal(target, "CONT");
+    let begun = giver.migrate_slots(&process, &some, &theirs, Means::Atomic).await;
+    let again = giver.migrate_slots(&process, &some, &theirs, Means::Atomic).await;
     begun.unwrap();
     let Outcome::Failed(words) = Outcome::from(again.unwrap_err()) else { panic!("it was refused") };
     assert!(words.contains("already migrating slot 0"), "{words}");
+    // Cancelled, and once more with nothing to cancel: then it can begin anew.
+    for _ in 0..2 {
+        giver.migrate_slots(&process, &some, &mine, Means::Atomic).await.unwrap();
+    }
+    assert_eq!(node(&link).await.slots, SlotSet::all());
+    let begun = giver.migrate_slots(&process, &some, &theirs, Means::Atomic).await;
+    signal(target, "CONT");
+    begun.unwrap();
     eventually("slots at their new owner", || async {
         (node(&other).await.slots == some && node(&link).await.slots == SlotSet::all().without(&some))
             .then_some(())
@@ -221,7 +229,7 @@ async fn slots_go_to_the_node_that_the_operator_names_and_never_twice() {
     .await;
     let (left, gone) = (one.dbsize().await, two.dbsize().await);
     assert!(left > 0 && gone > 0 && left + gone == KEYS, "{left} and {gone}");
-    let late = Outcome::from(giver.migrate_slots(&process, &some, &theirs).await.unwrap_err());
+    let late = Outcome::from(giver.migrate_slots(&process, &some, &theirs, Means::Atomic).await.unwrap_err());
     assert!(matches!(late, Outcome::Superseded(_)), "it has them no more: {late}");
 }
 

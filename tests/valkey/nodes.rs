@@ -71,11 +71,13 @@ async fn a_node_says_in_one_look_who_it_is_what_it_owns_and_whom_it_knows() {
 async fn a_node_says_what_it_hands_over_and_with_valkeys_words_why_that_came_to_nothing() {
     let bus_port = free_port();
     let (one, other) = (node(free_port()).await, node(bus_port).await);
-    one.run::<String>("ACL SETUSER valkeeper +cluster|getslotmigrations").await.unwrap();
     one.run::<String>("CLUSTER ADDSLOTSRANGE 0 99").await.unwrap();
     other.run::<String>("CLUSTER ADDSLOTSRANGE 100 16383").await.unwrap();
     one.run::<String>(&format!("CLUSTER MEET 127.0.0.1 {} {bus_port}", other.port)).await.unwrap();
     let (link, to_other) = (link(&one), link(&other));
+    assert!(says(&link).await.exports_unread, "who may not ask for jobs says that he does not know of any");
+    one.run::<String>("ACL SETUSER valkeeper +cluster|getslotmigrations").await.unwrap();
+    assert!(!says(&link).await.exports_unread);
     let target = says(&to_other).await.id;
     // Its slot is 0.
     eventually("a key", || async { one.run::<String>("SET 06S value").await.ok() }).await;

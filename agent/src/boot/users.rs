@@ -19,9 +19,17 @@ use valkeeper_core::{
 const RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +client +acl|users";
 /// What it needs in Cluster mode beside that. MIGRATESLOTS is not named: it came with 9.0, and a server that finds a word in its
 /// users' file which it does not know does not start; which version that is, nobody knows before. So it is all of CLUSTER, less what
-/// drops slots, data or the node, by names that every version since 8.0 knows.
-const RULES_CLUSTER: &str = "+acl|load +cluster -cluster|reset -cluster|flushslots -cluster|delslots -cluster|delslotsrange \
-    -cluster|setslot";
+/// drops slots, data or the node at once, by names that every version since 8.0 knows. Keys are for MIGRATE alone, hence the selector (7.0).
+const RULES_CLUSTER: &str = "+acl|load +wait +cluster -cluster|reset -cluster|flushslots -cluster|delslots -cluster|delslotsrange \
+    (+migrate ~*)";
+/// Whom a replica logs in as where the file does not say.
+const USER_DEFAULT: &str = "default";
+
+/// As whom the servers of a cluster log in at each other. It is never shown.
+pub struct Login {
+    pub user: String,
+    pub password: String,
+}
 
 /// Who may log in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,12 +110,21 @@ impl Users {
 
     /// The password that a replica logs in at its primary with, empty if there is none.
     pub fn primaryauth(&self) -> io::Result<String> {
+        Ok(self.login()?.password)
+    }
+
+    /// Who a replica is to its primary.
+    pub fn login(&self) -> io::Result<Login> {
         let text = match read(&self.auth) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             text => text?,
         };
-        let last = text.lines().filter_map(|line| line.trim().strip_prefix("primaryauth ")).next_back();
-        Ok(last.unwrap_or_default().trim().to_owned())
+        let last = |directive: &str| {
+            let words = text.lines().filter_map(|line| line.trim().split_once(' '));
+            words.filter(|(name, _)| *name == directive).map(|(_, value)| value.trim().to_owned()).next_back()
+        };
+        let user = last("primaryuser").unwrap_or_else(|| USER_DEFAULT.to_owned());
+        Ok(Login { user, password: last("primaryauth").unwrap_or_default() })
     }
 }
 

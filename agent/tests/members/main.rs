@@ -7,6 +7,7 @@
     reason = "the helpers of a test are a test"
 )]
 
+mod by_key;
 mod cluster;
 mod news;
 mod pki;

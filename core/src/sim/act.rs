@@ -6,7 +6,7 @@ use super::{
 };
 use crate::{
     agent::Brief,
-    effect::{Effect, Outcome, Promotion, Server},
+    effect::{Effect, Means, Outcome, Promotion, Server},
     ids::{Digest, MemberId, NodeId, ReplId, ShardId},
     observation::{LiveObject, ObjectKind, ObjectRef, RouteFacts},
 };
@@ -68,8 +68,11 @@ impl World {
                 self.with_pod(*member, pod_uid, |p| p.deleted_at = Some(p.deleted_at.unwrap_or(at)))
             }
             Effect::Apply { object, digest } => self.apply(object, digest),
-            Effect::MigrateSlots { server, slots, to: _, node, keys: _ } => {
-                self.told_node(server, |world| world.migrate_slots(server.member, slots, node))
+            Effect::MigrateSlots { server, slots, to: _, node, keys: _, by } => {
+                self.told_node(server, |world| match by {
+                    Means::Atomic => world.migrate_slots(server.member, slots, node),
+                    Means::ByKey => world.hand_over_slot_by_slot(server.member, slots, node),
+                })
             }
             Effect::Delete { object, uid } => self.delete(object, uid),
             Effect::ReleaseFinalizer => {

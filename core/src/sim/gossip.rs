@@ -24,6 +24,10 @@ pub(super) struct Node {
     pub(super) epoch: u64,
     pub(super) slots: SlotSet,
     pub(super) knows: BTreeMap<NodeId, String>,
+    /// Slots that leave key by key, and for which node.
+    pub(super) migrating: BTreeMap<u16, NodeId>,
+    /// Slots that come so, and from which node.
+    pub(super) importing: BTreeMap<u16, NodeId>,
 }
 
 /// What gossip has nothing to add to.
@@ -39,7 +43,8 @@ impl Node {
     pub(super) fn new(number: u64) -> Option<Node> {
         let id = format!("{number:040x}").parse().ok()?;
         let (primary, slots, knows) = (None, SlotSet::default(), BTreeMap::new());
-        Some(Node { id, primary, epoch: 0, slots, knows })
+        let (migrating, importing) = (BTreeMap::new(), BTreeMap::new());
+        Some(Node { id, primary, epoch: 0, slots, knows, migrating, importing })
     }
 
     fn is_voter(&self) -> bool {
@@ -376,6 +381,9 @@ impl World {
             covered: u16::try_from(covered.len()).unwrap_or(u16::MAX),
             exports: self.exports(id),
             exports_unread: false,
+            migrating: node.migrating.clone(),
+            importing: node.importing.clone(),
+            down: false,
         })
     }
 

@@ -12,6 +12,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// A write of a story stands for so many keys, so that slots are handed over in several jobs. Count.
+const KEYS_A_WRITE: u64 = 16_000;
+
 impl World {
     /// What the operator sees when it looks at everything.
     /// `known` is what it knows from before: who is gone is looked for until that is known, too.
@@ -98,7 +101,8 @@ impl World {
             None => (Observed::Absent, None),
             Some(p) if p.frozen => (Observed::Unknown(Why::Silent), None),
             Some(p) => {
-                let (server, reading) = answer(p, now, u32::try_from(replicas_online).unwrap_or(u32::MAX));
+                let (server, reading) =
+                    answer(p, &self.release, now, u32::try_from(replicas_online).unwrap_or(u32::MAX));
                 // Nobody asks for keys where there are no slots to move.
                 let keys = |reading: &Reading| reading.keys.filter(|_| self.is_cluster());
                 (server, reading.map(|r| Reading { keys: keys(&r), ..r }))
@@ -114,16 +118,21 @@ impl World {
 }
 
 /// The answer of a server that is there.
-fn answer(p: &Process, now: Timestamp, replicas_online: u32) -> (Observed<ServerFacts>, Option<Reading>) {
+fn answer(
+    p: &Process,
+    release: &str,
+    now: Timestamp,
+    replicas_online: u32,
+) -> (Observed<ServerFacts>, Option<Reading>) {
     let role = match p.source.clone() {
         None => ServerRole::Primary,
         Some(source) => ServerRole::Replica { source, link: p.link },
     };
     let last_io_ms = p.source.is_some().then(|| now.millis_since(p.heard_at) / 1_000 * 1_000);
-    let keys = u64::try_from(p.writes.len()).ok();
+    let keys = u64::try_from(p.writes.len()).ok().map(|writes| writes * KEYS_A_WRITE);
     let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online, keys };
     let (replid2, replid2_offset) = p.before.clone().unzip();
-    let (run_id, version, replid) = (p.run_id.clone(), "9.1.2".to_owned(), p.replid.clone());
+    let (run_id, version, replid) = (p.run_id.clone(), release.to_owned(), p.replid.clone());
     let facts = ServerFacts { run_id, version, role, loading: false, replid, replid2, replid2_offset };
     (Observed::Present(facts), Some(reading))
 }

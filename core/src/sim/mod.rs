@@ -3,6 +3,7 @@
 
 mod act;
 mod agent;
+mod by_key;
 mod faults;
 mod gossip;
 mod look;

@@ -3,6 +3,7 @@
 
 use super::world::{World, sts_name};
 use crate::{
+    config::is_atomic,
     effect::Outcome,
     ids::{MemberId, NodeId, ShardId, Timestamp},
     observation::{Export, ExportState, ObjectKind, ObjectRef},
@@ -33,7 +34,21 @@ impl World {
         slots: &SlotSet,
         to: &NodeId,
     ) -> Result<(), String> {
+        if !is_atomic(&self.release, self.spec.io_threads) {
+            return Err("unknown subcommand 'MIGRATESLOTS'".to_owned());
+        }
         let node = self.node(from)?;
+        if node.id == *to {
+            let running = |job: &&mut Job| job.from == from && job.state == ExportState::Running;
+            self.jobs
+                .iter_mut()
+                .filter(running)
+                .for_each(|j| j.state = ExportState::Failed("cancelled".to_owned()));
+            return Ok(());
+        }
+        if !node.migrating.is_empty() || !node.importing.is_empty() {
+            return Err("Slots are being manually imported/migrated".to_owned());
+        }
         if node.primary.is_some() || !slots.without(&node.slots).is_empty() {
             return Err("Slots are not served by this node.".to_owned());
         }
@@ -59,6 +74,9 @@ impl World {
         let mut jobs = std::mem::take(&mut self.jobs);
         jobs.retain(|job| self.process(job.from).is_some_and(|p| p.run_id == job.run_id));
         let now = self.now;
+        if self.slots_hang {
+            jobs.iter_mut().filter(|j| now >= j.ends_at).for_each(|j| j.ends_at = now.plus_millis(JOB_MS));
+        }
         for job in jobs.iter_mut().filter(|j| j.state == ExportState::Running && now >= j.ends_at) {
             if self.process(job.from).is_some_and(|p| p.frozen) {
                 continue;
@@ -98,7 +116,7 @@ impl World {
         Ok(())
     }
 
-    fn carry_writes(&mut self, from: MemberId, to: MemberId, slots: &SlotSet) {
+    pub(super) fn carry_writes(&mut self, from: MemberId, to: MemberId, slots: &SlotSet) {
         let gone: BTreeSet<u64> = self
             .slot_of
             .iter()

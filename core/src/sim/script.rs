@@ -7,7 +7,9 @@ use crate::{
     invariant,
     observation::ObjectRef,
     projection::status::{ConditionKind, status},
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, SwitchoverWish, Topology},
+    spec::{
+        DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish, Topology,
+    },
 };
 use std::collections::BTreeSet;
 
@@ -79,6 +81,7 @@ fn default_spec() -> DesiredCluster {
         switchover: None,
         confirm_blank: None,
         paused: false,
+        io_threads: IoThreads::Off,
     }
 }
 
@@ -192,8 +195,25 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_node_silent(id, false);
             Ok(())
         }),
+        ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
+        _ => fault_of_slots(sim, words),
+    }
+}
+
+/// What happens to slots on their way, and to new shards.
+fn fault_of_slots(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
+    match words {
         ["refuse-slots", words @ ..] => {
             sim.world.slots_refused = Some(words.join(" "));
+            Ok(())
+        }
+        ["hang-slots"] => {
+            sim.world.slots_hang = true;
+            Ok(())
+        }
+        ["half-move", slot, from, "to", to] => sim.world.half_move(number(slot)?, member(from)?, member(to)?),
+        ["unhang-slots"] => {
+            sim.world.slots_hang = false;
             Ok(())
         }
         ["accept-slots"] => {
@@ -208,7 +228,6 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_unschedulable(ShardId(number(shard)?), false);
             Ok(())
         }
-        ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
         _ => Err("unknown command".into()),
     }
 }
@@ -254,6 +273,14 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
         }
         "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
         "paused" => spec.paused = value == "true",
+        "io-threads" => {
+            spec.io_threads = match value {
+                "On" => IoThreads::On,
+                "Off" => IoThreads::Off,
+                _ => return Err("io-threads is On or Off".into()),
+            }
+        }
+        "release" => sim.world.release = value.to_owned(),
         "deleting" => sim.world.deleting = value == "true",
         "revision" => sim.world.revision = Digest(value.to_owned()),
         "invalid" => sim.world.invalid = (value != "no").then(|| value.to_owned()),
@@ -350,6 +377,7 @@ fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
             let found = status(&sim.state).resharding.and_then(|r| r.message).unwrap_or_default();
             shown(found.ends_with(&words.join(" ")), found)
         }
+        ["closed"] => shown(!sim.world.has_open_slots(), "slots are half moved".into()),
         ["unbalanced"] => shown(sim.world.imbalance().is_some(), "every shard has its share".into()),
         ["balanced"] => sim.world.imbalance().map_or(Ok(()), Err),
         ["removed", shard] => {

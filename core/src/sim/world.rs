@@ -3,6 +3,7 @@
 
 use super::{
     agent::{Agent, Post, history},
+    by_key::ByKey,
     gossip::{Node, Settled},
     process::Process,
     reshard::Job,
@@ -92,6 +93,14 @@ pub struct World {
     pub(super) ghosts: BTreeMap<NodeId, SlotSet>,
     /// Slots on their way.
     pub(super) jobs: Vec<Job>,
+    /// What agents hand over key by key, by who gives.
+    pub(super) by_key: BTreeMap<MemberId, ByKey>,
+    /// Why the last such ended, until somebody asks.
+    pub(super) by_key_failed: BTreeMap<MemberId, String>,
+    /// The release of every server.
+    pub release: String,
+    /// No job goes on, and none fails.
+    pub slots_hang: bool,
     /// The slot of each write, in a Valkey Cluster.
     pub(super) slot_of: BTreeMap<u64, u16>,
     /// Why every job fails, if the story says so.
@@ -130,6 +139,10 @@ impl World {
             down_since: BTreeMap::new(),
             ghosts: BTreeMap::new(),
             jobs: Vec::new(),
+            by_key: BTreeMap::new(),
+            by_key_failed: BTreeMap::new(),
+            release: "9.1.2".to_owned(),
+            slots_hang: false,
             slot_of: BTreeMap::new(),
             slots_refused: None,
             unschedulable: BTreeSet::new(),
@@ -166,6 +179,7 @@ impl World {
             self.start();
             self.gossip();
             self.hand_over_slots();
+            self.hand_over_by_key();
             self.replicate(&BTreeSet::new());
             self.agents();
             self.both_writable_ms += if self.has_two_writable() { TICK_MS } else { 0 };

@@ -3,7 +3,7 @@
 use super::{ClusterState, MemberState, ShardState};
 use crate::{
     decision::{Decision, OperationKind, Reason, Scope},
-    effect::Effect,
+    effect::{Effect, Means},
     ids::{MemberId, ShardId, Timestamp},
     observation::NodeFacts,
     slots::SlotSet,
@@ -14,8 +14,15 @@ use crate::{
 const TOLD_LATELY_MS: i64 = 3_000;
 
 impl ClusterState {
+    /// What a node says now, and what it said before.
+    pub(super) fn note_node(&mut self, id: ShardId, before: Option<&NodeFacts>, node: &NodeFacts) {
+        self.note_met(node);
+        self.note_open(id, before, node);
+        self.note_slots(id);
+    }
+
     /// Whoever is known where it is now was met: the next introduction, to another address, is a first one again.
-    pub(super) fn note_met(&mut self, node: &NodeFacts) {
+    fn note_met(&mut self, node: &NodeFacts) {
         let known = |m: &MemberState| {
             let at = m.node().and_then(|other| node.knows.get(&other.id));
             at.is_some_and(|at| at.is_some() && at.as_deref() == m.address())
@@ -36,7 +43,7 @@ impl ClusterState {
     }
 
     /// What the node says of the member whose grant is in force and that is primary.
-    fn holder_node(&self, id: ShardId) -> Option<&NodeFacts> {
+    pub fn holder_node(&self, id: ShardId) -> Option<&NodeFacts> {
         let holder = self.shards.get(&id)?.in_force?;
         self.members.get(&holder).filter(|m| m.is_primary())?.node()
     }
@@ -49,14 +56,64 @@ impl ClusterState {
             self.spent_tokens.extend(token);
         }
         for effect in &decision.effects {
-            if let Effect::MigrateSlots { server: _, slots, to, node: _, keys: _ } = effect {
+            if let Effect::MigrateSlots { server, slots, to, node: _, keys: _, by } = effect {
+                let from = server.member.shard;
+                // What is only closed, or cancelled, goes nowhere.
+                if from == to.shard {
+                    continue;
+                }
                 let getter = self.shards.entry(to.shard).or_default();
                 getter.awaited = getter.awaited.with(slots);
+                let giver = self.shards.entry(from).or_default();
+                match by {
+                    Means::Atomic => {}
+                    Means::ByKey => {
+                        giver.by_key = giver.by_key.with(slots);
+                        giver.handed_at = Some(self.head_time);
+                    }
+                }
             }
             if let Effect::AddSlots { server, node: _, slots, epoch: _ } = effect {
                 self.shards.entry(server.member.shard).or_default();
                 self.give_slots(server.member.shard, slots);
             }
+        }
+    }
+
+    /// Slots are on their way as long as what is open or under way changes, or what is to leave becomes less.
+    fn note_open(&mut self, id: ShardId, before: Option<&NodeFacts>, node: &NodeFacts) {
+        let now = self.head_time;
+        let Some(shard) = self.shards.get_mut(&id) else { return };
+        let is_open =
+            |n: &NodeFacts| !n.migrating.is_empty() || !n.importing.is_empty() || !n.exports.is_empty();
+        if !is_open(node) && !before.is_some_and(is_open) && shard.by_key.is_empty() {
+            return;
+        }
+        let said =
+            |n: &NodeFacts| (n.migrating.clone(), n.importing.clone(), n.exports.clone(), n.slots.clone());
+        let same = |b: &NodeFacts| said(b) == said(node);
+        if !before.is_some_and(same) {
+            shard.handed_at = Some(now);
+        }
+    }
+
+    /// Slots that were on their way key by key are not any more: nobody goes on with them.
+    pub(super) fn note_closed(&mut self, at: ShardId, slots: &SlotSet) {
+        for shard in self.shards.values_mut() {
+            shard.awaited = shard.awaited.without(slots);
+        }
+        if let Some(shard) = self.shards.get_mut(&at) {
+            shard.by_key = shard.by_key.without(slots);
+            shard.refusal = None;
+        }
+    }
+
+    /// Why slots were not handed over.
+    pub(super) fn note_refused(&mut self, effect: &Effect, why: &str) {
+        if let Effect::MigrateSlots { server, .. } = effect
+            && let Some(shard) = self.shards.get_mut(&server.member.shard)
+        {
+            shard.refusal = Some(why.to_owned());
         }
     }
 
@@ -79,6 +136,7 @@ impl ClusterState {
         }
         let mut moved = 0;
         for (id, shard) in &mut self.shards {
+            shard.by_key = shard.by_key.without(&more);
             if *id == to {
                 shard.slots = shard.slots.with(&more);
                 shard.awaited = shard.awaited.without(&more);
@@ -90,6 +148,7 @@ impl ClusterState {
                 moved += given.len();
                 shard.slots = shard.slots.without(&more);
                 // What it was told to hand over arrives: the next job is a first one again.
+                shard.refusal = None;
                 self.failures.remove(&migration_key(*id));
             }
         }
@@ -101,7 +160,9 @@ impl ClusterState {
     /// How many shards there have to be: those of the spec, and any beyond them that owns slots, that may have got some, or of whose
     /// members one says so: a journal may be younger than the shards. What a member said whose pod is gone counts for nothing.
     pub fn shards_kept(&self, wanted: u16, now: Timestamp) -> u16 {
-        let owns = |node: &NodeFacts| node.primary.is_none() && !node.slots.is_empty();
+        // An open slot has keys at both ends.
+        let has = |node: &NodeFacts| !node.slots.is_empty() || !node.importing.is_empty();
+        let owns = |node: &NodeFacts| node.primary.is_none() && has(node);
         let may_own =
             |id: &ShardId, shard: &ShardState| !shard.slots.is_empty() || self.may_have_got(*id, shard, now);
         let owning = self.shards.iter().filter(|(id, shard)| may_own(id, shard)).map(|(id, _)| *id);
@@ -120,9 +181,12 @@ impl ClusterState {
         let seen = others.filter(|other| !self.was_told_lately(**other, now)).filter_map(|other| {
             let holder = self.shards.get(other)?.in_force?;
             self.members.get(&holder).filter(|m| m.server().is_some())?;
-            self.holder_node(*other).filter(|node| !node.exports_unread && !node.is_giving())
+            let node = self.holder_node(*other).filter(|node| !node.exports_unread && !node.has_job())?;
+            let open: SlotSet = node.migrating.keys().copied().collect();
+            let by_key = self.shards.get(other).map(|shard| shard.by_key.with(&open)).unwrap_or_default();
+            Some(node.slots.without(&by_key))
         });
-        !seen.fold(shard.awaited.clone(), |left, node| left.without(&node.slots)).is_empty()
+        !seen.fold(shard.awaited.clone(), |left, slots| left.without(&slots)).is_empty()
     }
 
     /// True if the shard was told so lately to hand slots over that what is known of its node may be from before.
@@ -135,7 +199,11 @@ impl ClusterState {
     pub fn are_slots_moving(&self, now: Timestamp) -> bool {
         let answers = |m: &&MemberState| m.server().is_some();
         let nodes = self.members.values().filter(answers).filter_map(|m| m.node());
-        nodes.into_iter().any(|node| node.exports_unread || node.is_giving())
+        // A replica may still know of what was open when it was primary.
+        let open = |node: &NodeFacts| !node.migrating.is_empty() || !node.importing.is_empty();
+        let moves = |node: &NodeFacts| node.has_job() || node.primary.is_none() && open(node);
+        nodes.into_iter().any(|node| node.exports_unread || moves(node))
+            || self.shards.values().any(|shard| !shard.by_key.common(&shard.slots).is_empty())
             || self.shards.keys().any(|id| self.was_told_lately(*id, now))
     }
 
@@ -212,6 +280,9 @@ mod tests {
             covered: 0,
             exports: Vec::new(),
             exports_unread: false,
+            migrating: BTreeMap::new(),
+            importing: BTreeMap::new(),
+            down: false,
         }
     }
 
@@ -318,7 +389,14 @@ mod tests {
         let to = MemberId { shard: ShardId(2), ordinal: 0 };
         let server = Server { member: ME, address: "10.0.0.9".into(), run_id: "r".into() };
         let slots: SlotSet = "8000-8191".parse().unwrap();
-        let job = Effect::MigrateSlots { server, slots: slots.clone(), to, node: id('c'), keys: None };
+        let job = Effect::MigrateSlots {
+            server,
+            slots: slots.clone(),
+            to,
+            node: id('c'),
+            keys: None,
+            by: Means::Atomic,
+        };
         let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, Reason::SlotsHandedOver);
         decision.effects = vec![job];
         add(&mut state, Event::Decided { decision: Box::new(decision), evidence: Evidence::default() });

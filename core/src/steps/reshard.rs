@@ -1,38 +1,48 @@
-//! Wants: every shard that shall be there to have its share of the slots, and every other to have none.
+//! Wants: every shard that shall be there to have its share of the slots, every other to have none, and no slot to be left half moved.
 //! Proof: whose slots are whose, as each shard's primary said last; what it is handing over, in this look.
 //! Refuses: to even out what nobody asked for; to hand anything over while a primary is silent, nodes do not know each other or a slot is
 //!   served by nobody, the cluster is paused or its spec refused, the receiver is not complete, or anything else is done in either
-//!   shard; a second job of a shard; servers below 9.0.
+//!   shard; a second job of a shard; to touch what went on by itself in the last seconds.
 //! Story: cluster_scale_out, cluster_scale_in, cluster_scale_reverted, cluster_scale_paused, cluster_scale_never_starts,
 //!   cluster_scale_in_with_replicas, cluster_scale_in_replica_lost, cluster_reshard_source_killed, cluster_reshard_target_killed,
-//!   cluster_reshard_refused.
+//!   cluster_reshard_refused, cluster_reshard_hangs, cluster_scale_by_key, cluster_scale_by_key_killed, cluster_scale_by_key_reverted,
+//!   cluster_scale_by_key_switchover, cluster_slots_half_moved.
 
 use crate::{
-    config::{ATOMIC_SLOTS_SINCE, ServerVersion},
+    config::is_atomic,
     decide::{StepOutcome, View},
     decision::{
         Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
     },
-    effect::Effect,
+    effect::{Effect, Means},
     ids::{MemberId, ShardId, Timestamp},
-    observation::ExportState,
+    observation::{ExportState, NodeFacts},
     slots::SlotSet,
     spec::Topology,
     state::{ClusterState, failure_key, migration_key},
     steps::{gossip, retry_at},
     topology::{
         self,
-        reshard::{Move, first_job, plan},
+        half_moved::{given_up, half_moved, shard_of},
+        reshard::{JOB, JOB_BY_KEY, Move, first_job, plan},
     },
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// When to look again at slots that are on their way: a job was seen to take 0.1 to 0.6 s. Milliseconds.
-const LOOK_AGAIN_MS: i64 = 100;
-/// The same where one is under way for so long that looking often is of no use. Milliseconds.
+/// When to look again at slots that are on their way: a job was seen to take 0.1 to 0.6 s, and the next one waits for it to be seen.
+/// Milliseconds.
+const LOOK_AGAIN_MS: i64 = 50;
+/// Most jobs have ended after this; one that has not takes its time. Milliseconds.
+const JOB_QUICK_MS: i64 = 2_000;
+/// When to look again at a job that hangs: looking often is of no use. Milliseconds.
 const LOOK_AGAIN_LONG_MS: i64 = 5_000;
 /// A job of a second's worth of keys that takes longer than this hangs: Valkey gives up by itself after a minute without any word. Milliseconds.
 const JOB_LONG_MS: i64 = 120_000;
+/// When to look again at slots that go key by key, or at a long job. Milliseconds.
+const LOOK_AGAIN_BY_KEY_MS: i64 = 500;
+/// Slots that go key by key and of which nothing changes for this long may not be on their way any more: most take far less, and who is
+/// still at one is told the same again. Milliseconds.
+pub const BY_KEY_SILENT_MS: i64 = 3_000;
 /// Slots of a job where nobody knows how many keys they hold. Count.
 const JOB_SLOTS_UNKNOWN: usize = 64;
 
@@ -46,11 +56,14 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         Topology::Cluster => {}
     }
     let open = view.state.operation(OperationKind::Reshard, Scope::Cluster);
-    let moves = planned(view.state);
-    if moves.is_empty() {
+    let wanted = planned(view.state);
+    let mut moves = half_moved(view.state);
+    moves.extend(given_up(view.state, &wanted));
+    let unwanted = unwanted(view.state, &wanted);
+    if wanted.is_empty() && moves.is_empty() && unwanted.is_empty() {
         // Whoever gave everything away is not gone at once.
-        let wanted = view.state.spec.as_ref().map_or(view.spec.shards, |spec| spec.shards);
-        let going = view.state.members.keys().find(|id| id.shard.0 >= wanted);
+        let shards = view.state.spec.as_ref().map_or(view.spec.shards, |spec| spec.shards);
+        let going = view.state.members.keys().find(|id| id.shard.0 >= shards);
         return match (going, open) {
             (Some(member), _) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
             (None, Some(_)) => close(),
@@ -61,10 +74,25 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     if view.spec.paused || view.state.spec_error.is_some() || !gossip::is_quiet(view) {
         return StepOutcome::Satisfied;
     }
-    let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, Reason::SlotsHandedOver);
+    let reason = if wanted.is_empty() { Reason::SlotsClosed } else { Reason::SlotsHandedOver };
+    let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, reason);
     let mut hindrances = Vec::new();
-    for from in moves.iter().map(|m| m.from).collect::<BTreeSet<ShardId>>() {
-        match hand_over(view, from, moves.iter().filter(|m| m.from == from)) {
+    for (from, slots) in &unwanted {
+        match cancel(view, *from, slots) {
+            Ok(effect) => {
+                decision.reason = Reason::HandoverCancelled;
+                decision.effects.push(effect);
+            }
+            Err(hindrance) => hindrances.extend(hindrance),
+        }
+    }
+    let sources = moves.iter().chain(&wanted).map(|m| m.from).filter(|from| !unwanted.contains_key(from));
+    for from in sources.collect::<BTreeSet<ShardId>>() {
+        let told = match moves.iter().find(|m| m.from == from) {
+            Some(left) => finish(view, left),
+            None => hand_over(view, from, wanted.iter().filter(|m| m.from == from)),
+        };
+        match told {
             Ok(effect) => decision.effects.push(effect),
             Err(hindrance) => hindrances.extend(hindrance),
         }
@@ -75,7 +103,8 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             StepOutcome::Waiting(*reason, Some(*about), *at)
         });
     }
-    decision.operation = open.is_none().then(|| OperationChange::Open {
+    // What a person has left half moved is mended, and not evened out.
+    decision.operation = (open.is_none() && !wanted.is_empty()).then(|| OperationChange::Open {
         kind: OperationKind::Reshard,
         phase: Phase::Moving,
         asked_by: format!("generation {}", view.spec.generation),
@@ -97,7 +126,7 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
     if asked || is_open { plan(&owned, &wanted) } else { Vec::new() }
 }
 
-/// A handover of slots that came to nothing and was not made good since: whose, and Valkey's words.
+/// A handover of slots that came to nothing and was not made good since: whose, and what was said.
 pub fn failed(state: &ClusterState) -> Option<(MemberId, &str)> {
     state.members.iter().find_map(|(id, member)| {
         member.server()?;
@@ -106,7 +135,8 @@ pub fn failed(state: &ClusterState) -> Option<(MemberId, &str)> {
             ExportState::Failed(words) => Some(words.as_str()),
             ExportState::Running => None,
         });
-        said.map(|words| (*id, words))
+        let shard = state.shards.get(&id.shard).filter(|shard| shard.in_force == Some(*id));
+        said.or_else(|| shard?.refusal.as_deref()).map(|words| (*id, words))
     })
 }
 
@@ -119,16 +149,12 @@ fn hand_over<'a>(
     let source = idle(view, from)?;
     let node = view.member(source).and_then(|m| m.node()).ok_or(None)?;
     let soon = Some(view.now.plus_millis(LOOK_AGAIN_MS));
-    if node.exports_unread || !hands_over(view, source) {
+    if node.exports_unread {
         return Err(Some((WaitReason::ShardUnready, source, None)));
     }
-    if node.is_giving() {
-        let told = view.state.failures.get(&migration_key(from)).map(|(_, at)| *at);
-        if told.is_some_and(|at| view.now.millis_since(at) > JOB_LONG_MS) {
-            let later = view.now.plus_millis(LOOK_AGAIN_LONG_MS);
-            return Err(Some((WaitReason::HandoverOfSlotsHangs, source, Some(later))));
-        }
-        return Err(Some((WaitReason::SlotsMoving, source, soon)));
+    under_way(view, source)?;
+    if !view.shard(from).by_key.common(&node.slots).is_empty() {
+        quiet(view, source, [from, from])?;
     }
     let mut hindrance = None;
     for Move { from: _, to, slots } in moves {
@@ -146,6 +172,81 @@ fn hand_over<'a>(
     Err(hindrance)
 }
 
+/// What is left half moved, once nobody goes on with it.
+fn finish(view: &View<'_>, Move { from, to, slots }: &Move) -> Result<Effect, Option<Hindrance>> {
+    let source = idle(view, *from)?;
+    under_way(view, source)?;
+    let giver = view.member(source).and_then(|m| m.node()).ok_or(None)?;
+    // Where the source has it open it is the one that says whether anybody goes on: others may give to the same target.
+    let leaves = slots.iter().all(|slot| giver.migrating.contains_key(&slot));
+    quiet(view, source, [*from, if leaves { *from } else { *to }])?;
+    // What is split is made whole as soon as there is who can take it, complete or not.
+    let target = if from == to { source } else { idle(view, *to)? };
+    let slots = if from == to { slots.clone() } else { slots.common(&giver.slots) };
+    if slots.is_empty() {
+        return Err(None);
+    }
+    let node = view.member(target).and_then(|m| m.node()).ok_or(None)?.id.clone();
+    let server = topology::server(view, source).ok_or(None)?;
+    let effect = Effect::MigrateSlots { server, to: target, node, keys: None, slots, by: Means::ByKey };
+    untried(view, source, effect)
+}
+
+/// Refuses while a job of atomic migration is under way.
+fn under_way(view: &View<'_>, source: MemberId) -> Result<(), Option<Hindrance>> {
+    if !view.member(source).and_then(|m| m.node()).is_some_and(NodeFacts::has_job) {
+        return Ok(());
+    }
+    let since = view.shard(source.shard).handed_at;
+    if since.is_some_and(|at| view.now.millis_since(at) > JOB_LONG_MS) {
+        let later = view.now.plus_millis(LOOK_AGAIN_LONG_MS);
+        return Err(Some((WaitReason::HandoverOfSlotsHangs, source, Some(later))));
+    }
+    let is_quick = since.is_some_and(|at| view.now.millis_since(at) < JOB_QUICK_MS);
+    let soon = view.now.plus_millis(if is_quick { LOOK_AGAIN_MS } else { LOOK_AGAIN_BY_KEY_MS });
+    Err(Some((WaitReason::SlotsMoving, source, Some(soon))))
+}
+
+/// Slots that are on their way atomically, as the operator had told, and that nobody wants to go there any more. By who gives them.
+fn unwanted(state: &ClusterState, wanted: &[Move]) -> BTreeMap<ShardId, SlotSet> {
+    let mut found = BTreeMap::new();
+    for from in state.shards.keys() {
+        let Some(node) = state.holder_node(*from) else { continue };
+        let running = node.exports.iter().filter(|export| export.state == ExportState::Running);
+        let slots = running.fold(SlotSet::default(), |all, export| {
+            let to = shard_of(state, &export.to);
+            let told = to.and_then(|to| Some(state.shards.get(&to)?.awaited.common(&export.slots)));
+            let is_wanted =
+                |m: &Move| m.from == *from && Some(m.to) == to && !m.slots.common(&export.slots).is_empty();
+            if wanted.iter().any(is_wanted) { all } else { all.with(&told.unwrap_or_default()) }
+        });
+        if !slots.is_empty() {
+            found.insert(*from, slots);
+        }
+    }
+    found
+}
+
+/// Has a shard cancel what it is handing over: every slot is still its own.
+fn cancel(view: &View<'_>, from: ShardId, slots: &SlotSet) -> Result<Effect, Option<Hindrance>> {
+    let source = idle(view, from)?;
+    let node = view.member(source).and_then(|m| m.node()).ok_or(None)?.id.clone();
+    let (server, slots, by) = (topology::server(view, source).ok_or(None)?, slots.clone(), Means::Atomic);
+    untried(view, source, Effect::MigrateSlots { server, to: source, node, keys: None, slots, by })
+}
+
+/// Refuses while keys are on their way at either end: an agent, or a person, goes on by itself.
+fn quiet(view: &View<'_>, source: MemberId, ends: [ShardId; 2]) -> Result<(), Option<Hindrance>> {
+    let last = ends.into_iter().filter_map(|id| view.shard(id).handed_at).max();
+    match last.map(|at| at.plus_millis(BY_KEY_SILENT_MS)).filter(|until| *until > view.now) {
+        None => Ok(()),
+        Some(until) => {
+            let soon = view.now.plus_millis(LOOK_AGAIN_BY_KEY_MS).min(until);
+            Err(Some((WaitReason::SlotsMoving, source, Some(soon))))
+        }
+    }
+}
+
 fn job(
     view: &View<'_>,
     source: MemberId,
@@ -156,18 +257,29 @@ fn job(
         (view.member(source).and_then(|m| m.node()), view.member(target).and_then(|m| m.node()));
     let (giver, getter) = (giver.ok_or(None)?, getter.ok_or(None)?);
     let keys = view.reading(source).and_then(|reading| reading.keys);
+    let (by, limits) =
+        if both_atomic(view, source, target) { (Means::Atomic, JOB) } else { (Means::ByKey, JOB_BY_KEY) };
     let slots = match keys {
-        Some(keys) => first_job(slots, giver.slots.len(), keys),
+        Some(keys) => first_job(slots, giver.slots.len(), keys, limits),
         None => slots.iter().rev().take(JOB_SLOTS_UNKNOWN).collect(),
     };
     let of_these = |keys: u64| keys * slots.len() as u64 / (giver.slots.len() as u64).max(1);
     let (server, node) = (topology::server(view, source).ok_or(None)?, getter.id.clone());
-    let effect =
-        Effect::MigrateSlots { server, to: target, node, keys: keys.map(of_these), slots: slots.clone() };
+    let keys = keys.map(of_these);
+    untried(view, source, Effect::MigrateSlots { server, to: target, node, keys, slots, by })
+}
+
+/// The effect, unless it came to nothing a moment ago.
+fn untried(view: &View<'_>, source: MemberId, effect: Effect) -> Result<Effect, Option<Hindrance>> {
     let tried = view.state.failures.get(&failure_key(Scope::Cluster, &effect));
+    let is_by_key = matches!(effect, Effect::MigrateSlots { by: Means::ByKey, .. });
     match tried.map(|(count, last)| (*count, retry_at(*count, *last))).filter(|(_, at)| *at > view.now) {
         None => Ok(effect),
         Some((1, at)) => Err(Some((WaitReason::SlotsMoving, source, Some(at)))),
+        // Told again, because nothing was seen to change; nobody has said that it failed.
+        Some((_, at)) if is_by_key && view.shard(source.shard).refusal.is_none() => {
+            Err(Some((WaitReason::SlotsMoving, source, Some(at))))
+        }
         Some((_, at)) => Err(Some((WaitReason::HandoverOfSlotsFailed, source, Some(at)))),
     }
 }
@@ -178,7 +290,8 @@ fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> 
     let busy = |open: &Operation| open.scope == scope;
     let serving = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
     let primary = serving.ok_or(Some((WaitReason::ShardUnready, MemberId { shard, ordinal: 0 }, None)))?;
-    if view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
+    let leaves = view.state.is_leaving(primary);
+    if leaves || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
         return Err(Some((WaitReason::ShardUnready, primary, None)));
     }
     Ok(primary)
@@ -188,17 +301,17 @@ fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> 
 fn complete(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
     let primary = idle(view, shard)?;
     let lacks = |id: &MemberId| !topology::is_ready(view, *id, primary);
-    match view.wanted(shard).find(lacks).or(Some(primary).filter(|id| !hands_over(view, *id))) {
+    match view.wanted(shard).find(lacks) {
         Some(missing) => Err(Some((WaitReason::ShardUnready, missing, None))),
         None => Ok(primary),
     }
 }
 
-/// True if the server's version knows atomic slot migration.
-fn hands_over(view: &View<'_>, id: MemberId) -> bool {
-    let version =
-        view.member(id).and_then(|m| m.server()).and_then(|s| s.version.parse::<ServerVersion>().ok());
-    version.is_some_and(|version| version >= ATOMIC_SLOTS_SINCE)
+/// True if both servers know atomic slot migration. Valkey refuses it for slots that are open.
+fn both_atomic(view: &View<'_>, source: MemberId, target: MemberId) -> bool {
+    let release = |id: MemberId| view.member(id).and_then(|m| m.server()).map(|s| s.version.as_str());
+    let knows = |id: MemberId| release(id).is_some_and(|release| is_atomic(release, view.spec.io_threads));
+    knows(source) && knows(target)
 }
 
 fn close() -> StepOutcome {

@@ -55,6 +55,25 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
     Some(if votes > voters / 2 { Promotion::Force } else { Promotion::Takeover })
 }
 
+/// True if a majority of the primaries and the member's node know each other where they are now: nobody votes for whom he does not hear.
+/// After a restart at another address that takes gossip up to a second.
+pub fn is_heard(view: &View<'_>, candidate: MemberId) -> bool {
+    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
+    let knows = |a: MemberId, b: MemberId| {
+        let (node, other) = (node_of(view, a), node_of(view, b));
+        let at = node.zip(other).and_then(|(node, other)| node.knows.get(&other.id));
+        let address = view.member(b).and_then(|m| m.address());
+        address.is_some() && at.is_some_and(|at| at.as_deref() == address)
+    };
+    let (mut voters, mut hear) = (0_usize, 0_usize);
+    for shard in owners {
+        voters += 1;
+        let hears = |primary: MemberId| knows(primary, candidate) && knows(candidate, primary);
+        hear += usize::from(serving_primary(view, shard).is_some_and(hears));
+    }
+    hear > voters / 2
+}
+
 /// `CLUSTER FAILOVER` on the replica; the old primary takes part and follows.
 pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     let (Some(old), Some(new), Some(node)) = (server(view, from), server(view, to), node_of(view, from))
@@ -91,13 +110,13 @@ pub fn follows(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
         && node.primary.as_ref() == Some(&of.id)
 }
 
-/// A primary in whose view every slot is served, or a replica that its node says is the primary's.
+/// A primary in whose view every slot is served, or a replica that its node says is the primary's; neither refuses clients.
 pub fn is_settled(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
     let (Some(node), Some(of)) = (node_of(view, member), node_of(view, primary)) else { return false };
     if member == primary {
-        return node.primary.is_none() && node.covered == SLOTS;
+        return node.primary.is_none() && node.covered == SLOTS && !node.down;
     }
-    node.primary.as_ref() == Some(&of.id)
+    !node.down && node.primary.as_ref() == Some(&of.id)
 }
 
 fn node_of<'a>(view: &View<'a>, member: MemberId) -> Option<&'a NodeFacts> {

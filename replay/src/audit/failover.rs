@@ -1,5 +1,6 @@
 //! `audit failover`: each failover from the last sign of the old primary to the end, with what was measured said exactly.
 
+use super::{Figure, indented, invariants, told};
 use crate::{
     batch::evidence,
     history::History,
@@ -401,7 +402,7 @@ impl Failover {
         let _ = write!(text, "\n{}", indented(&table.aligned()));
     }
 
-    fn figures(&self) -> Vec<(&'static str, String)> {
+    fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
         figures.push(match &self.outage {
             Some(Outage { from_loss_ms, from_last_sign_ms, until }) => {
@@ -423,17 +424,9 @@ impl Failover {
             None => ("loss", "not known: no reading of the old primary on the promoted history".to_owned()),
         });
         figures.extend(self.discards.iter().map(|d| ("discarded", line::discard(d))));
-        if self.violations.is_empty() {
-            figures.push(("invariants", "hold".to_owned()));
-        }
-        figures
-            .extend(self.violations.iter().map(|(seq, text)| ("VIOLATION", format!("record {seq}: {text}"))));
+        figures.extend(invariants(&self.violations));
         figures
     }
-}
-
-fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 impl Report for Failovers {
@@ -453,9 +446,7 @@ impl Report for Failovers {
             let _ = write!(text, "\n{}", indented(&table.aligned()));
             failover.judgement(&mut text);
             text.push('\n');
-            for (name, value) in failover.figures() {
-                let _ = writeln!(text, "  {name:<10}  {value}");
-            }
+            text.push_str(&told(failover.figures()));
         }
         text
     }

@@ -1,6 +1,7 @@
 //! `audit reshard`: each change of the number of shards from the record that asked for it to the last slot, job by job, and whether what
 //! must hold of slots held.
 
+use super::{Figure, indented, invariants, told};
 use crate::{
     history::History,
     line,
@@ -234,7 +235,7 @@ fn deviations(plan: &[Planned], changes: &[Change], is_over: bool) -> Vec<String
     let mut told = Vec::new();
     let (mut moved, mut again) = (SlotSet::default(), SlotSet::default());
     let shard = |id: Option<ShardId>| id.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
-    for Change { at, from, to, slots, job } in changes {
+    for Change { at, from, to, slots, job, finished: _ } in changes {
         again = again.with(&moved.common(slots));
         moved = moved.with(slots);
         let as_planned = plan.iter().filter(|p| Some(p.from) == *from && Some(p.to) == *to);
@@ -260,7 +261,7 @@ fn deviations(plan: &[Planned], changes: &[Change], is_over: bool) -> Vec<String
 /// Slots that had an owner and have none: an owner that is lost is replaced, never forgotten.
 fn shrunk(changes: &[Change]) -> impl Iterator<Item = (Seq, String)> {
     changes.iter().filter(|change| change.to.is_none()).map(|change| {
-        let Change { at, from, to: _, slots, job: _ } = change;
+        let Change { at, from, to: _, slots, job: _, finished: _ } = change;
         let from = from.map_or_else(|| "nobody".to_owned(), |id| id.to_string());
         (at.seq, format!("{} slots were those of shard {from} and are nobody's", named(slots)))
     })
@@ -281,8 +282,8 @@ fn moved_twice(records: &[Record], changes: &[Change]) -> Vec<(Seq, String)> {
         while let Some(reason) = reasons.next_if(|seq| *seq <= change.at.seq) {
             (last_reason, moved) = (reason, SlotSet::default());
         }
-        // Whoever else moves slots is answerable for himself, and whoever moves them back has a reason.
-        let Some(sent) = change.job else {
+        // Whoever else moves slots, or leaves them half moved, is answerable for himself, and whoever moves them back has a reason.
+        let Some(sent) = change.job.filter(|_| !change.finished) else {
             moved = moved.without(&change.slots);
             continue;
         };
@@ -360,7 +361,7 @@ impl Reshard {
         self.changes.iter().map(|change| change.slots.len()).sum()
     }
 
-    fn figures(&self) -> Vec<(&'static str, String)> {
+    fn figures(&self) -> Vec<Figure> {
         let mut figures = Vec::new();
         let duration = self.duration_ms().map(|ms| format!("{ms} ms from the first job to the end"));
         figures.push(("duration", duration.unwrap_or_else(|| "not over".to_owned())));
@@ -384,17 +385,9 @@ impl Reshard {
             ("meanwhile", format!("{records}: {what}"))
         }));
         figures.extend(self.deviations.iter().map(|text| ("deviation", text.clone())));
-        if self.violations.is_empty() {
-            figures.push(("invariants", "hold".to_owned()));
-        }
-        figures
-            .extend(self.violations.iter().map(|(seq, text)| ("VIOLATION", format!("record {seq}: {text}"))));
+        figures.extend(invariants(&self.violations));
         figures
     }
-}
-
-fn indented(text: &str) -> String {
-    text.lines().map(|line| format!("  {line}\n")).collect()
 }
 
 impl Report for Reshards {
@@ -408,9 +401,7 @@ impl Report for Reshards {
             let _ = writeln!(text, "{gap}{}", reshard.heading());
             let _ = write!(text, "\n{}", indented(&reshard.planned()));
             let _ = writeln!(text, "\n{}", indented(&reshard.told_jobs()));
-            for (name, value) in reshard.figures() {
-                let _ = writeln!(text, "  {name:<10}  {value}");
-            }
+            text.push_str(&told(reshard.figures()));
         }
         text
     }
@@ -462,7 +453,7 @@ mod tests {
     fn change(seq: u64, from: u16, to: Option<u16>, slots: &str) -> Change {
         let at = Stamp { seq: Seq(seq), time: Timestamp(seq as i64 * 1_000_000) };
         let (from, to) = (Some(ShardId(from)), to.map(ShardId));
-        Change { at, from, to, slots: slots.parse().unwrap(), job: Some(Seq(seq - 1)) }
+        Change { at, from, to, slots: slots.parse().unwrap(), job: Some(Seq(seq - 1)), finished: false }
     }
 
     #[test]

@@ -14,7 +14,7 @@ use valkeeper_core::{
         ContainerPhase, Evidence, Executed, Link, NodeFacts, NodeHealth, Observed, PodFacts, Reading,
         RouteFacts, ServerFacts, ServerRole, Source, SpecFact,
     },
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, Isolation, Profile, Topology},
+    spec::{DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, Topology},
     state::ClusterState,
 };
 use valkeeper_journal::{Folded, Hash, Lineage, Stored, StreamId, export_line};
@@ -162,6 +162,7 @@ pub fn spec() -> DesiredCluster {
         switchover: None,
         confirm_blank: None,
         paused: false,
+        io_threads: IoThreads::Off,
     }
 }
 
@@ -236,6 +237,9 @@ pub fn node() -> NodeFacts {
         covered: 10_923,
         exports: Vec::new(),
         exports_unread: false,
+        migrating: BTreeMap::new(),
+        importing: BTreeMap::new(),
+        down: false,
     }
 }
 

@@ -59,37 +59,25 @@ fn a_valkey_cluster_has_three_shards_and_a_node_timeout_below_the_window() {
 }
 
 #[test]
-fn the_shards_of_a_valkey_cluster_change_if_its_servers_hand_slots_over_and_its_topology_never() {
+fn the_shards_of_a_valkey_cluster_change_with_every_version_and_its_topology_never() {
     let of = |topology: &str, shards: u16, image: &str| {
         parsed(json!({ "topology": topology, "shards": shards, "replicas": 1, "image": image }))
     };
     let before = of("Cluster", 3, IMAGE_DEFAULT).desired;
-    for (shards, image) in
-        [(1, "v:9.0.0"), (2, "v:9.1.2"), (4, IMAGE_DEFAULT), (16, "v:10.0"), (3, "v:8.1.1")]
-    {
-        assert_eq!(changed(&before, 3, &of("Cluster", shards, image)), Ok(()), "{shards} {image}");
+    for (shards, image) in [(1, "v:9.0.0"), (2, "v:9.1.2"), (16, "v:10.0"), (3, "v:8.1.1"), (4, "v:8.0.1")] {
+        assert_eq!(changed(&before, &of("Cluster", shards, image)), Ok(()), "{shards} {image}");
     }
-    for shards in [1, 2, 4] {
-        assert_eq!(
-            changed(&before, 3, &of("Cluster", shards, "v:8.1.1")).unwrap_err().to_string(),
-            format!(
-                "spec.shards: \"{shards}\" cannot be used; the shards of topology Cluster hand slots over atomically, which \
-                 Valkey does from 9.0 on and 8.1 does not; allowed: 3, or any number with a later version"
-            )
-        );
-    }
-    let giving = changed(&before, 5, &of("Cluster", 3, "v:8.1.1")).unwrap_err().to_string();
-    assert!(
-        giving.ends_with("allowed: 5, or any number with a later version"),
-        "two still give their slots: {giving}"
-    );
     let other = of("Replication", 3, IMAGE_DEFAULT);
-    assert_eq!(changed(&before, 3, &other).unwrap_err().field, "spec.topology");
-    assert_eq!(
-        changed(&other.desired, 3, &of("Cluster", 3, IMAGE_DEFAULT)).unwrap_err().field,
-        "spec.topology"
-    );
-    assert_eq!(changed(&other.desired, 3, &of("Replication", 4, "v:8.1.1")), Ok(()));
+    assert_eq!(changed(&before, &other).unwrap_err().field, "spec.topology");
+    assert_eq!(changed(&other.desired, &of("Cluster", 3, IMAGE_DEFAULT)).unwrap_err().field, "spec.topology");
+    assert_eq!(changed(&other.desired, &of("Replication", 4, "v:8.1.1")), Ok(()));
+}
+
+#[test]
+fn decisions_know_whether_servers_run_io_threads() {
+    let of = |config| parsed(json!({ "topology": "Cluster", "config": config })).desired.io_threads;
+    assert_eq!([of(json!({})), of(json!({ "io-threads": "1" }))], [IoThreads::Off; 2]);
+    assert_eq!(of(json!({ "io-threads": "2" })), IoThreads::On);
 }
 
 #[test]

@@ -103,7 +103,7 @@ pub struct ValkeyClusterSpec {
     )]
     pub topology: Topology,
     /// Number of shards: independent ones, or in topology Cluster those that share the slots. Default: 3 for Cluster, else 1.
-    /// Cannot decrease, except in topology Cluster, where it can change either way from Valkey 9.0 on: slots are handed over with their
+    /// Cannot decrease, except in topology Cluster, where it can change either way: slots are handed over with their
     /// keys, and a shard is removed when it has none left. Its volumes stay.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
@@ -400,7 +400,7 @@ pub struct ReshardingStatus {
     /// How long that takes at the pace so far, in seconds. Absent while nobody knows.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub seconds_left: Option<i64>,
-    /// Why the last handover came to nothing, in Valkey's words. Absent if none did; what is not handed over is tried again.
+    /// Why the last handover came to nothing, in Valkey's words or the agent's. Absent if none did; what is not handed over is tried again.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub message: Option<String>,
 }

@@ -22,8 +22,8 @@ use std::{
 pub(super) const SHARDS: u16 = 3;
 /// Replicas of each shard.
 pub(super) const REPLICAS: u16 = 1;
-/// Names of the writers: each writes to the shard of that number.
-const CLIENTS: [&str; 3] = ["0", "1", "2"];
+/// Names of the writers: each writes to the shard of the number with which it begins, and as many are taken as there are shards.
+const CLIENTS: [&str; 5] = ["0", "1", "2", "3", "4"];
 /// Acknowledged writes of each writer before a fault.
 const WRITES: usize = 1_000;
 /// Keys that are spread over all slots: two hundred for each shard, read one by one in a moment.
@@ -55,8 +55,8 @@ pub(super) fn members_of(shards: u16, replicas: u16) -> usize {
 /// A shard whose roles are as they shall be.
 #[derive(Clone, Debug)]
 pub(super) struct Shard {
-    number: u16,
-    primary: Member,
+    pub(super) number: u16,
+    pub(super) primary: Member,
 }
 
 /// Three shards with a replica each, from nothing.
@@ -75,12 +75,12 @@ pub async fn create_alone(world: &World) -> anyhow::Result<String> {
 
 /// One shard's primary process killed without warning.
 pub async fn kill(world: &World) -> anyhow::Result<String> {
-    killed(world, &[1]).await
+    killed(world, SHARDS, &[1]).await
 }
 
 /// Two of three primaries killed at once: nobody is left who could elect others by a majority.
 pub async fn two_killed(world: &World) -> anyhow::Result<String> {
-    killed(world, &[0, 2]).await
+    killed(world, SHARDS, &[0, 2]).await
 }
 
 /// The same of one with the operator away: gossip elects its replica, and its own agent makes place for that.
@@ -241,22 +241,43 @@ async fn write_and_read(subject: &Subject, shards: &[Shard]) -> anyhow::Result<u
 }
 
 /// A writer for each shard.
-async fn load(subject: &Subject, shards: &[Shard]) -> anyhow::Result<Load> {
+pub(super) async fn load(subject: &Subject, shards: &[Shard]) -> anyhow::Result<Load> {
+    load_of(subject, shards, CLIENTS.get(..shards.len()).context("more shards than writers have names")?)
+        .await
+}
+
+/// Writers of these names, each to the shard of the number with which its name begins.
+pub(super) async fn load_of(
+    subject: &Subject,
+    shards: &[Shard],
+    names: &[&'static str],
+) -> anyhow::Result<Load> {
     let tags = tags(subject, shards).await?;
-    let load = Load::on_slots(subject, CLIENTS.into_iter().zip(tags).collect()).await?;
+    let tag_of = |name: &&'static str| {
+        let number = shard_of_writer(name)?;
+        let found = shards.iter().zip(&tags).find(|(shard, _)| shard.number == number);
+        found.map(|(_, tag)| (*name, tag.clone())).with_context(|| format!("there is no shard {number}"))
+    };
+    let writers = names.iter().map(tag_of).collect::<anyhow::Result<Vec<_>>>()?;
+    let load = Load::on_slots(subject, writers).await?;
     load.grows_by(WRITES, SETTLED_MAX).await?;
     Ok(load)
 }
 
-/// Kills the primaries of these shards under load.
-async fn killed(world: &World, which: &[u16]) -> anyhow::Result<String> {
+fn shard_of_writer(name: &str) -> anyhow::Result<u16> {
+    let number = name.split(' ').next().unwrap_or(name);
+    number.parse().with_context(|| format!("the writer {name} has no shard"))
+}
+
+/// Kills the primaries of these shards, out of so many, under load.
+pub(super) async fn killed(world: &World, shards: u16, which: &[u16]) -> anyhow::Result<String> {
     let subject = &world.ledger;
-    let before = settled(subject, SHARDS, REPLICAS).await?;
+    let before = settled(subject, shards, REPLICAS).await?;
     let load = load(subject, &before).await?;
     let targets: Vec<&Shard> = before.iter().filter(|shard| which.contains(&shard.number)).collect();
     let faults = kill_at_once(world, &targets)?;
     load.flows(SETTLED_MAX).await.context("after the kill")?;
-    let after = settled(subject, SHARDS, REPLICAS).await?;
+    let after = settled(subject, shards, REPLICAS).await?;
     subject.ready().await?;
     let outages = Outages::of(subject, &load.finish()?, &faults).await?;
     let changes = before.iter().zip(&after).filter(|(old, _)| which.contains(&old.number));
@@ -311,10 +332,8 @@ pub async fn all_deleted(world: &World) -> anyhow::Result<String> {
     settled(subject, SHARDS, REPLICAS).await?;
     let faults = (0..SHARDS).map(|number| (number, fault)).collect();
     let outages = Outages::of(subject, &load.finish()?, &faults).await?;
-    // Nobody was killed: every server could write down what it had acknowledged, so nothing is excused.
-    if outages.loss.loss.in_flight > 0 {
-        bail!("{}", outages.loss.loss);
-    }
+    // Nobody was killed: every server could write down what it had acknowledged.
+    outages.nothing_is_excused()?;
     Ok(format!(
         "{KEYS} keys of all slots read after {:.1} s, served by every node's word after {:.1} s, Ready after {:.1} s; {}",
         read.as_secs_f64(),
@@ -359,9 +378,9 @@ async fn read_keys(subject: &Subject, run: &str) -> anyhow::Result<()> {
 }
 
 /// What the writers saw of one moment of faults.
-struct Outages {
+pub(super) struct Outages {
     /// Longest gap between acknowledgements from the first fault on, of each shard that had a fault, in milliseconds.
-    hit: BTreeMap<String, f64>,
+    pub(super) hit: BTreeMap<String, f64>,
     /// The same of the other shards.
     others: BTreeMap<String, f64>,
     /// Of all writers.
@@ -370,11 +389,15 @@ struct Outages {
 
 impl Outages {
     /// Reads everything back from whoever owns it.
-    async fn of(subject: &Subject, logs: &[Log], faults: &BTreeMap<u16, Instant>) -> anyhow::Result<Outages> {
+    pub(super) async fn of(
+        subject: &Subject,
+        logs: &[Log],
+        faults: &BTreeMap<u16, Instant>,
+    ) -> anyhow::Result<Outages> {
         let first = faults.values().min().context("no fault")?;
         let mut outages = Outages { hit: BTreeMap::new(), others: BTreeMap::new(), loss: Figures::default() };
         for log in logs {
-            let fault = faults.get(&log.client.parse()?).copied();
+            let fault = faults.get(&shard_of_writer(log.client)?).copied();
             // A shard without a fault has no excuse for any loss.
             outages.loss.add_loss(log, &kept(subject, &log.key).await?, fault.as_slice());
             let gap = log.gap_ms(*first, None)?;
@@ -384,7 +407,13 @@ impl Outages {
         Ok(outages)
     }
 
-    fn line(&self) -> anyhow::Result<String> {
+    /// Fails on any loss: where nobody was killed, no write was on its way to replicas when its primary went.
+    pub(super) fn nothing_is_excused(&self) -> anyhow::Result<()> {
+        self.loss.nothing_lost()?;
+        if self.loss.loss.in_flight > 0 { bail!("{}", self.loss.loss) } else { Ok(()) }
+    }
+
+    pub(super) fn line(&self) -> anyhow::Result<String> {
         self.loss.nothing_lost()?;
         let told = |gaps: &BTreeMap<String, f64>| {
             let each = gaps.iter().map(|(shard, ms)| format!("shard {shard} {ms:.0} ms"));

@@ -3,6 +3,7 @@
 mod agent;
 mod bad_input;
 mod cluster;
+mod cluster_life;
 mod fencing;
 mod handover;
 mod isolation;
@@ -111,13 +112,23 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-two-killed", WithAReadyLedger, false, cluster::two_killed),
     scenario!("cluster-kill-alone", WithAReadyLedger, false, cluster::kill_alone),
     scenario!("cluster-all-deleted", WithAReadyLedger, false, cluster::all_deleted),
+    scenario!("cluster-frozen", WithAReadyLedger, true, silence::frozen_in_cluster),
+    scenario!("cluster-pod-deleted", WithAReadyLedger, false, cluster_life::pod_deleted),
+    scenario!("cluster-rollout", WithAReadyLedger, false, cluster_life::rollout),
+    scenario!("cluster-five-two", WithAReadyLedger, false, cluster_life::five_two),
     scenario!("reshard-out-in", WithAReadyLedger, false, reshard::out_in),
     scenario!("reshard-faults", WithAReadyLedger, true, reshard::faults),
     scenario!("reshard-never-starts", WithAReadyLedger, true, reshard::never_starts),
 ];
 
 /// Those that take too long for every run: only when they are asked for by their whole name.
-pub const BY_HAND: &[Scenario] = &[scenario!("reshard-rounds", WithAReadyLedger, false, reshard::rounds)];
+pub const BY_HAND: &[Scenario] = &[
+    scenario!("cluster-switchover", WithAReadyLedger, false, cluster_life::switchover),
+    scenario!("cluster-replicas", WithAReadyLedger, false, cluster_life::replicas),
+    scenario!("reshard-operator", WithAReadyLedger, true, reshard::operator_killed),
+    scenario!("reshard-by-key", WithoutALedger, true, reshard::by_key),
+    scenario!("reshard-rounds", WithAReadyLedger, false, reshard::rounds),
+];
 
 /// Everything a scenario works with.
 pub struct World {

@@ -6,8 +6,10 @@ use super::{
     cluster::{
         GOSSIP_MAX, REPLICAS, SETTLED_MAX, SHARDS as FEW, acquainted, kept, members_of, settled, sized,
     },
+    remove_with_claims,
 };
 use crate::support::{
+    Place,
     journal::Journal,
     keys::{Keys, any_node},
     load::{Figures, Load, Log, maximum},
@@ -48,6 +50,10 @@ const WRITES: usize = 500;
 const RESHARD_MAX: Duration = Duration::from_secs(300);
 /// Reshards that are tried until a fault falls within one: slots are on their way for about a second.
 const TRIES_MAX: usize = 4;
+/// Reshards in each of which the operator is killed.
+const OPERATOR_KILLS: usize = 5;
+/// Latest moment of that after slots were seen to move: they do so for a second or two.
+const MOMENT_MAX_MS: u64 = 1_000;
 /// Loads, one after the other, of the rounds with random numbers of shards: one that goes on for all of them makes sets that are too
 /// large to be read at once.
 const LOADS: usize = 4;
@@ -82,7 +88,9 @@ pub async fn faults(world: &World) -> anyhow::Result<String> {
     let run = Run::start(subject, FEW).await?;
     let (mut kills, mut told) = (Vec::new(), Vec::new());
     for fault in [Fault::Operator, Fault::Source, Fault::Target, Fault::Another] {
-        let took = with_fault(world, fault, &mut kills).await.with_context(|| format!("{fault:?}"))?;
+        let at_once = || Duration::ZERO;
+        let struck = with_fault(world, fault, at_once, &mut kills).await;
+        let (took, _) = struck.with_context(|| format!("{fault:?}"))?;
         run.load.flows(SETTLED_MAX).await.with_context(|| format!("after {fault:?}"))?;
         told.push(format!("{fault:?} {:.1} s", took.as_secs_f64()));
     }
@@ -90,15 +98,42 @@ pub async fn faults(world: &World) -> anyhow::Result<String> {
     Ok(format!("killed on the way: {}; {}", told.join(", "), run.finish(subject, &kills).await?))
 }
 
-/// Random numbers of shards, one after the other; sometimes the next wish comes while slots are on their way.
-pub async fn rounds(world: &World) -> anyhow::Result<String> {
+/// The operator killed at a random moment of each of five reshards, after the first slots have moved.
+pub async fn operator_killed(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
+    let (seed, mut random) = seeded()?;
+    let run = Run::start(subject, FEW).await?;
+    let mut told = Vec::new();
+    for number in 1..=OPERATOR_KILLS {
+        // Kubelet's pause after a kill doubles each time; a new pod has none.
+        world.operator.scale(0).await?;
+        world.operator.scale(1).await?;
+        let moment = || Duration::from_millis(random.random_range(0..=MOMENT_MAX_MS));
+        let (took, moment) = with_fault(world, Fault::Operator, moment, &mut Vec::new())
+            .await
+            .with_context(|| format!("kill {number}, seed {seed}"))?;
+        run.load.flows(SETTLED_MAX).await.with_context(|| format!("after kill {number}, seed {seed}"))?;
+        told.push(format!("{} ms: {:.1} s", moment.as_millis(), took.as_secs_f64()));
+    }
+    reshard(subject, FEW).await?;
+    let figures = run.finish(subject, &[]).await.with_context(|| format!("seed {seed}"))?;
+    Ok(format!("operator killed after {}; {figures}", told.join(", ")))
+}
+
+/// A source of random numbers that can be had again, and what that takes.
+fn seeded() -> anyhow::Result<(u64, StdRng)> {
     let seed: u64 = match std::env::var("VALKEEPER_SEED") {
         Ok(text) => text.parse().context("VALKEEPER_SEED is no number")?,
         Err(_) => rand::rng().random(),
     };
     println!("     VALKEEPER_SEED={seed}");
-    let mut random = StdRng::seed_from_u64(seed);
+    Ok((seed, StdRng::seed_from_u64(seed)))
+}
+
+/// Random numbers of shards, one after the other; sometimes the next wish comes while slots are on their way.
+pub async fn rounds(world: &World) -> anyhow::Result<String> {
+    let subject = &world.ledger;
+    let (seed, mut random) = seeded()?;
     let (mut shards, mut told) = (FEW, vec![format!("{FEW}")]);
     for load in 1..=LOADS {
         let run = Run::start(subject, shards).await?;
@@ -123,6 +158,43 @@ pub async fn rounds(world: &World) -> anyhow::Result<String> {
     }
     reshard(subject, FEW).await?;
     Ok(format!("shards {}; those in parentheses were not awaited", told.join(" ")))
+}
+
+/// Servers that move slots key by key: out, with who gives killed on the way, and in again.
+pub async fn by_key(world: &World) -> anyhow::Result<String> {
+    let subject = &world.ledger;
+    subject.apply(&older(world.place, FEW)).await?;
+    subject.ready().await?;
+    let run = Run::start(subject, FEW).await?;
+    let (before, begun) = (counts(subject).await?, Instant::now());
+    subject.apply(&older(world.place, FEW + 1)).await?;
+    let now = under_way(subject, &before).await?;
+    let victim = Fault::Source.victim(&before, &now, FEW + 1);
+    let kill = strike(world, Fault::Source, victim).await?.context("nobody was giving")?;
+    complete(subject, FEW + 1).await.context("out")?;
+    let (out, begun) = (begun.elapsed(), Instant::now());
+    subject.apply(&older(world.place, FEW)).await?;
+    complete(subject, FEW).await.context("in")?;
+    let back = begun.elapsed();
+    let told = run.finish(subject, &[kill]).await?;
+    Journal::of(subject).await?.holds()?;
+    remove_with_claims(subject).await?;
+    Ok(format!(
+        "{FEW} -> {} in {:.1} s with its source killed, back in {:.1} s; {told}",
+        FEW + 1,
+        out.as_secs_f64(),
+        back.as_secs_f64()
+    ))
+}
+
+/// The same with servers that know no atomic slot migration.
+fn older(place: Place, shards: u16) -> Value {
+    let mut spec = sized(shards, REPLICAS);
+    spec["image"] = json!(match place {
+        Place::Local => "valkeeper.local/valkey:8.1",
+        Place::Existing => "valkey/valkey:8.1",
+    });
+    spec
 }
 
 /// A new shard that no node takes, and a user who thinks better of it: nothing ever moves.
@@ -219,7 +291,7 @@ impl Run {
 }
 
 /// Asks for so many shards and waits until all is as if there had never been another number.
-async fn reshard(subject: &Subject, shards: u16) -> anyhow::Result<Duration> {
+pub(super) async fn reshard(subject: &Subject, shards: u16) -> anyhow::Result<Duration> {
     let begun = Instant::now();
     subject.apply(&sized(shards, REPLICAS)).await?;
     complete(subject, shards).await?;
@@ -341,8 +413,14 @@ impl Fault {
     }
 }
 
-/// Reshards until the fault fell within one, as the journal has it; how long that one took.
-async fn with_fault(world: &World, fault: Fault, kills: &mut Vec<Instant>) -> anyhow::Result<Duration> {
+/// Reshards until the fault fell within one, as the journal has it, so long after slots were seen to move as `moment` says; how long that
+/// reshard took, and the moment.
+async fn with_fault(
+    world: &World,
+    fault: Fault,
+    mut moment: impl FnMut() -> Duration,
+    kills: &mut Vec<Instant>,
+) -> anyhow::Result<(Duration, Duration)> {
     let subject = &world.ledger;
     for _ in 0..TRIES_MAX {
         let before = counts(subject).await?;
@@ -351,6 +429,8 @@ async fn with_fault(world: &World, fault: Fault, kills: &mut Vec<Instant>) -> an
         let begun = Instant::now();
         subject.apply(&sized(to, REPLICAS)).await?;
         let now = under_way(subject, &before).await?;
+        let moment = moment();
+        tokio::time::sleep(moment).await;
         kills.extend(strike(world, fault, fault.victim(&before, &now, to)).await?);
         complete(subject, to).await?;
         let reshards = Journal::of(subject).await?.reshards()?;
@@ -359,7 +439,7 @@ async fn with_fault(world: &World, fault: Fault, kills: &mut Vec<Instant>) -> an
         let is_it =
             |beside: &Value| beside["what"].as_str().is_some_and(|w| w.starts_with(fault.recorded_as()));
         if meanwhile.iter().any(is_it) {
-            return Ok(begun.elapsed());
+            return Ok((begun.elapsed(), moment));
         }
         println!("     {fault:?} was killed too late, or there was none: {now:?} of {before:?}");
     }

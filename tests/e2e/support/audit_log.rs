@@ -11,9 +11,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// How long a steady cluster is watched: longer than every period of operator and agents that is no hour long (the Lease aside; the
-/// longest is the greeting of an agent that said nothing for 12 s), and it is watched after every scenario.
-pub const STEADY: Duration = Duration::from_secs(15);
+/// How long a steady cluster is watched after each scenario: five turns of the operator, and more than one heartbeat of every agent.
+pub const STEADY: Duration = Duration::from_secs(5);
+/// The same once, after the last scenario: several times every period of operator and agents that is no hour long (the Lease aside; the
+/// longest is the greeting of an agent that said nothing for 12 s).
+pub const STEADY_AT_LAST: Duration = Duration::from_secs(45);
 /// Without a write for this long, what a scenario began has ended.
 const SETTLED: Duration = Duration::from_secs(4);
 
@@ -100,8 +102,8 @@ impl AuditLog {
         Ok(writes)
     }
 
-    /// Waits until the operator has stopped writing, watches it for [`STEADY`], and fails on any write.
-    pub async fn quiet(&self) -> anyhow::Result<()> {
+    /// Waits until the operator has stopped writing, watches it for so long, and fails on any write.
+    pub async fn quiet(&self, steady: Duration) -> anyhow::Result<()> {
         let mut position = self.end()?;
         let mut since = Instant::now();
         until("the operator to have nothing more to write", Duration::from_secs(60), || {
@@ -122,12 +124,12 @@ impl AuditLog {
         })
         .await?;
         let position = self.end()?;
-        tokio::time::sleep(STEADY).await;
+        tokio::time::sleep(steady).await;
         let writes = self.writes_since(position)?;
         if writes.is_empty() {
             Ok(())
         } else {
-            bail!("{} s of a steady cluster saw writes: {writes:?}", STEADY.as_secs())
+            bail!("{} s of a steady cluster saw writes: {writes:?}", steady.as_secs())
         }
     }
 }

@@ -342,7 +342,7 @@ pub struct Figures {
 }
 
 impl Figures {
-    /// Reads everything back from the primary. Each outage is looked for between its fault and the next.
+    /// Reads everything back from the primary. Each outage is looked for between its fault and the next, which are in order.
     pub async fn of(subject: &Subject, logs: &[Log], faults: &[Instant]) -> anyhow::Result<Figures> {
         let mut figures = Figures::default();
         for log in logs {
@@ -462,15 +462,18 @@ impl Log {
         self.acks.last().map(|ack| ack.at)
     }
 
-    /// Longest time between two acknowledgements that touches the time from `fault` to `next`.
+    /// Longest time between two acknowledgements from `fault` on, as far as it had passed when `next` came: what the next fault makes of the
+    /// gap that it falls into is not this one's.
     pub fn gap_ms(&self, fault: Instant, next: Option<Instant>) -> anyhow::Result<f64> {
         let last = self.acks.last().context("nothing was acknowledged")?;
         if last.at < fault {
             bail!("the {} client was not served after the fault", self.client);
         }
         let pairs = self.acks.iter().zip(self.acks.iter().skip(1));
-        let touching = pairs.filter(|(a, b)| b.at >= fault && next.is_none_or(|next| a.at < next));
-        let longest = touching.map(|(a, b)| b.at - a.at).max().unwrap_or_default();
+        let after = pairs.map(|(a, b)| (a.at, b.at)).filter(|(_, end)| *end >= fault);
+        let until_next =
+            after.map(|(begin, end)| next.map_or(end, |next| end.min(next)).saturating_duration_since(begin));
+        let longest = until_next.max().unwrap_or_default();
         Ok(longest.as_secs_f64() * 1000.0)
     }
 

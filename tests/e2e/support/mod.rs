@@ -29,7 +29,7 @@ use kube::{
 use serde_json::json;
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitCode},
     time::Duration,
 };
 
@@ -88,6 +88,17 @@ pub fn valkey_binaries() -> anyhow::Result<PathBuf> {
     let text = String::from_utf8(output.stdout)?;
     let last = text.lines().last().context("tests/cluster/cluster valkey-bin names no folder")?;
     Ok(PathBuf::from(last.trim()))
+}
+
+/// How a benchmark ends: what went wrong is its last line.
+pub fn ended(outcome: anyhow::Result<()>) -> ExitCode {
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            println!("bench: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
 }
 
 /// A client of the API server that KUBECONFIG names.

@@ -3,7 +3,8 @@
 
 use super::{Answer, Commands, address, failed, superseded};
 use crate::{
-    local::{self, Look},
+    handing::{self, Order},
+    local::{self, Look, SlotIs},
     service::malformed,
 };
 use tonic::{Request, Status};
@@ -14,7 +15,7 @@ use valkeeper_agent::{
 use valkeeper_core::{
     ids::NodeId,
     info::{Info, RawRole},
-    nodes::Nodes,
+    nodes::{Node, Nodes, Open},
     slots::SlotSet,
 };
 
@@ -33,17 +34,26 @@ pub fn is_so(by: Promotion, nodes: Option<&Nodes>) -> Result<(), Status> {
     }
 }
 
-/// Whether the node may hand these slots over to that one. A target that is a replica would make a job that fails only later.
-fn may_give(info: &Info, nodes: Option<&Nodes>, slots: &SlotSet, to: &NodeId) -> Result<(), Status> {
+/// The node, if it has anything to say about slots.
+fn gives<'a>(info: &Info, nodes: Option<&'a Nodes>) -> Result<&'a Node, Status> {
     let Some(nodes) = nodes else { return Err(superseded("it is not in Cluster mode")) };
     if info.role != RawRole::Primary || nodes.myself.primary.is_some() {
         return Err(superseded("it is not a primary that serves"));
     }
-    let missing = slots.without(&nodes.myself.slots);
+    Ok(&nodes.myself)
+}
+
+/// Whether the node may hand these slots over to that one. A target that is a replica would make a job that fails only later.
+fn may_give(info: &Info, nodes: Option<&Nodes>, slots: &SlotSet, to: &NodeId) -> Result<(), Status> {
+    let missing = slots.without(&gives(info, nodes)?.slots);
     if !missing.is_empty() {
         return Err(superseded(format!("its node does not serve the slots {missing}")));
     }
-    if nodes.others.iter().any(|other| other.id == *to && other.primary.is_none()) {
+    if nodes
+        .into_iter()
+        .flat_map(|nodes| &nodes.others)
+        .any(|other| other.id == *to && other.primary.is_none())
+    {
         return Ok(());
     }
     Err(superseded(format!("its node knows no primary {to}")))
@@ -97,17 +107,46 @@ impl Commands {
         &self,
         request: Request<proto::MigrateSlotsRequest>,
     ) -> Answer<proto::Done> {
-        let proto::MigrateSlotsRequest { epoch, run_id, slots, node_id } = Self::from_operator(request)?;
+        let proto::MigrateSlotsRequest { epoch, run_id, slots, node_id, by_key } =
+            Self::from_operator(request)?;
         let to = wire::node(&node_id, "node_id").map_err(malformed)?;
         let slots = slots.parse::<SlotSet>().ok().filter(|slots| !slots.is_empty());
         let slots = slots.ok_or_else(|| malformed(wire::Malformed("slots")))?;
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
         let Look { info, nodes, .. } = self.checked(&run_id).await?;
+        if nodes.as_ref().is_some_and(|nodes| nodes.myself.id == to) {
+            if by_key {
+                self.close_slots(&gives(&info, nodes.as_ref())?.open, &slots).await?;
+            } else {
+                self.0.local.cancel_slot_migrations().await.map_err(|error| failed(&error))?;
+                tracing::info!(%slots, "the node hands nothing over any more");
+            }
+            return self.done();
+        }
         may_give(&info, nodes.as_ref(), &slots, &to)?;
-        self.0.local.migrate_slots(&slots, &to).await.map_err(|error| failed(&error))?;
-        tracing::info!(%slots, %to, "the node hands slots over");
+        if by_key {
+            let order = Order { run_id, to: to.clone(), slots: slots.clone() };
+            handing::hand_over(&self.0, order).map_err(Status::unknown)?;
+        } else {
+            self.0.local.migrate_slots(&slots, &to).await.map_err(|error| failed(&error))?;
+        }
+        tracing::info!(%slots, %to, by_key, "the node hands slots over");
         self.done()
+    }
+
+    /// Those of the slots that are half-way to or from the node are so no more. What is not open needs no word: each waits for replicas.
+    async fn close_slots(&self, open: &[Open], slots: &SlotSet) -> Result<(), Status> {
+        if let Some(slot) = self.0.handing.take_back(slots) {
+            return Err(superseded(format!("slot {slot} is in hand, and goes to its end")));
+        }
+        let open: SlotSet = open.iter().map(Open::number).filter(|slot| slots.contains(*slot)).collect();
+        let mut session = self.0.local.session().await.map_err(|error| failed(&error))?;
+        for slot in open.iter() {
+            session.set_slot(slot, SlotIs::Stable).await.map_err(|error| failed(&error))?;
+        }
+        tracing::info!(slots = %open, "the node closes slots that were half-way");
+        Ok(())
     }
 
     pub(super) async fn forget_whole(&self, request: Request<proto::ForgetRequest>) -> Answer<proto::Done> {

@@ -1,0 +1,124 @@
+//! What is folded of effects that ended: what was done is so until it is seen otherwise, and what failed is counted.
+
+use super::{ClusterState, MemberFacts, MemberState, Pending, migration_key};
+use crate::{
+    decision::Scope,
+    effect::{Effect, Means, Outcome},
+    ids::MemberId,
+    observation::{Executed, Link, Observed, ServerRole, Source},
+};
+
+impl ClusterState {
+    pub(super) fn apply_outcomes(&mut self, executed: &Executed) {
+        let Some(Pending { decision, epoch: _ }) = self.pending.remove(&executed.decision) else {
+            return;
+        };
+        for (effect, (at, outcome)) in decision.effects.iter().zip(&executed.outcomes) {
+            let key = failure_key(decision.scope, effect);
+            match outcome {
+                // It was told, and nothing more: whether it comes to anything is seen later, or never.
+                Outcome::Verified if is_only_told(effect) => {
+                    let (count, last) = self.failures.entry(key).or_default();
+                    (*count, *last) = (count.saturating_add(1), *at);
+                }
+                Outcome::Verified => {
+                    self.failures.remove(&key);
+                    self.released |= matches!(effect, Effect::ReleaseFinalizer);
+                    self.note_verified(effect);
+                }
+                Outcome::Failed(why) | Outcome::Superseded(why) => {
+                    let (count, last) = self.failures.entry(key).or_default();
+                    (*count, *last) = (count.saturating_add(1), *at);
+                    self.note_refused(effect, why);
+                }
+                Outcome::Skipped => {}
+            }
+        }
+    }
+
+    fn note_verified(&mut self, effect: &Effect) {
+        match effect {
+            Effect::DeletePod { member, pod_uid, grace_s: _ } => {
+                self.condemned.insert(*member, pod_uid.clone());
+            }
+            Effect::Promote { server, replid: _, offset: _, consents: _, by: _ } => {
+                self.note_promotion(server.member, &server.run_id);
+            }
+            Effect::Handover { from, to, timeout_ms: _, consents: _, node: _ } => {
+                if let Some(MemberState {
+                    facts: MemberFacts { server: Observed::Present(facts), .. }, ..
+                }) = self.members.get_mut(&from.member)
+                {
+                    facts.role = ServerRole::Replica { source: Source::Member(to.member), link: Link::Down };
+                }
+                self.note_promotion(to.member, &to.run_id);
+            }
+            // The process is gone, whatever the look that is under way still says.
+            Effect::Fence { server } => {
+                if let Some(known) = self.members.get_mut(&server.member) {
+                    known.facts.server = Observed::Absent;
+                }
+            }
+            // Of what was cancelled some may have come to its end just before.
+            Effect::MigrateSlots { by: Means::Atomic, .. } => {}
+            Effect::MigrateSlots { server, slots, to: _, node: _, keys: _, by: Means::ByKey } => {
+                self.note_closed(server.member.shard, slots);
+            }
+            Effect::Attach { .. }
+            | Effect::Meet { .. }
+            | Effect::AddSlots { .. }
+            | Effect::Forget { .. }
+            | Effect::Promise { .. }
+            | Effect::Brief { .. }
+            | Effect::Route { .. }
+            | Effect::Label { .. }
+            | Effect::Disconnect { .. }
+            | Effect::Apply { .. }
+            | Effect::Delete { .. }
+            | Effect::ReleaseFinalizer => {}
+        }
+    }
+
+    /// A promotion that was verified has been seen: the member is primary until another look says otherwise.
+    fn note_promotion(&mut self, id: MemberId, run_id: &str) {
+        self.shards.entry(id.shard).or_default().in_force = Some(id);
+        if let Some(MemberState { facts: MemberFacts { server: Observed::Present(facts), .. }, .. }) =
+            self.members.get_mut(&id)
+            && facts.run_id == run_id
+        {
+            facts.role = ServerRole::Primary;
+        }
+        if let Some(node) = self.members.get_mut(&id).and_then(|m| m.facts.node.as_mut()) {
+            node.primary = None;
+        }
+    }
+}
+
+/// True of what goes on by itself once it was accepted. Open slots are closed at once.
+fn is_only_told(effect: &Effect) -> bool {
+    let closes = matches!(effect, Effect::MigrateSlots { server, to, .. } if server.member == *to);
+    matches!(effect, Effect::Meet { .. } | Effect::MigrateSlots { .. }) && !closes
+}
+
+/// Key under which repeated failures of an effect are counted.
+pub fn failure_key(scope: Scope, effect: &Effect) -> String {
+    match effect {
+        Effect::Apply { object, .. } => format!("{scope}/apply/{object}"),
+        Effect::Attach { server, .. } => format!("{scope}/attach/{}", server.member),
+        Effect::Label { member, .. } => format!("{scope}/label/{member}"),
+        Effect::Meet { member, .. } => format!("{scope}/meet/{member}"),
+        Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
+        Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
+        Effect::MigrateSlots { server, .. } => migration_key(server.member.shard),
+        Effect::Delete { object, .. } => format!("{scope}/delete/{object}"),
+        Effect::Promote { .. }
+        | Effect::Handover { .. }
+        | Effect::Promise { .. }
+        | Effect::Fence { .. }
+        | Effect::Route { .. }
+        | Effect::Disconnect { .. }
+        | Effect::DeletePod { .. }
+        | Effect::ReleaseFinalizer => format!("{scope}/{}", effect.verb()),
+        Effect::Brief { member, .. } => format!("{scope}/brief/{member}"),
+    }
+}
