@@ -64,6 +64,24 @@ impl Shard {
         self.agent(from).await.migrate_slots(order).await.map(drop)
     }
 
+    /// The first gives the second a slot with many keys, and is in the middle of it.
+    async fn hand_half(&self) {
+        self.members[0].fill_slot(MANY).await;
+        self.hand(0, 1, &SLOT.to_string()).await.unwrap();
+        self.members[1].has_some().await;
+    }
+
+    /// The first member begins anew, is told again, and finishes.
+    async fn finish_after_the_gate(&self) {
+        let slots = SLOT.to_string();
+        self.at_gate(0, EPOCH).await;
+        self.promote_by(0, 6, Promotion::Open).await.unwrap();
+        self.members[0].serves().await;
+        self.hand(0, 1, &slots).await.unwrap();
+        self.arrived(1, &slots).await;
+        self.has_all(&[1]).await;
+    }
+
     /// Waits until the target has the slots, and nobody has one in the middle.
     async fn arrived(&self, to: u16, slots: &str) {
         let slots: SlotSet = slots.parse().unwrap();
@@ -256,37 +274,21 @@ async fn a_source_that_is_killed_in_the_middle_of_a_slot_finishes_it_when_it_is_
 #[tokio::test]
 async fn a_slot_that_an_agent_left_half_way_is_finished_by_the_next_agent() {
     let mut shard = Shard::primaries(2).await;
-    shard.members[0].fill_slot(MANY).await;
-    let slots = SLOT.to_string();
-    shard.hand(0, 1, &slots).await.unwrap();
-    shard.members[1].has_some().await;
+    shard.hand_half().await;
     shard.members[0].kill();
     shard.members[0].start();
-    shard.at_gate(0, EPOCH).await;
-    shard.promote_by(0, 6, Promotion::Open).await.unwrap();
-    shard.members[0].serves().await;
-    shard.hand(0, 1, &slots).await.unwrap();
-    shard.arrived(1, &slots).await;
-    shard.has_all(&[1]).await;
+    shard.finish_after_the_gate().await;
 }
 
 #[tokio::test]
 async fn a_member_that_is_told_to_end_in_the_middle_of_a_slot_does_not_wait_for_it() {
     let mut shard = Shard::primaries(2).await;
-    shard.members[0].fill_slot(MANY).await;
-    let slots = SLOT.to_string();
-    shard.hand(0, 1, &slots).await.unwrap();
-    shard.members[1].has_some().await;
+    shard.hand_half().await;
     shard.members[0].terminate();
     assert!(shard.members[0].ended().await.success());
     assert!(shard.members[0].log().contains("the member is ending"), "it let go by itself");
     shard.members[0].start();
-    shard.at_gate(0, EPOCH).await;
-    shard.promote_by(0, 6, Promotion::Open).await.unwrap();
-    shard.members[0].serves().await;
-    shard.hand(0, 1, &slots).await.unwrap();
-    shard.arrived(1, &slots).await;
-    shard.has_all(&[1]).await;
+    shard.finish_after_the_gate().await;
 }
 
 #[tokio::test]

@@ -13,7 +13,7 @@ use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     ResourceExt,
-    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams},
+    api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
@@ -72,18 +72,10 @@ impl Desk<'_> {
     /// One byte of one record: no effects, and the record is named.
     async fn edited(&self) -> anyhow::Result<String> {
         let client = &self.world.client;
-        let right = journal::head(client, self.uid).await?;
-        let records = journal::newest(client, self.uid).await?;
-        let seq = records.last().map(|record| number(record, "seq")).context("an empty tail")?;
-        let (before, line) = right.trim_end().rsplit_once('\n').context("one line")?;
-        let (envelope, event) = line.split_once("\"event\":{\"").context("no event")?;
-        let first = event.chars().next().context("an empty event")?;
-        let other = if first == 'X' { 'Y' } else { 'X' };
-        let edited = event.replacen(first, &other.to_string(), 1);
-        journal::edit_head(client, self.uid, &format!("{before}\n{envelope}\"event\":{{\"{edited}\n"))
-            .await?;
+        let right = journal::edit_head(client, self.uid, other_byte).await?;
+        let seq = last_seq(&right)?;
         let said = self.stops("edited", &format!("record {seq}"), HELD).await?;
-        journal::edit_head(client, self.uid, &right).await?;
+        journal::overwrite_head(client, self.uid, &right).await?;
         self.healed().await?;
         Ok(format!("edit: {said:?}"))
     }
@@ -92,7 +84,7 @@ impl Desk<'_> {
     async fn rolled_back(&self) -> anyhow::Result<String> {
         let (client, subject) = (&self.world.client, &self.world.subject);
         let earlier = journal::head(client, self.uid).await?;
-        let behind = self.head_seq().await?;
+        let behind = last_seq(&earlier)?;
         let wished = self.wish("before-the-rollback").await?;
         self.fulfilled(&wished).await?;
         // The status is written lazily, and is what shows that something is missing.
@@ -102,11 +94,11 @@ impl Desk<'_> {
             if shown > behind { Ok(()) } else { bail!("it shows {shown}") }
         })
         .await?;
-        let ahead = self.head_seq().await?;
+        let ahead = last_seq(&journal::head(client, self.uid).await?)?;
         if ahead <= behind {
             bail!("nothing was recorded between {behind} and {ahead}");
         }
-        journal::edit_head(client, self.uid, &earlier).await?;
+        journal::overwrite_head(client, self.uid, &earlier).await?;
         // What the running writer meets, and what whoever opens it anew does.
         let met = self.says("rolled-back", &behind.to_string()).await?;
         let said = self.refuses(&met, &behind.to_string()).await?;
@@ -119,8 +111,16 @@ impl Desk<'_> {
     async fn head_deleted(&self) -> anyhow::Result<String> {
         let maps = journal::maps(&self.world.client);
         let name = journal::head_name(self.uid);
-        let mut head: ConfigMap = maps.get(&name).await?;
-        maps.delete(&name, &DeleteParams::default()).await?;
+        let (mut head, _) = until("the head to be deleted as it was read", SETTLED_MAX, || async {
+            let head: ConfigMap = maps.get(&name).await?;
+            let as_read = DeleteParams::default().preconditions(Preconditions {
+                resource_version: head.metadata.resource_version.clone(),
+                uid: None,
+            });
+            maps.delete(&name, &as_read).await?;
+            Ok(head)
+        })
+        .await?;
         let said = self.stops("head-deleted", "", STILL).await?;
         head.metadata.resource_version = None;
         head.metadata.uid = None;
@@ -257,9 +257,18 @@ impl Desk<'_> {
         let records = Journal::of_uid(&self.world.client, self.uid).await?.records()?;
         Ok(claims(&records).pop().context("nobody claimed it")?.0)
     }
+}
 
-    async fn head_seq(&self) -> anyhow::Result<i64> {
-        let records = journal::newest(&self.world.client, self.uid).await?;
-        records.last().map(|record| number(record, "seq")).context("an empty tail")
-    }
+/// One byte of the newest record's event is another.
+fn other_byte(text: &str) -> anyhow::Result<String> {
+    let (before, line) = text.trim_end().rsplit_once('\n').context("one line")?;
+    let (envelope, event) = line.split_once("\"event\":{\"").context("no event")?;
+    let first = event.chars().next().context("an empty event")?;
+    let other = if first == 'X' { 'Y' } else { 'X' };
+    let edited = event.replacen(first, &other.to_string(), 1);
+    Ok(format!("{before}\n{envelope}\"event\":{{\"{edited}\n"))
+}
+
+fn last_seq(text: &str) -> anyhow::Result<i64> {
+    journal::records_in(text)?.last().map(|record| number(record, "seq")).context("an empty tail")
 }

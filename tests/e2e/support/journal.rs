@@ -5,7 +5,7 @@ use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::ConfigMap;
 use kube::{
     Api, Client, ResourceExt,
-    api::{ListParams, Patch, PatchParams},
+    api::{ListParams, Patch, PatchParams, PostParams},
 };
 use serde_json::{Value, json};
 use std::{
@@ -36,6 +36,8 @@ impl Drop for Journal {
 const EXIT_FOUND: i32 = 3;
 /// The key of a journal's objects under which its lines are.
 const KEY: &str = "records.jsonl";
+/// How often an edit is tried: a cluster that has just become Ready has a few records a second.
+const EDITS_MAX: usize = 20;
 
 /// Name of the object with the head of a journal.
 pub fn head_name(uid: &str) -> String {
@@ -53,8 +55,30 @@ pub async fn head(client: &Client, uid: &str) -> anyhow::Result<String> {
     map.data.and_then(|mut data| data.remove(KEY)).with_context(|| format!("{} has no text", head_name(uid)))
 }
 
-/// Writes the text of a journal's head object, as a person may do who has been given the right to.
-pub async fn edit_head(client: &Client, uid: &str, text: &str) -> anyhow::Result<()> {
+/// Edits the text of a journal's head object as `kubectl edit` does: never over what the operator has written meanwhile.
+/// The text that was there.
+pub async fn edit_head(
+    client: &Client,
+    uid: &str,
+    edit: impl Fn(&str) -> anyhow::Result<String>,
+) -> anyhow::Result<String> {
+    let mut found = None;
+    for _ in 0..EDITS_MAX {
+        let mut map = maps(client).get(&head_name(uid)).await?;
+        let data = map.data.get_or_insert_default();
+        let right = data.get(KEY).cloned().with_context(|| format!("{} has no text", head_name(uid)))?;
+        data.insert(KEY.to_owned(), edit(&right)?);
+        match maps(client).replace(&head_name(uid), &PostParams::default(), &map).await {
+            Ok(_) => return Ok(right),
+            Err(kube::Error::Api(status)) if status.is_conflict() => found = Some(status),
+            Err(other) => return Err(other.into()),
+        }
+    }
+    bail!("the head was written meanwhile {EDITS_MAX} times: {found:?}")
+}
+
+/// Writes the text of a journal's head object over whatever is there, as a restored backup does.
+pub async fn overwrite_head(client: &Client, uid: &str, text: &str) -> anyhow::Result<()> {
     let patch = Patch::Merge(json!({ "data": { KEY: text } }));
     maps(client).patch(&head_name(uid), &PatchParams::default(), &patch).await?;
     Ok(())
@@ -62,7 +86,11 @@ pub async fn edit_head(client: &Client, uid: &str, text: &str) -> anyhow::Result
 
 /// The newest records, as far as the head object holds them.
 pub async fn newest(client: &Client, uid: &str) -> anyhow::Result<Vec<Value>> {
-    let text = head(client, uid).await?;
+    records_in(&head(client, uid).await?)
+}
+
+/// The records in the text of a head object.
+pub fn records_in(text: &str) -> anyhow::Result<Vec<Value>> {
     text.lines().skip(1).map(|line| serde_json::from_str(line).with_context(|| line.to_owned())).collect()
 }
 
