@@ -33,6 +33,8 @@ pub struct View<'a> {
     pub now: Timestamp,
     /// The spec in force, with every shard that has to be there: one that is not wanted any more stays until it has given its slots.
     pub spec: &'a DesiredCluster,
+    /// What the rules before this one have decided in this turn, as far as a rule for the whole cluster looks at it.
+    pub decided: &'a [Decision],
 }
 
 /// A reading older than this says nothing about who is ahead: at 1 GB/s of writes it would be off by 1 GB, but the
@@ -106,7 +108,7 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
     };
     // A shard that is not wanted any more is looked after as long as it owns slots.
     let kept = DesiredCluster { shards: state.shards_kept(spec.shards, now), ..spec.clone() };
-    let view = View { state, evidence, now, spec: &kept };
+    let view = View { state, evidence, now, spec: &kept, decided: &[] };
     let mut held: Vec<Scope> = Vec::new();
     for (name, rule) in STEPS {
         match rule {
@@ -119,7 +121,8 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
             Rule::Mesh(step) => {
                 let decided = verdict.decisions.iter().any(|d| d.scope == Scope::Cluster);
                 if !decided && !state.is_pending(Scope::Cluster) {
-                    take(&mut verdict, *name, Scope::Cluster, step(&view));
+                    let outcome = step(&View { decided: &verdict.decisions, ..view });
+                    take(&mut verdict, *name, Scope::Cluster, outcome);
                 }
             }
             Rule::Repair(step) => {

@@ -154,7 +154,7 @@ struct Served {
 
 fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
     let evidence = Evidence::default();
-    let view = View { state, evidence: &evidence, now: state.head_time, spec };
+    let view = View { state, evidence: &evidence, now: state.head_time, spec, decided: &[] };
     let primaries: Vec<(ShardId, MemberId)> =
         spec.shard_ids().filter_map(|s| topology::serving_primary(&view, s).map(|p| (s, p))).collect();
     let is_ready =

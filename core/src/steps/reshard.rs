@@ -290,8 +290,8 @@ fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> 
     let busy = |open: &Operation| open.scope == scope;
     let serving = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
     let primary = serving.ok_or(Some((WaitReason::ShardUnready, MemberId { shard, ordinal: 0 }, None)))?;
-    let leaves = view.state.is_leaving(primary);
-    if leaves || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
+    let (leaves, decided) = (view.state.is_leaving(primary), view.decided.iter().any(|d| d.scope == scope));
+    if leaves || decided || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
         return Err(Some((WaitReason::ShardUnready, primary, None)));
     }
     Ok(primary)
