@@ -4,6 +4,7 @@
 use crate::{
     effect::{Effect, Promotion},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp},
+    slots::SlotSet,
 };
 use serde::{Deserialize, Serialize};
 
@@ -148,6 +149,8 @@ reasons! {
         NoAddress,
         /// Another shard's nodes elect a primary: a planned handover waits until they have, as two at once take each other's votes.
         ElectionElsewhere,
+        /// Before slots move, the keys in them are counted: a moment.
+        SlotsUncounted,
         /// Slots are on their way from one shard to another.
         SlotsMoving,
         /// A shard hands no slots over, or gets none, before its members are complete and nothing else is done in it.
@@ -351,6 +354,10 @@ pub struct Operation {
     /// Reshard only: slots that have another shard since. Count.
     #[serde(default, skip_serializing_if = "is_zero")]
     pub slots_moved: u32,
+    /// Reshard only: the slots that came to where they are since the wish last changed. They are not given on: what is in slots is known by
+    /// and large, and what slot goes when is chosen anew all the time.
+    #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
+    pub settled: SlotSet,
 }
 
 fn is_zero(count: &u32) -> bool {

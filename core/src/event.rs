@@ -7,6 +7,7 @@ use crate::{
         AgentFacts, Evidence, Executed, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
         ServerFacts, SpecFact,
     },
+    weights::SlotWeights,
 };
 use serde::{Deserialize, Serialize};
 
@@ -81,6 +82,13 @@ pub enum Event {
         member: MemberId,
         /// What it says now.
         node: NodeFacts,
+    },
+    /// What is in the slots of a member's node was counted.
+    SlotsWeighed {
+        /// The member.
+        member: MemberId,
+        /// What it said; `None`: it does not tell.
+        weights: Option<SlotWeights>,
     },
     /// The write route of a shard changed.
     RouteChanged {
@@ -158,6 +166,7 @@ impl Event {
             Event::Trimmed { .. } => 13,
             Event::LevelRaised { .. } => 14,
             Event::NodeChanged { .. } => 15,
+            Event::SlotsWeighed { .. } => 16,
         }
     }
 
@@ -172,6 +181,7 @@ impl Event {
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
             | Event::NodeChanged { .. }
+            | Event::SlotsWeighed { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)
@@ -197,6 +207,7 @@ impl Event {
             Event::ServerChanged { .. } => "ServerChanged",
             Event::AgentChanged { .. } => "AgentChanged",
             Event::NodeChanged { .. } => "NodeChanged",
+            Event::SlotsWeighed { .. } => "SlotsWeighed",
             Event::RouteChanged { .. } => "RouteChanged",
             Event::ObjectChanged { .. } => "ObjectChanged",
             Event::Decided { .. } => "Decided",

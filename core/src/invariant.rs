@@ -60,6 +60,7 @@ pub fn check_from(mut state: ClusterState, records: &[Record]) -> Vec<Violation>
             | Event::StandingChanged { .. }
             | Event::Trimmed { .. }
             | Event::NodeChanged { .. }
+            | Event::SlotsWeighed { .. }
             | Event::LevelRaised { .. } => {}
         }
         state.apply(record);

@@ -24,6 +24,7 @@ pub mod nodes;
 pub mod steps;
 pub mod topology;
 pub mod turn;
+pub mod weights;
 
 // readers
 pub mod invariant;

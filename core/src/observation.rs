@@ -8,6 +8,7 @@ use crate::{
     ids::{Digest, MemberId, NodeId, ReplId, Seq, ShardId, Timestamp},
     slots::SlotSet,
     spec::DesiredCluster,
+    weights::SlotWeights,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -474,6 +475,8 @@ pub struct Seen {
     pub objects: BTreeMap<ObjectRef, ObjectFacts>,
     /// Readings.
     pub evidence: Evidence,
+    /// What the slots of those hold that were asked to count; `None`: it does not tell.
+    pub weights: BTreeMap<MemberId, Option<SlotWeights>>,
     /// Outcomes of executed decisions.
     pub executed: Vec<Executed>,
 }

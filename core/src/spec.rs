@@ -108,6 +108,30 @@ pub struct DesiredCluster {
     /// Whether the servers run I/O threads.
     #[serde(default, skip_serializing_if = "IoThreads::is_off")]
     pub io_threads: IoThreads,
+    /// What the shards of a Valkey Cluster shall be even by.
+    #[serde(default, skip_serializing_if = "Balance::is_slots")]
+    pub balance: Balance,
+    /// The user wants slots to be evened out though no shard came or went; the value distinguishes one wish from the next.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub rebalance: Option<String>,
+}
+
+/// What the shards of a Valkey Cluster shall be even by.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Balance {
+    /// Number of slots.
+    #[default]
+    Slots,
+    /// Number of keys.
+    Keys,
+    /// Memory that the keys take, as far as all keys of a node are of one size.
+    Bytes,
+}
+
+impl Balance {
+    pub(crate) fn is_slots(&self) -> bool {
+        *self == Balance::Slots
+    }
 }
 
 /// Whether servers run I/O threads: releases before [`crate::config::ATOMIC_SLOTS_WITH_THREADS_SINCE`] then hang in the middle of handing

@@ -16,7 +16,8 @@ use crate::{
         ServerFacts, ServerRole, Source, SpecFact, Why,
     },
     slots::SlotSet,
-    spec::DesiredCluster,
+    spec::{Balance, DesiredCluster},
+    weights::SlotWeights,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
@@ -128,6 +129,20 @@ pub struct ShardState {
     /// What was said when it was told to hand slots over and did not, until some arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
+    /// What is in its slots, counted when somebody wants slots to move, until they have.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub weighed: Option<Weighed>,
+}
+
+/// What was counted in the slots of a shard's primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Weighed {
+    /// When.
+    pub at: Timestamp,
+    /// The slots that were its own then.
+    pub slots: SlotSet,
+    /// What it said; `None`: it does not tell.
+    pub weights: Option<SlotWeights>,
 }
 
 impl ShardState {
@@ -181,6 +196,9 @@ pub struct ClusterState {
     pub members: BTreeMap<MemberId, MemberState>,
     /// Shards.
     pub shards: BTreeMap<ShardId, ShardState>,
+    /// What the shards were evened out by last.
+    #[serde(default, skip_serializing_if = "Balance::is_slots")]
+    pub balanced_by: Balance,
     /// Owned objects as last seen in this epoch.
     pub objects: BTreeMap<ObjectRef, ObjectFacts>,
     /// Operations under way.
@@ -230,6 +248,7 @@ impl ClusterState {
             }
             Event::SpecChanged(SpecFact::Valid(spec)) => {
                 self.spec_seen = true;
+                self.note_wish(spec);
                 self.spec = Some(spec.clone());
                 self.spec_error = None;
                 self.forget_removed();
@@ -266,6 +285,9 @@ impl ClusterState {
                 let before = self.members.entry(*member).or_default().facts.node.replace(node.clone());
                 self.note_node(member.shard, before.as_ref(), node);
                 self.forget_removed();
+            }
+            Event::SlotsWeighed { member, weights } => {
+                self.note_weights(*member, weights.as_ref(), record.time)
             }
             Event::RouteChanged { shard, route } => {
                 self.shards.entry(*shard).or_default().route = route.clone()
@@ -397,6 +419,7 @@ impl ClusterState {
                     opened_at: record.time,
                     phase_since: record.time,
                     slots_moved: 0,
+                    settled: SlotSet::default(),
                 })
             }
             Some(OperationChange::Advance { kind, phase, member }) => {
@@ -414,6 +437,9 @@ impl ClusterState {
                 self.operations.retain(|o| !closed(o));
             }
             None => {}
+        }
+        if decision.operation == Some(OperationChange::Close { kind: OperationKind::Reshard }) {
+            self.note_balanced();
         }
         // A wish that is fulfilled or given up must not come true again after a later failover.
         let closes_switchover =

@@ -59,7 +59,7 @@ impl Batch {
 
 /// The facts of a look that differ from what is known, and the outcomes it brings, as events.
 pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
-    let Seen { spec, members, routes, objects, evidence: _, executed } = seen;
+    let Seen { spec, members, routes, objects, weights, evidence: _, executed } = seen;
     let mut events: Vec<Event> = executed.iter().cloned().map(Event::EffectsEnded).collect();
     events.extend(spec.iter().filter(|s| spec_differs(state, s)).cloned().map(Event::SpecChanged));
     for (id, facts) in members {
@@ -76,6 +76,9 @@ pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
         if let Some(node) = facts.node.as_ref().filter(|node| known.node.as_ref() != Some(*node)) {
             events.push(Event::NodeChanged { member: *id, node: node.clone() });
         }
+    }
+    for (member, weights) in weights {
+        events.push(Event::SlotsWeighed { member: *member, weights: weights.clone() });
     }
     for (shard, route) in routes {
         if state.shards.get(shard).cloned().unwrap_or_default().route != *route {

@@ -34,6 +34,7 @@ pub const KINDS: &[Kind] = &[
     Kind { number: 13, name: "Trimmed", schema: 1, level: 1, nature: Nature::Writer },
     Kind { number: 14, name: "LevelRaised", schema: 1, level: 1, nature: Nature::Writer },
     Kind { number: 15, name: "NodeChanged", schema: 1, level: 1, nature: Nature::Fact },
+    Kind { number: 16, name: "SlotsWeighed", schema: 1, level: 1, nature: Nature::Fact },
 ];
 
 /// Highest level that this program reads, and writes after a [`Event::LevelRaised`] of it. A level is a set of kinds and layouts;

@@ -181,6 +181,7 @@ fn operations(state: &ClusterState) -> Table<8> {
             phase_since: _,
             cause,
             slots_moved,
+            settled: _,
         } = operation;
         let moved = (*slots_moved > 0).then(|| format!(" ({slots_moved} slots so far)"));
         table.push([

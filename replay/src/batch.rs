@@ -36,6 +36,7 @@ pub fn evidence(record: &Record) -> Option<&Evidence> {
         | Event::ServerChanged { .. }
         | Event::AgentChanged { .. }
         | Event::NodeChanged { .. }
+        | Event::SlotsWeighed { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::EffectsEnded(_)
@@ -108,6 +109,7 @@ impl Stage {
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
             | Event::NodeChanged { .. }
+            | Event::SlotsWeighed { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)

@@ -143,6 +143,7 @@ fn claims(stream: &Stream) -> Vec<Claim<'_>> {
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
             | Event::NodeChanged { .. }
+            | Event::SlotsWeighed { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::Decided { .. }

@@ -14,7 +14,8 @@ use valkeeper_core::{
         Source, SpecFact, Why,
     },
     slots::{SLOTS, SlotSet},
-    spec::{DesiredCluster, IoThreads},
+    spec::{Balance, DesiredCluster, IoThreads},
+    weights::SlotWeights,
 };
 
 /// `seq  kind  text` of a record, aligned, without its time.
@@ -42,6 +43,7 @@ pub fn kind(event: &Event) -> &'static str {
         Event::ServerChanged { .. } => "server",
         Event::AgentChanged { .. } => "agent",
         Event::NodeChanged { .. } => "node",
+        Event::SlotsWeighed { .. } => "weighed",
         Event::RouteChanged { .. } => "route",
         Event::ObjectChanged { .. } => "object",
         Event::Decided { .. } => "decided",
@@ -71,6 +73,7 @@ pub fn text(record: &Record) -> String {
         Event::ServerChanged { member, server: facts } => server(*member, facts),
         Event::AgentChanged { member, agent: facts } => agent(*member, facts),
         Event::NodeChanged { member, node: facts } => node(*member, facts),
+        Event::SlotsWeighed { member, weights } => weighed(*member, weights.as_ref()),
         Event::RouteChanged { shard, route: facts } => route(*shard, facts),
         Event::ObjectChanged { object: name, facts } => object(name, facts),
         Event::Decided { decision: made, evidence: _ } => decision(made),
@@ -167,6 +170,8 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         confirm_blank,
         paused,
         io_threads,
+        balance,
+        rebalance,
     } = wanted;
     let mut parts = vec![
         format!("generation {generation}: {topology:?}"),
@@ -178,7 +183,20 @@ pub fn spec(wanted: &DesiredCluster) -> String {
     parts.extend(confirm_blank.as_ref().map(|token| format!("blank confirmed ({token})")));
     parts.extend(paused.then(|| "paused".to_owned()));
     parts.extend((*io_threads == IoThreads::On).then(|| "with I/O threads".to_owned()));
+    parts.extend(
+        (*balance != Balance::Slots).then(|| format!("even by {}", format!("{balance:?}").to_lowercase())),
+    );
+    parts.extend(rebalance.as_ref().map(|token| format!("slots evened out ({token})")));
     parts.join(", ")
+}
+
+/// What is in the slots of a node: in all, and where most is.
+fn weighed(member: MemberId, weights: Option<&SlotWeights>) -> String {
+    let Some(weights) = weights else { return format!("{member} does not tell what is in its slots") };
+    let most = weights.runs.iter().max_by_key(|(_, keys)| *keys).filter(|(_, keys)| *keys > 0);
+    let most = most.map(|(slots, keys)| format!(", most in {slots}: {keys}")).unwrap_or_default();
+    let (keys, slots) = (weights.keys(), weights.slots().len());
+    format!("{member} has {keys} keys in {slots} slots, {} bytes{most}", weights.bytes)
 }
 
 /// Why something is not known, in a few words.

@@ -130,7 +130,8 @@ fn is_fact_about(record: &Record, subject: &Subject) -> bool {
             Event::PodChanged { member, pod: _ }
             | Event::ServerChanged { member, server: _ }
             | Event::AgentChanged { member, agent: _ }
-            | Event::NodeChanged { member, node: _ },
+            | Event::NodeChanged { member, node: _ }
+            | Event::SlotsWeighed { member, weights: _ },
             Subject::Member(wanted),
         ) => member == wanted,
         (Event::RouteChanged { shard, route: _ }, Subject::Shard(wanted)) => shard == wanted,
@@ -144,6 +145,7 @@ fn is_fact_about(record: &Record, subject: &Subject) -> bool {
             | Event::ServerChanged { .. }
             | Event::AgentChanged { .. }
             | Event::NodeChanged { .. }
+            | Event::SlotsWeighed { .. }
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::Decided { .. }

@@ -9,11 +9,13 @@ use crate::{
     },
     spec::DesiredCluster,
     state::ClusterState,
+    steps::reshard::uncounted,
+    weights::SlotWeights,
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// A write of a story stands for so many keys, so that slots are handed over in several jobs. Count.
-const KEYS_A_WRITE: u64 = 16_000;
+/// What a key takes in a story. Bytes.
+const BYTES_A_KEY: u64 = 100;
 
 impl World {
     /// What the operator sees when it looks at everything.
@@ -31,6 +33,7 @@ impl World {
         let kept = DesiredCluster { shards, ..self.spec.clone() };
         let ids: BTreeSet<MemberId> =
             kept.members().chain(there).chain(known.members.keys().copied()).collect();
+        let uncounted = uncounted(known);
         for id in ids {
             let (facts, reading) = self.look_at(id);
             let facts = MemberFacts { node: reading.as_ref().and_then(|_| self.node_facts(id)), ..facts };
@@ -41,6 +44,12 @@ impl World {
             }
             if facts.server.is_unknown() {
                 last_answers.extend(self.heard_at.get(&id).map(|at| (id, *at)));
+            }
+            if reading.is_some() && uncounted.contains(&id) {
+                let counts = self.keys_by_slot(id);
+                let bytes = counts.iter().map(|(_, keys)| keys * BYTES_A_KEY).sum();
+                let weights = self.tells_keys.then(|| SlotWeights::sum_up(&counts, bytes));
+                seen.weights.insert(id, weights);
             }
             readings.extend(reading.map(|r| (id, r)));
             seen.members.insert(id, facts);
@@ -104,8 +113,8 @@ impl World {
                 let (server, reading) =
                     answer(p, &self.release, now, u32::try_from(replicas_online).unwrap_or(u32::MAX));
                 // Nobody asks for keys where there are no slots to move.
-                let keys = |reading: &Reading| reading.keys.filter(|_| self.is_cluster());
-                (server, reading.map(|r| Reading { keys: keys(&r), ..r }))
+                let keys = self.is_cluster().then(|| self.keys(id));
+                (server, reading.map(|r| Reading { keys, ..r }))
             }
         };
         let agent = match self.agent_facts(id).filter(|_| !apart) {
@@ -129,8 +138,7 @@ fn answer(
         Some(source) => ServerRole::Replica { source, link: p.link },
     };
     let last_io_ms = p.source.is_some().then(|| now.millis_since(p.heard_at) / 1_000 * 1_000);
-    let keys = u64::try_from(p.writes.len()).ok().map(|writes| writes * KEYS_A_WRITE);
-    let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online, keys };
+    let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online, keys: None };
     let (replid2, replid2_offset) = p.before.clone().unzip();
     let (run_id, version, replid) = (p.run_id.clone(), release.to_owned(), p.replid.clone());
     let facts = ServerFacts { run_id, version, role, loading: false, replid, replid2, replid2_offset };

@@ -11,6 +11,8 @@ use crate::{
 };
 use std::collections::BTreeSet;
 
+/// A write of a story stands for so many keys, so that slots are handed over in several jobs. Count.
+const KEYS_A_WRITE: u64 = 16_000;
 /// What a job takes. Milliseconds.
 const JOB_MS: i64 = 150;
 
@@ -152,6 +154,46 @@ impl World {
         if let Some(slot) = slots.iter().nth(at) {
             self.slot_of.insert(number, slot);
         }
+    }
+
+    /// Puts so many keys into each of the slots.
+    pub(super) fn fill(&mut self, slots: &SlotSet, keys: u64) {
+        self.filled.extend(slots.iter().map(|slot| (slot, keys)));
+    }
+
+    /// What is in the slots of a node: the keys that its writes stand for are spread over all of them.
+    pub(super) fn keys_by_slot(&self, id: MemberId) -> Vec<(u16, u64)> {
+        let node = self.places.get(&id).and_then(|place| place.node.as_ref());
+        let slots = node.map(|node| node.slots.clone()).unwrap_or_default();
+        let (count, filled) = (slots.len() as u64, self.filled_in(&slots));
+        let spread = self.keys(id) - filled;
+        let each = |at: usize, slot: u16| {
+            let more = u64::from((at as u64) < spread % count);
+            self.filled.get(&slot).copied().unwrap_or_default() + spread / count + more
+        };
+        slots.iter().enumerate().map(|(at, slot)| (slot, each(at, slot))).collect()
+    }
+
+    fn filled_in(&self, slots: &SlotSet) -> u64 {
+        self.filled.iter().filter(|(slot, _)| slots.contains(**slot)).map(|(_, keys)| keys).sum()
+    }
+
+    /// How many keys a server has, primary or not.
+    pub(super) fn keys(&self, id: MemberId) -> u64 {
+        let Some(place) = self.places.get(&id) else { return 0 };
+        let writes = place.pod.as_ref().and_then(|pod| pod.process.as_ref()).map_or(0, |p| p.writes.len());
+        let filled = place.node.as_ref().map_or(0, |node| self.filled_in(&node.slots));
+        writes as u64 * KEYS_A_WRITE + filled
+    }
+
+    /// By how much the shard that is farthest from the mean has more or fewer keys. Percent.
+    pub(super) fn keys_off_mean(&self) -> u64 {
+        let serves = |id: &&MemberId| self.owns_slots(**id) && self.writable(**id);
+        let primaries = self.places.keys().filter(serves);
+        let keys: Vec<u64> =
+            primaries.map(|id| self.keys_by_slot(*id).iter().map(|(_, keys)| keys).sum()).collect();
+        let mean = keys.iter().sum::<u64>() / (keys.len() as u64).max(1);
+        keys.iter().map(|keys| keys.abs_diff(mean) * 100 / mean.max(1)).max().unwrap_or_default()
     }
 
     /// How many shards there have to be: those that are wanted, and any beyond them that owns slots.

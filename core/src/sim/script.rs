@@ -7,8 +7,10 @@ use crate::{
     invariant,
     observation::ObjectRef,
     projection::status::{ConditionKind, status},
+    slots::SlotSet,
     spec::{
-        DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish, Topology,
+        Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish,
+        Topology,
     },
 };
 use std::collections::BTreeSet;
@@ -82,6 +84,8 @@ fn default_spec() -> DesiredCluster {
         confirm_blank: None,
         paused: false,
         io_threads: IoThreads::Off,
+        balance: Balance::Slots,
+        rebalance: None,
     }
 }
 
@@ -224,6 +228,16 @@ fn fault_of_slots(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_unschedulable(ShardId(number(shard)?), true);
             Ok(())
         }
+        ["fill", slots, keys] => {
+            let slots: SlotSet = slots.parse().map_err(|why| format!("{why}"))?;
+            let keys = number(keys)?;
+            sim.world.fill(&slots, keys);
+            Ok(())
+        }
+        ["tells-no-keys"] => {
+            sim.world.tells_keys = false;
+            Ok(())
+        }
         ["place-for", shard] => {
             sim.world.set_unschedulable(ShardId(number(shard)?), false);
             Ok(())
@@ -280,6 +294,15 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
                 _ => return Err("io-threads is On or Off".into()),
             }
         }
+        "balance" => {
+            spec.balance = match value {
+                "Slots" => Balance::Slots,
+                "Keys" => Balance::Keys,
+                "Bytes" => Balance::Bytes,
+                _ => return Err("balance is Slots, Keys or Bytes".into()),
+            }
+        }
+        "rebalance" => spec.rebalance = Some(value.to_owned()),
         "release" => sim.world.release = value.to_owned(),
         "deleting" => sim.world.deleting = value == "true",
         "revision" => sim.world.revision = Digest(value.to_owned()),
@@ -326,6 +349,10 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
         ["not-decided", code] => {
             let found = reasons(sim);
             shown(!found.contains(code), format!("decided: {found:?}"))
+        }
+        ["even-keys", percent] => {
+            let off = sim.world.keys_off_mean();
+            shown(off <= number(percent)?, format!("{off} % off the mean"))
         }
         ["quiet"] => {
             let before = sim.records.len();

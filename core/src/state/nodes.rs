@@ -1,6 +1,6 @@
 //! What is folded of the nodes of a Valkey Cluster: who was met, and whose slots are whose.
 
-use super::{ClusterState, MemberState, ShardState};
+use super::{ClusterState, MemberState, ShardState, Weighed};
 use crate::{
     decision::{Decision, OperationKind, Reason, Scope},
     effect::{Effect, Means},
@@ -8,6 +8,7 @@ use crate::{
     observation::NodeFacts,
     slots::SlotSet,
     spec::{DesiredCluster, Topology},
+    weights::SlotWeights,
 };
 
 /// Longer than a look, and than an effect is executed after it was decided. Milliseconds.
@@ -97,6 +98,36 @@ impl ClusterState {
         }
     }
 
+    /// Another number of shards, or another balance, is another plan.
+    pub(super) fn note_wish(&mut self, spec: &DesiredCluster) {
+        let wish = |spec: &DesiredCluster| (spec.shards, spec.balance, spec.rebalance.clone());
+        if self.spec.as_ref().is_some_and(|before| wish(before) == wish(spec)) {
+            return;
+        }
+        for open in &mut self.operations {
+            open.settled = SlotSet::default();
+        }
+    }
+
+    /// What was counted in the slots of a primary. One that does not tell is not asked again for a while.
+    pub(super) fn note_weights(&mut self, member: MemberId, weights: Option<&SlotWeights>, at: Timestamp) {
+        let Some(shard) = self.shards.get_mut(&member.shard) else { return };
+        let counted = weights.map(SlotWeights::slots).unwrap_or_default();
+        let slots = shard.slots.with(&counted);
+        shard.weighed = Some(Weighed { at, slots, weights: weights.cloned() });
+    }
+
+    /// All slots are where they shall be. What was counted in them is of no use any more, and what the user asked for is done.
+    pub(super) fn note_balanced(&mut self) {
+        for shard in self.shards.values_mut() {
+            shard.weighed = None;
+        }
+        if let Some(spec) = &self.spec {
+            self.balanced_by = spec.balance;
+            self.spent_tokens.extend(spec.rebalance.clone());
+        }
+    }
+
     /// Slots that were on their way key by key are not any more: nobody goes on with them.
     pub(super) fn note_closed(&mut self, at: ShardId, slots: &SlotSet) {
         for shard in self.shards.values_mut() {
@@ -134,7 +165,7 @@ impl ClusterState {
         if more.is_empty() {
             return;
         }
-        let mut moved = 0;
+        let mut moved = SlotSet::default();
         for (id, shard) in &mut self.shards {
             shard.by_key = shard.by_key.without(&more);
             if *id == to {
@@ -145,7 +176,7 @@ impl ClusterState {
             shard.awaited = shard.awaited.without(&more);
             let given = shard.slots.common(&more);
             if !given.is_empty() {
-                moved += given.len();
+                moved = moved.with(&given);
                 shard.slots = shard.slots.without(&more);
                 // What it was told to hand over arrives: the next job is a first one again.
                 shard.refusal = None;
@@ -153,7 +184,9 @@ impl ClusterState {
             }
         }
         for open in self.operations.iter_mut().filter(|open| open.kind == OperationKind::Reshard) {
-            open.slots_moved = open.slots_moved.saturating_add(u32::try_from(moved).unwrap_or(u32::MAX));
+            open.slots_moved =
+                open.slots_moved.saturating_add(u32::try_from(moved.len()).unwrap_or(u32::MAX));
+            open.settled = open.settled.with(&moved);
         }
     }
 

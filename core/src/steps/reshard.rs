@@ -26,6 +26,7 @@ use crate::{
         half_moved::{given_up, half_moved, shard_of},
         reshard::{JOB, JOB_BY_KEY, Move, first_job, plan},
     },
+    weights::{Loads, SlotWeights, UNIT, share},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -45,6 +46,8 @@ const LOOK_AGAIN_BY_KEY_MS: i64 = 500;
 pub const BY_KEY_SILENT_MS: i64 = 3_000;
 /// Slots of a job where nobody knows how many keys they hold. Count.
 const JOB_SLOTS_UNKNOWN: usize = 64;
+/// What was counted longer ago than this is counted again before anything moves. Milliseconds.
+const COUNTED_AGE_MAX_MS: i64 = 600_000;
 
 /// Why nothing is handed over now: the reason, whom it is about, when to look again.
 type Hindrance = (WaitReason, MemberId, Option<Timestamp>);
@@ -67,6 +70,8 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         return match (going, open) {
             (Some(member), _) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
             (None, Some(_)) => close(),
+            // What was wished for is so already, as far as it can be.
+            (None, None) if is_wished(view.state) => first_uncounted(view).map_or_else(close, waiting),
             (None, None) => StepOutcome::Satisfied,
         };
     }
@@ -86,10 +91,12 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             Err(hindrance) => hindrances.extend(hindrance),
         }
     }
+    let uncounted = first_uncounted(view);
     let sources = moves.iter().chain(&wanted).map(|m| m.from).filter(|from| !unwanted.contains_key(from));
     for from in sources.collect::<BTreeSet<ShardId>>() {
         let told = match moves.iter().find(|m| m.from == from) {
             Some(left) => finish(view, left),
+            None if uncounted.is_some() => Err(uncounted),
             None => hand_over(view, from, wanted.iter().filter(|m| m.from == from)),
         };
         match told {
@@ -99,31 +106,83 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
     if decision.effects.is_empty() {
         let first = hindrances.iter().min_by_key(|(_, _, at)| (at.is_none(), *at));
-        return first.map_or(StepOutcome::Satisfied, |(reason, about, at)| {
-            StepOutcome::Waiting(*reason, Some(*about), *at)
-        });
+        return first.copied().map_or(StepOutcome::Satisfied, waiting);
     }
     // What a person has left half moved is mended, and not evened out.
     decision.operation = (open.is_none() && !wanted.is_empty()).then(|| OperationChange::Open {
         kind: OperationKind::Reshard,
         phase: Phase::Moving,
-        asked_by: format!("generation {}", view.spec.generation),
+        asked_by: open_wish(view.state).unwrap_or_else(|| format!("generation {}", view.spec.generation)),
         member: None,
     });
     StepOutcome::Decided(Box::new(decision))
 }
 
-/// What has to move: as long as a shard that shall be there owns nothing, or one that shall not be there owns anything; and from then on
-/// until all is even. Slots that a person has given to another shard stay there otherwise.
+/// What has to move: from when somebody asks for it until all is even. Slots that a person has given to another shard stay there otherwise.
 pub fn planned(state: &ClusterState) -> Vec<Move> {
-    let Some(spec) = &state.spec else { return Vec::new() };
+    let Some(spec) = state.spec.as_ref().filter(|_| is_asked(state)) else { return Vec::new() };
     let owned: BTreeMap<ShardId, SlotSet> =
         state.shards.iter().map(|(id, shard)| (*id, shard.slots.clone())).collect();
     let wanted: BTreeSet<ShardId> = spec.shard_ids().collect();
-    let is_empty = |id: &ShardId| owned.get(id).is_none_or(SlotSet::is_empty);
-    let asked = wanted.iter().any(is_empty) || owned.keys().any(|id| !wanted.contains(id) && !is_empty(id));
+    let settled = state.operation(OperationKind::Reshard, Scope::Cluster).map(|open| open.settled.clone());
+    plan(&owned, &wanted, Loads::of(counted(state), spec.balance).as_ref(), &settled.unwrap_or_default())
+}
+
+/// True while slots are evened out, or shall be: a shard that shall be there owns nothing, one that shall not be there owns anything, they
+/// shall be even by something else than they are, or the user wishes it.
+fn is_asked(state: &ClusterState) -> bool {
+    let Some(spec) = state.spec.as_ref().filter(|spec| spec.topology == Topology::Cluster) else {
+        return false;
+    };
+    let is_wanted = |id: ShardId| id.0 < spec.shards;
+    spec.shard_ids().any(|id| is_empty(state, id))
+        || state.shards.keys().any(|id| !is_wanted(*id) && !is_empty(state, *id))
+        || is_wished(state)
+        || state.operation(OperationKind::Reshard, Scope::Cluster).is_some()
+}
+
+/// True if the user wishes slots to be evened out, or to be even by something else than they are. Slots that are still to be given out are
+/// not evened out.
+fn is_wished(state: &ClusterState) -> bool {
+    let Some(spec) = &state.spec else { return false };
+    let differs = spec.balance != state.balanced_by || open_wish(state).is_some();
+    differs && !spec.shard_ids().any(|id| is_empty(state, id))
+}
+
+fn is_empty(state: &ClusterState, id: ShardId) -> bool {
+    state.shards.get(&id).is_none_or(|shard| shard.slots.is_empty())
+}
+
+/// The user's wish that slots be evened out, if it has not been fulfilled.
+fn open_wish(state: &ClusterState) -> Option<String> {
+    let wish = state.spec.as_ref()?.rebalance.clone()?;
+    (!state.spent_tokens.contains(&wish)).then_some(wish)
+}
+
+fn counted(state: &ClusterState) -> impl Iterator<Item = &SlotWeights> {
+    state.shards.values().filter_map(|shard| shard.weighed.as_ref()?.weights.as_ref())
+}
+
+/// The members whose slots have to be counted: before anything moves, all of them, and what has come from elsewhere since.
+pub fn uncounted(state: &ClusterState) -> BTreeSet<MemberId> {
+    if !is_asked(state) {
+        return BTreeSet::new();
+    }
     let is_open = state.operation(OperationKind::Reshard, Scope::Cluster).is_some();
-    if asked || is_open { plan(&owned, &wanted) } else { Vec::new() }
+    let fresh = |at: Timestamp| is_open || state.head_time.millis_since(at) <= COUNTED_AGE_MAX_MS;
+    let weighed = state.shards.values().filter_map(|shard| shard.weighed.as_ref());
+    let known = weighed.filter(|w| fresh(w.at)).fold(SlotSet::default(), |all, w| all.with(&w.slots));
+    let lacks = state.shards.values().filter(|shard| !shard.slots.without(&known).is_empty());
+    lacks.filter_map(|shard| shard.in_force).collect()
+}
+
+fn first_uncounted(view: &View<'_>) -> Option<Hindrance> {
+    let soon = view.now.plus_millis(LOOK_AGAIN_MS);
+    uncounted(view.state).into_iter().next().map(|id| (WaitReason::SlotsUncounted, id, Some(soon)))
+}
+
+fn waiting((reason, about, at): Hindrance) -> StepOutcome {
+    StepOutcome::Waiting(reason, Some(about), at)
 }
 
 /// A handover of slots that came to nothing and was not made good since: whose, and what was said.
@@ -256,16 +315,18 @@ fn job(
     let (giver, getter) =
         (view.member(source).and_then(|m| m.node()), view.member(target).and_then(|m| m.node()));
     let (giver, getter) = (giver.ok_or(None)?, getter.ok_or(None)?);
-    let keys = view.reading(source).and_then(|reading| reading.keys);
     let (by, limits) =
         if both_atomic(view, source, target) { (Means::Atomic, JOB) } else { (Means::ByKey, JOB_BY_KEY) };
-    let slots = match keys {
-        Some(keys) => first_job(slots, giver.slots.len(), keys, limits),
+    let all = view.reading(source).and_then(|reading| reading.keys);
+    let is_counted = view.shard(source.shard).weighed.is_some_and(|weighed| weighed.weights.is_some());
+    let keys = Loads::of_keys(counted(view.state).filter(|_| is_counted))
+        .or_else(|| all.map(|keys| Loads::even(share(keys, giver.slots.len()))));
+    let slots = match &keys {
+        Some(keys) => first_job(slots, keys, limits),
         None => slots.iter().rev().take(JOB_SLOTS_UNKNOWN).collect(),
     };
-    let of_these = |keys: u64| keys * slots.len() as u64 / (giver.slots.len() as u64).max(1);
     let (server, node) = (topology::server(view, source).ok_or(None)?, getter.id.clone());
-    let keys = keys.map(of_these);
+    let keys = keys.map(|keys| keys.sum(&slots) / UNIT);
     untried(view, source, Effect::MigrateSlots { server, to: target, node, keys, slots, by })
 }
 

@@ -4,13 +4,14 @@
 use crate::{
     ids::ShardId,
     slots::{SLOTS, SlotSet},
+    weights::{Loads, UNIT},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
 /// Most that one job moves.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Keys, as far as they are spread evenly.
+    /// Keys.
     pub keys_max: u64,
     /// Slots.
     pub slots_max: usize,
@@ -26,6 +27,10 @@ pub const JOB: Limits = Limits { keys_max: 40_000, slots_max: SLOTS as usize, ru
 /// Key by key, which goes on by itself and is not stopped by a pause: some seconds' worth at 30,000 keys a second.
 pub const JOB_BY_KEY: Limits = Limits { keys_max: 100_000, slots_max: 256, runs_max: 256 };
 
+/// A shard that has this part of its share too much, by load, has enough: keys come and go while slots move, and what is in a slot is
+/// known by and large. One in so many.
+const TOLERANCE: u64 = 50;
+
 /// Slots that one shard gives to another.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Move {
@@ -37,14 +42,25 @@ pub struct Move {
     pub slots: SlotSet,
 }
 
-/// The moves after which each of `wanted` has its share, and nobody else has anything. As few slots as possible move; the shards then
-/// differ by one slot at most. Slots that nobody owns are not looked at.
-pub fn plan(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> Vec<Move> {
+/// The moves after which each of `wanted` has its share, and nobody else has anything. By number of slots as few as possible move, and the
+/// shards then differ by one slot at most. By load no shard has more than its share for long that could give a slot to one with less: what
+/// is in one slot stays together, and what is settled stays where it is, unless its shard has to go. Slots that nobody owns are not looked
+/// at.
+pub fn plan(
+    owned: &BTreeMap<ShardId, SlotSet>,
+    wanted: &BTreeSet<ShardId>,
+    loads: Option<&Loads>,
+    settled: &SlotSet,
+) -> Vec<Move> {
     if wanted.is_empty() {
         return Vec::new();
     }
+    let by_load = loads.map(|loads| by_load(owned, wanted, loads, settled));
     let mut moves: BTreeMap<(ShardId, ShardId), Vec<u16>> = BTreeMap::new();
-    for (from, to, slot) in by_count(owned, wanted) {
+    // Where nearly all is in a few slots, a shard might be left without any.
+    for (from, to, slot) in
+        by_load.filter(|goes| all_have_some(owned, wanted, goes)).unwrap_or_else(|| by_count(owned, wanted))
+    {
         moves.entry((from, to)).or_default().push(slot);
     }
     let collected = moves.into_iter();
@@ -52,7 +68,7 @@ pub fn plan(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> V
 }
 
 /// Donors give their highest slots, so that what stays is of one piece.
-fn by_count(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> Vec<(ShardId, ShardId, u16)> {
+fn by_count(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> Vec<Goes> {
     let count = |shard: &ShardId| owned.get(shard).map_or(0, SlotSet::len);
     let (each, more) = {
         let all: usize = owned.values().map(SlotSet::len).sum();
@@ -75,19 +91,128 @@ fn by_count(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> V
     goes
 }
 
-/// As many of the slots as one job may have, from the highest down, so that what stays is of one piece. `keys` are those of all
-/// `owned` slots of their owner, taken to be spread evenly.
-pub fn first_job(slots: &SlotSet, owned: usize, keys: u64, limits: Limits) -> SlotSet {
+/// A slot that goes from one shard to another.
+type Goes = (ShardId, ShardId, u16);
+
+/// Who has to go gives everything; who has clearly more than its share gives what is not more than the rest of that. It goes to who has
+/// less and will not have more: so every move brings both nearer, and a plan that is made anew in the middle goes on.
+fn by_load(
+    owned: &BTreeMap<ShardId, SlotSet>,
+    wanted: &BTreeSet<ShardId>,
+    loads: &Loads,
+    settled: &SlotSet,
+) -> Vec<Goes> {
+    let has = |shard: &ShardId| owned.get(shard).map_or(0, |slots| loads.sum(slots));
+    let all = owned.keys().fold(0_u64, |sum, shard| sum.saturating_add(has(shard)));
+    let share = all / wanted.len().max(1) as u64;
+    let surplus = |shard: &ShardId| has(shard).saturating_sub(share);
+    let goes_away = |(shard, _): &(&ShardId, &SlotSet)| !wanted.contains(shard);
+    let (going, staying): (Vec<_>, Vec<_>) = owned.iter().partition(goes_away);
+    let giving: Vec<_> =
+        staying.into_iter().filter(|(shard, _)| surplus(shard) > share / TOLERANCE).collect();
+    let sums =
+        going.iter().map(|(shard, _)| has(shard)).chain(giving.iter().map(|(shard, _)| surplus(shard)));
+    let levels = wanted.iter().map(|shard| (*shard, has(shard))).collect();
+    let mut filling = Filling::new(levels, share, sums.fold(0, u64::saturating_add));
+    let mut goes: Vec<Goes> = Vec::new();
+    for (from, slots) in going {
+        for slot in by_class(slots, loads) {
+            let to = filling.fitting(loads.slot(slot)).or_else(|| filling.least());
+            goes.extend(to.map(|to| (*from, filling.put(to, loads.slot(slot)), slot)));
+        }
+    }
+    for (from, slots) in giving {
+        let mut left = surplus(from);
+        for slot in by_class(&slots.without(settled), loads) {
+            let load = loads.slot(slot);
+            let to = filling.fitting(load).filter(|_| load <= left);
+            left -= to.map_or(0, |_| load);
+            goes.extend(to.map(|to| (*from, filling.put(to, load), slot)));
+        }
+    }
+    goes
+}
+
+/// Shards that get slots.
+struct Filling {
+    /// What each has.
+    levels: BTreeMap<ShardId, u64>,
+    /// What none shall have more than.
+    share: u64,
+    /// What all get to that have less, if it is spread evenly.
+    level: u64,
+}
+
+impl Filling {
+    /// So much more is spread over those that have less than the share, the lowest first.
+    fn new(levels: BTreeMap<ShardId, u64>, share: u64, more: u64) -> Filling {
+        let mut loads: Vec<u64> = levels.values().copied().filter(|load| *load < share).collect();
+        loads.sort_unstable();
+        let (mut sum, mut level) = (more, u64::MAX);
+        for (at, load) in loads.into_iter().enumerate() {
+            if load >= level {
+                break;
+            }
+            sum = sum.saturating_add(load);
+            level = sum / (at as u64 + 1);
+        }
+        Filling { levels, share, level: level.min(share) }
+    }
+
+    /// Who takes so much without having more than its share: one that is not yet as full as all shall be, else the one that has least.
+    fn fitting(&self, load: u64) -> Option<ShardId> {
+        let fits = |(_, has): &(&ShardId, &u64)| has.saturating_add(load) <= self.share;
+        let filled = |(_, has): &(&ShardId, &u64)| has.saturating_add(load / 2) <= self.level;
+        let first = self.levels.iter().filter(fits).find(filled);
+        let found = first.or_else(|| self.levels.iter().filter(fits).min_by_key(|(_, has)| **has));
+        found.map(|(shard, _)| *shard)
+    }
+
+    fn least(&self) -> Option<ShardId> {
+        self.levels.iter().min_by_key(|(_, has)| **has).map(|(shard, _)| *shard)
+    }
+
+    fn put(&mut self, to: ShardId, load: u64) -> ShardId {
+        let level = self.levels.entry(to).or_default();
+        *level = level.saturating_add(load);
+        to
+    }
+}
+
+/// The slots with most first, by powers of two, so that few slots move; among like ones the highest first, so that what stays is of one
+/// piece.
+fn by_class(slots: &SlotSet, loads: &Loads) -> Vec<u16> {
+    let mut all: Vec<u16> = slots.iter().rev().collect();
+    all.sort_by_key(|slot| std::cmp::Reverse(loads.slot(*slot).checked_ilog2()));
+    all
+}
+
+/// True if no shard ends without a slot.
+fn all_have_some(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>, goes: &[Goes]) -> bool {
+    let given = |shard: &ShardId| goes.iter().filter(|(from, _, _)| from == shard).count();
+    let gets = |shard: &ShardId| goes.iter().any(|(_, to, _)| to == shard);
+    let keeps = |shard: &ShardId| owned.get(shard).is_some_and(|slots| slots.len() > given(shard));
+    wanted.iter().all(|shard| keeps(shard) || gets(shard))
+}
+
+/// As many of the slots as one job may have, from the highest down, so that what stays is of one piece; at least one. `keys` are those in
+/// each, in [`UNIT`]ths.
+pub fn first_job(slots: &SlotSet, keys: &Loads, limits: Limits) -> SlotSet {
     let Limits { keys_max, slots_max, runs_max } = limits;
-    let each = keys / (owned as u64).max(1);
-    let fitting = usize::try_from(keys_max / each.max(1)).unwrap_or(slots_max).clamp(1, slots_max);
     let lowest = slots.runs().nth_back(runs_max.saturating_sub(1)).map_or(0, |(first, _)| first);
-    slots.iter().rev().take(fitting).take_while(|slot| *slot >= lowest).collect()
+    let mut sum = 0_u64;
+    let fits = |(at, slot): &(usize, u16)| {
+        sum = sum.saturating_add(keys.slot(*slot));
+        *at == 0 || sum <= keys_max.saturating_mul(UNIT)
+    };
+    let all = slots.iter().rev().take(slots_max).take_while(|slot| *slot >= lowest);
+    all.enumerate().take_while(fits).map(|(_, slot)| slot).collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::{spec::Balance, weights::SlotWeights};
     use proptest::prelude::*;
 
     fn shards(numbers: impl IntoIterator<Item = u16>) -> BTreeSet<ShardId> {
@@ -119,12 +244,12 @@ mod tests {
     #[test]
     fn three_shards_become_five_and_three_again_with_as_few_moves_as_possible() {
         let three = owned(&["0-5460", "5461-10922", "10923-16383"]);
-        let out = plan(&three, &shards(0..5));
+        let out = plan(&three, &shards(0..5), None, &SlotSet::default());
         assert_eq!(out.iter().map(|m| m.slots.len()).sum::<usize>(), 3_277 + 3_276);
         let five = moved(&three, &out);
         assert!(five.values().all(|slots| (3_276..=3_277).contains(&slots.len())), "{five:?}");
-        assert_eq!(plan(&five, &shards(0..5)), []);
-        let back = plan(&five, &shards(0..3));
+        assert_eq!(plan(&five, &shards(0..5), None, &SlotSet::default()), []);
+        let back = plan(&five, &shards(0..3), None, &SlotSet::default());
         assert_eq!(back.iter().map(|m| m.slots.len()).sum::<usize>(), 3_277 + 3_276);
         assert!(back.iter().all(|m| m.from.0 >= 3 && m.to.0 < 3), "{:?}", text(&back));
     }
@@ -132,31 +257,32 @@ mod tests {
     #[test]
     fn a_balance_of_one_slot_more_is_none_to_mend() {
         let three = owned(&["0-5460", "5461-10922", "10923-16383"]);
-        assert_eq!(plan(&three, &shards(0..3)), []);
-        assert_eq!(plan(&three, &BTreeSet::new()), []);
+        assert_eq!(plan(&three, &shards(0..3), None, &SlotSet::default()), []);
+        assert_eq!(plan(&three, &BTreeSet::new(), None, &SlotSet::default()), []);
         let one = owned(&["0-16383"]);
-        assert_eq!(text(&plan(&one, &shards(0..2))), ["0 to 1: 8192-16383"]);
+        assert_eq!(text(&plan(&one, &shards(0..2), None, &SlotSet::default())), ["0 to 1: 8192-16383"]);
     }
 
     #[test]
     fn a_shard_that_takes_anothers_place_gets_all_of_it() {
         let two = owned(&["0-8191", "8192-16383"]);
-        assert_eq!(text(&plan(&two, &shards([1, 7]))), ["0 to 7: 0-8191"]);
+        assert_eq!(text(&plan(&two, &shards([1, 7]), None, &SlotSet::default())), ["0 to 7: 0-8191"]);
     }
 
     #[test]
     fn a_job_is_cut_by_keys_and_by_slots() {
         let all: SlotSet = "0-2999".parse().unwrap();
-        assert_eq!(first_job(&all, 3_000, 0, JOB), all);
+        let each = |keys| Loads::even(keys * UNIT);
+        assert_eq!(first_job(&all, &each(0), JOB), all);
         let scattered: SlotSet = (0..3_000).filter(|slot| slot % 3 != 0).collect();
-        let first = first_job(&scattered, 3_000, 0, JOB);
+        let first = first_job(&scattered, &each(0), JOB);
         assert_eq!((first.runs().count(), first.len()), (JOB.runs_max, 2 * JOB.runs_max));
         assert_eq!(first.iter().next_back(), Some(2_999), "from the highest down");
-        assert_eq!(first_job(&all, 3_000, 3_000_000, JOB).to_string(), "2960-2999", "1,000 keys a slot");
-        assert_eq!(first_job(&all, 3_000, 900_000_000, JOB).to_string(), "2999", "no slot can be cut");
-        assert_eq!(first_job(&all, 3_000, 3_000_000, JOB_BY_KEY).to_string(), "2900-2999");
-        assert_eq!(first_job(&all, 3_000, 0, JOB_BY_KEY).to_string(), "2744-2999");
-        assert!(first_job(&SlotSet::default(), 0, 0, JOB).is_empty());
+        assert_eq!(first_job(&all, &each(1_000), JOB).to_string(), "2960-2999", "1,000 keys a slot");
+        assert_eq!(first_job(&all, &each(300_000), JOB).to_string(), "2999", "no slot can be cut");
+        assert_eq!(first_job(&all, &each(1_000), JOB_BY_KEY).to_string(), "2900-2999");
+        assert_eq!(first_job(&all, &each(0), JOB_BY_KEY).to_string(), "2744-2999");
+        assert!(first_job(&SlotSet::default(), &each(0), JOB).is_empty());
     }
 
     /// Slots dealt out among some shards, some to nobody.
@@ -172,6 +298,21 @@ mod tests {
         })
     }
 
+    /// A few slots with very much, many with some, and many with nothing.
+    fn loads() -> impl Strategy<Value = Loads> {
+        (any::<u64>(), 0_u64..5_000).prop_map(|(seed, some)| {
+            let mixed = |slot: u64| (slot ^ seed).wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 32;
+            let keys = |slot: u64| match mixed(slot) % 1_000 {
+                0 => 3_000_000,
+                1..=300 => some,
+                301..=400 => mixed(slot + 1) % 1_000,
+                _ => 0,
+            };
+            let counts: Vec<(u16, u64)> = (0..SLOTS).map(|slot| (slot, keys(u64::from(slot / 7)))).collect();
+            Loads::of([SlotWeights::sum_up(&counts, 0)].iter(), Balance::Keys).unwrap()
+        })
+    }
+
     proptest! {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
@@ -179,7 +320,7 @@ mod tests {
         fn every_plan_keeps_all_slots_evens_them_out_and_moves_no_more_than_it_must(
             owned in dealt(), wanted in prop::collection::btree_set((0_u16..10).prop_map(ShardId), 1..8)
         ) {
-            let moves = plan(&owned, &wanted);
+            let moves = plan(&owned, &wanted, None, &SlotSet::default());
             let after = moved(&owned, &moves);
             let all: usize = owned.values().map(SlotSet::len).sum();
             let sizes: Vec<usize> = wanted.iter().map(|s| after.get(s).map_or(0, SlotSet::len)).collect();
@@ -194,6 +335,47 @@ mod tests {
             let moving: usize = moves.iter().map(|m| m.slots.len()).sum();
             let least = (leaving + above).max(below);
             prop_assert!((least..=leaving + above + wanted.len()).contains(&moving), "{} of at least {}", moving, least);
+        }
+
+        #[test]
+        fn by_load_job_after_job_ends_no_slot_moves_twice_and_nobody_has_much_too_much(
+            owned in dealt(), wanted in prop::collection::btree_set((0_u16..10).prop_map(ShardId), 1..8), loads in loads()
+        ) {
+            let mut now = owned.clone();
+            let mut gone = SlotSet::default();
+            let mut jobs = 0;
+            loop {
+                let moves = plan(&now, &wanted, Some(&loads), &gone);
+                let Some(first) = moves.first() else { break };
+                // Each shard gives a job at a time.
+                let mut told: BTreeSet<ShardId> = BTreeSet::new();
+                let jobs_now: Vec<Move> = moves.iter().filter(|m| told.insert(m.from)).map(|m| {
+                    let slots = m.slots.iter().rev().take(500).collect();
+                    Move { from: m.from, to: m.to, slots }
+                }).collect();
+                for job in &jobs_now {
+                    prop_assert!(gone.common(&job.slots).is_empty(), "{} again, at {:?}", job.slots, first);
+                    gone = gone.with(&job.slots);
+                }
+                now = moved(&now, &jobs_now);
+                jobs += 1;
+                prop_assert!(jobs < 200, "no end");
+            }
+            let has = |s: &ShardId| now.get(s).map_or(0, |slots| loads.sum(slots));
+            prop_assert!(now.keys().filter(|s| !wanted.contains(s)).all(|s| has(s) == 0));
+            let all: u64 = now.keys().map(has).sum();
+            let share = all / wanted.len() as u64;
+            let least = wanted.iter().map(has).min().unwrap_or_default();
+            for shard in &wanted {
+                let more = has(shard).saturating_sub(share);
+                let some = now.get(shard).map(|slots| slots.without(&gone)).into_iter().flat_map(|slots| slots.iter().collect::<Vec<_>>());
+                let smallest = some.map(|slot| loads.slot(slot)).min().unwrap_or(u64::MAX);
+                // What is more stays only where no slot is small enough to go, or nobody has room for it.
+                prop_assert!(
+                    more <= share / TOLERANCE || smallest > more || smallest.saturating_add(least) > share,
+                    "{} has {} of {}, least {}, smallest {}", shard, has(shard), share, least, smallest
+                );
+            }
         }
     }
 }

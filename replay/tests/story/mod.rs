@@ -14,7 +14,7 @@ use valkeeper_core::{
         ContainerPhase, Evidence, Executed, Link, NodeFacts, NodeHealth, Observed, PodFacts, Reading,
         RouteFacts, ServerFacts, ServerRole, Source, SpecFact,
     },
-    spec::{DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, Topology},
+    spec::{Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, Topology},
     state::ClusterState,
 };
 use valkeeper_journal::{Folded, Hash, Lineage, Stored, StreamId, export_line};
@@ -163,6 +163,8 @@ pub fn spec() -> DesiredCluster {
         confirm_blank: None,
         paused: false,
         io_threads: IoThreads::Off,
+        balance: Balance::Slots,
+        rebalance: None,
     }
 }
 
