@@ -2,12 +2,17 @@
 
 use crate::{
     cluster::Pace,
-    valkey::{Credentials, Look, MemberLink, Secret, Target},
+    valkey::{self, Credentials, Look, MemberLink, Secret, Target},
 };
-use futures::{StreamExt, stream::FuturesUnordered};
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
-use valkeeper_core::{config::PORT, ids::MemberId, observation::Observed, spec::Topology};
+use valkeeper_core::{
+    config::PORT, ids::MemberId, observation::Observed, slots::SlotSet, spec::Topology, weights::SlotWeights,
+};
+
+/// What was counted in the slots of members, or why one does not tell.
+pub type Weighed = BTreeMap<MemberId, Result<SlotWeights, valkey::Error>>;
 
 /// How long a look waits for a silent member when there is something to act on: the others have answered after about a
 /// millisecond, and each millisecond here is one of outage.
@@ -92,6 +97,22 @@ impl Links {
             self.lost.notify_one();
         }
         answers
+    }
+
+    /// Has members count what is in their slots, all at once. If a connection ends meanwhile nobody has been asked: each millisecond
+    /// here may be one of outage.
+    pub async fn weigh(&self, slots: &BTreeMap<MemberId, SlotSet>) -> Weighed {
+        let asked = slots.iter().filter_map(|(member, slots)| Some((member, slots, self.links.get(member)?)));
+        let weighed = asked.map(|(member, slots, link)| async move { (*member, link.weigh(slots).await) });
+        tokio::select! {
+            biased;
+            () = self.lost.notified() => {
+                // The turn that follows must hear of it, too.
+                self.lost.notify_one();
+                Weighed::new()
+            }
+            weighed = join_all(weighed) => weighed.into_iter().collect(),
+        }
     }
 
     /// When a member answered last at the address where it is now, in this task.

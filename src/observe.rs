@@ -25,7 +25,10 @@ use valkeeper_core::{
         AgentFacts, ContainerPhase, Evidence, MemberFacts, NodeFacts, NodeHealth, ObjectFacts, ObjectRef,
         Observed, PodFacts, Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
     },
+    slots::SlotSet,
     spec::{DesiredCluster, Topology},
+    steps::reshard::uncounted,
+    weights::SlotWeights,
 };
 
 /// Looks at everything; `None` if the resource is gone.
@@ -44,10 +47,11 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
     // Without any spec nothing is decided from what is seen.
     let topology = in_force(cluster, &spec).map_or(Topology::Replication, |desired| desired.topology);
     let (looks, agents) = servers(cluster, &addresses, topology, pace).await?;
+    let weights = weights(cluster, &looks, pace).await;
     let (members, evidence) = members(cluster, pods, looks, agents, &addresses);
     let routes = routes(cluster, &spec);
     let executed = cluster.executed.clone();
-    Ok(Some(Seen { spec: Some(spec), members, routes, objects, evidence, executed }))
+    Ok(Some(Seen { spec: Some(spec), members, routes, objects, weights, evidence, executed }))
 }
 
 /// The spec, and the objects that it renders to.
@@ -176,6 +180,35 @@ async fn servers(
         cluster.secrets.doubt();
     }
     Ok((looks, agents))
+}
+
+/// What is in the slots of those that have to count it before any move. Where there is something to act on it waits for the next look.
+async fn weights(cluster: &Cluster, looks: &Looks, pace: Pace) -> BTreeMap<MemberId, Option<SlotWeights>> {
+    match pace {
+        Pace::Urgent => BTreeMap::new(),
+        Pace::Normal => {
+            let mut weighed = cluster.links.weigh(&slots_to_count(&uncounted(&cluster.state), looks)).await;
+            // Whose connection has ended was not asked: the next look says what became of it.
+            weighed.retain(|_, told| *told != Err(valkey::Error::Closed));
+            weighed.into_iter().map(|(member, told)| (member, counted(member, told))).collect()
+        }
+    }
+}
+
+/// The slots that their nodes say are their own. A server that loads has not all of its keys yet.
+fn slots_to_count(uncounted: &BTreeSet<MemberId>, looks: &Looks) -> BTreeMap<MemberId, SlotSet> {
+    let of = |member: &MemberId| {
+        let look = looks.get(member)?.present().filter(|look| !look.loading)?;
+        Some((*member, look.node.as_ref()?.slots.clone()))
+    };
+    uncounted.iter().filter_map(of).collect()
+}
+
+fn counted(member: MemberId, told: Result<SlotWeights, valkey::Error>) -> Option<SlotWeights> {
+    let untold = |why: &valkey::Error| {
+        tracing::warn!(%member, %why, "a node does not say how many keys are in its slots: they count like others'");
+    };
+    told.inspect_err(untold).ok()
 }
 
 fn members(
@@ -385,6 +418,29 @@ mod tests {
         assert_eq!(of(valkey::Error::Refused, Some(ContainerPhase::Running)), silent);
         assert_eq!(of(valkey::Error::Refused, None), silent);
         assert_eq!(of(valkey::Error::Silent, back_off()), silent);
+    }
+
+    #[test]
+    fn only_who_is_asked_and_has_answered_with_all_of_its_keys_counts_what_is_in_its_own_slots() {
+        let info = |loading: u8| {
+            format!(
+                "run_id:{0}\r\nvalkey_version:9.1.2\r\nloading:{loading}\r\nrole:master\r\nmaster_replid:{0}\r\n\
+                 master_replid2:{0}\r\nmaster_repl_offset:0\r\nsecond_repl_offset:-1\r\nconnected_slaves:0\r\n",
+                "0".repeat(40)
+            )
+        };
+        let nodes =
+            format!("{} 10.0.0.1:6379@16379 myself,master - 0 0 1 connected 0-9 12\n", "a".repeat(40));
+        let look = |loading| {
+            let now = tokio::time::Instant::now();
+            Observed::Present(Look::parse_node(&info(loading), (&nodes, ""), &[], None, now).unwrap())
+        };
+        let [answers, loads, silent, unasked, gone] = [0, 1, 2, 3, 4].map(|shard| MemberId::new(shard, 0));
+        let silence = Observed::Unknown(Why::Silent);
+        let looks =
+            Looks::from([(answers, look(0)), (loads, look(1)), (silent, silence), (unasked, look(0))]);
+        let asked = slots_to_count(&[answers, loads, silent, gone].into(), &looks);
+        assert_eq!(asked, BTreeMap::from([(answers, "0-9 12".parse().unwrap())]));
     }
 
     #[test]

@@ -85,9 +85,13 @@ mod tests {
             assert!(rules.contains("oldSelf"), "{path}");
         }
         let rules = spec.pointer("/x-kubernetes-validations").and_then(Value::as_array).unwrap();
-        assert_eq!(rules.len(), 5);
+        assert_eq!(rules.len(), 6);
         let of_shards = rules.iter().filter(|r| r["fieldPath"] == ".shards");
         assert_eq!(of_shards.filter(|r| r["rule"].to_string().contains("oldSelf.shards")).count(), 1);
+        let balance = rules.iter().find(|r| r["fieldPath"] == ".balance").unwrap();
+        assert_eq!(balance["rule"], "self.topology == 'Cluster' || self.balance == 'Slots'");
+        // The rule reads it without asking whether it is there.
+        assert_eq!(spec["properties"]["balance"]["default"], "Slots");
         assert_eq!(spec["properties"]["shards"]["maximum"].as_f64(), Some(16.0));
     }
 

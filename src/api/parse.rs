@@ -8,7 +8,8 @@ use valkeeper_core::{
     config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
     ids::MemberId,
     spec::{
-        DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish, Topology,
+        Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish,
+        Topology,
     },
 };
 
@@ -113,6 +114,8 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         confirm_blank: annotation(cluster, api::ANNOTATION_CONFIRM_BLANK).map(str::to_owned),
         paused: spec.paused,
         io_threads: IoThreads::Off,
+        balance: balance(spec)?,
+        rebalance: rebalance(cluster)?,
     };
     name(cluster)?;
     reserved("spec.podLabels", &spec.pod_labels)?;
@@ -252,6 +255,40 @@ fn switchover(text: &str) -> Result<SwitchoverWish, Invalid> {
         "allowed: ORDINAL or SHARD-ORDINAL, with @TOKEN behind it to repeat a wish, for example 0-2@monday";
     let to = to.ok_or_else(|| Invalid::new(annotation_field(api::ANNOTATION_SWITCHOVER), text, allowed))?;
     Ok(SwitchoverWish { to, token: text.to_owned() })
+}
+
+fn balance(spec: &api::ValkeyClusterSpec) -> Result<Balance, Invalid> {
+    let wanted = match spec.balance {
+        api::Balance::Slots => Balance::Slots,
+        api::Balance::Keys => Balance::Keys,
+        api::Balance::Bytes => Balance::Bytes,
+    };
+    match (topology(spec.topology)?, wanted) {
+        (Topology::Cluster, _) | (Topology::Replication, Balance::Slots) => Ok(wanted),
+        (Topology::Replication, Balance::Keys | Balance::Bytes) => {
+            let allowed = "only topology Cluster has slots to balance: leave it out";
+            Err(Invalid::new("spec.balance", format!("{wanted:?}"), allowed))
+        }
+    }
+}
+
+/// The wish to even out slots. Tokens of all wishes are kept together, so the annotation's name is part of this one: it is
+/// not spent by another annotation that has the same text.
+fn rebalance(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
+    let key = api::ANNOTATION_REBALANCE;
+    let Some(text) = cluster.metadata.annotations.as_ref().and_then(|all| all.get(key)) else {
+        return Ok(None);
+    };
+    let refused = |allowed: &str| Err(Invalid::new(annotation_field(key), text, allowed));
+    match (topology(cluster.spec.topology)?, text.trim()) {
+        (Topology::Replication, _) => {
+            refused("only topology Cluster has slots to balance: remove the annotation")
+        }
+        (Topology::Cluster, "") => {
+            refused("allowed: any text, for example monday; another text is another request")
+        }
+        (Topology::Cluster, text) => Ok(Some(format!("rebalance@{text}"))),
+    }
 }
 
 fn annotation_field(key: &str) -> String {

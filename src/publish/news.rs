@@ -26,6 +26,7 @@ pub fn news(before: &ClusterState, record: &Record) -> Vec<News> {
         | Event::ServerChanged { .. }
         | Event::AgentChanged { .. }
         | Event::NodeChanged { .. }
+        | Event::SlotsWeighed { .. }
         | Event::RouteChanged { .. }
         | Event::ObjectChanged { .. }
         | Event::DecisionClosed { .. }

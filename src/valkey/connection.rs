@@ -20,11 +20,18 @@ use tokio::{
     task::JoinHandle,
     time::Instant,
 };
-use valkeeper_core::{exports::Fields, spec::Topology};
+use valkeeper_core::{exports::Fields, info::Garbled, slots::SlotSet, spec::Topology, weights::SlotWeights};
 
 /// Most that is read between two questions. The longest honest answer, INFO of a primary with a thousand replicas or what each of a
 /// hundred nodes says of a hundred, is a tenth of it; a stranger at a member's former address shall not fill the memory.
 const ANSWER_BYTES_MAX: u64 = 1 << 20;
+
+/// Slots whose keys are counted in one round trip. Others' commands are served in between, and of a server that refuses to count only so many
+/// refusals are read.
+const COUNTED_AT_ONCE: usize = 1_024;
+
+/// Field of INFO with what the data set takes, in bytes.
+const DATASET: &str = "used_memory_dataset";
 
 /// A logged-in connection. Clones share the socket, which closes with the last of them.
 #[derive(Clone)]
@@ -99,6 +106,27 @@ impl Connection {
         }
     }
 
+    /// Asks the server how many keys are in each of the slots, and what its data set takes. Unbounded.
+    pub(super) async fn weigh(&self, slots: &SlotSet) -> Result<SlotWeights, Error> {
+        let info: String = self.ask(cmd("INFO").arg("memory")).await?;
+        let bytes = dataset_bytes(&info)?;
+        let slots: Vec<u16> = slots.iter().collect();
+        let mut counts = Vec::with_capacity(slots.len());
+        for some in slots.chunks(COUNTED_AT_ONCE) {
+            let mut all = redis::pipe();
+            for slot in some {
+                all.cmd("CLUSTER").arg("COUNTKEYSINSLOT").arg(*slot);
+            }
+            // Otherwise the library makes one error of all of them, without what the server said.
+            all.ignore_errors();
+            let answers: Vec<RedisResult<Value>> = all.query_async(&mut self.commands.clone()).await?;
+            for (slot, keys) in some.iter().zip(answers) {
+                counts.push((*slot, read(keys)?));
+            }
+        }
+        Ok(SlotWeights::sum_up(&counts, bytes))
+    }
+
     /// True once the socket has ended.
     pub(super) fn has_ended(&self) -> bool {
         self.ended.has_changed().is_err()
@@ -114,6 +142,12 @@ impl Connection {
 /// True if the server does not know the command.
 fn is_unknown(error: &RedisError) -> bool {
     error.detail().is_some_and(|said| said.to_lowercase().contains("unknown subcommand"))
+}
+
+fn dataset_bytes(info: &str) -> Result<u64, Garbled> {
+    let text = info.lines().find_map(|line| line.strip_prefix(DATASET)?.strip_prefix(':'));
+    let text = text.ok_or(Garbled::Missing(DATASET))?;
+    text.trim_end().parse().map_err(|_| Garbled::Malformed(DATASET))
 }
 
 fn read<T: FromRedisValue>(answer: RedisResult<Value>) -> Result<T, Error> {

@@ -173,6 +173,44 @@ fn a_switchover_wish_is_read_with_and_without_shard_and_token() {
 }
 
 #[test]
+fn what_shards_are_even_by_is_the_number_of_slots_unless_the_user_says_otherwise() {
+    let of = |balance: &str| json!({ "topology": "Cluster", "balance": balance });
+    assert_eq!(parsed(json!({ "topology": "Cluster" })).desired.balance, Balance::Slots);
+    for (text, balance) in [("Slots", Balance::Slots), ("Keys", Balance::Keys), ("Bytes", Balance::Bytes)] {
+        assert_eq!(parsed(of(text)).desired.balance, balance);
+    }
+    for topology in ["Replication", "Standalone"] {
+        let spec = |balance: &str| json!({ "topology": topology, "balance": balance });
+        assert_eq!(parsed(spec("Slots")).desired.balance, Balance::Slots);
+        let text =
+            "spec.balance: \"Keys\" cannot be used; only topology Cluster has slots to balance: leave it out";
+        assert_eq!(refused(spec("Keys")).to_string(), text);
+        assert_eq!(refused(spec("Bytes")).field, "spec.balance");
+    }
+    let unknown = serde_json::from_value::<api::ValkeyClusterSpec>(of("Memory"));
+    assert!(unknown.unwrap_err().to_string().contains("expected one of `Slots`, `Keys`, `Bytes`"));
+}
+
+#[test]
+fn a_wish_to_even_out_slots_is_a_text_of_its_own_and_only_where_there_are_slots() {
+    let of = |topology: &str, text: &str| {
+        let annotations = json!({ "valkeeper.io/rebalance": text, "valkeeper.io/confirm-blank": text });
+        parse(&cluster(json!({ "topology": topology }), annotations))
+    };
+    let desired = of("Cluster", " monday ").unwrap();
+    assert_eq!(desired.rebalance.as_deref(), Some("rebalance@monday"));
+    assert_eq!(desired.confirm_blank.as_deref(), Some("monday"), "neither is spent with the other");
+    assert_eq!(parsed(json!({ "topology": "Cluster" })).desired.rebalance, None);
+    for (topology, text) in
+        [("Cluster", ""), ("Cluster", " "), ("Replication", "monday"), ("Standalone", "x")]
+    {
+        let refused = of(topology, text).unwrap_err();
+        let (field, value) = (refused.field.as_str(), refused.value.as_str());
+        assert_eq!((field, value), ("metadata.annotations[valkeeper.io/rebalance]", text), "{topology}");
+    }
+}
+
+#[test]
 fn requests_by_annotation_are_carried_over() {
     let annotations = json!({ "valkeeper.io/restart": "monday", "valkeeper.io/confirm-blank": "yes" });
     let cluster = cluster(json!({ "topology": "Replication" }), annotations);

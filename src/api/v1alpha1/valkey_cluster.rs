@@ -19,6 +19,8 @@ pub const ANNOTATION_SWITCHOVER: &str = "valkeeper.io/switchover";
 pub const ANNOTATION_RESTART: &str = "valkeeper.io/restart";
 /// Consent to begin anew where every member of a shard that had data came back blank: any text.
 pub const ANNOTATION_CONFIRM_BLANK: &str = "valkeeper.io/confirm-blank";
+/// Request to even out the slots of a Valkey Cluster once: any text; another text is another request.
+pub const ANNOTATION_REBALANCE: &str = "valkeeper.io/rebalance";
 /// The operator's finalizer: deletion waits until it is recorded.
 pub const FINALIZER: &str = "valkeeper.io/journal";
 
@@ -92,6 +94,9 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
     validation = Rule::new("self.topology != 'Cluster' || self.failover.detectionWindowMs >= 2000")
         .message("topology Cluster needs a detectionWindowMs of 2000 or more: the nodes' own timeout is below it")
         .field_path(".failover"),
+    validation = Rule::new("self.topology == 'Cluster' || self.balance == 'Slots'")
+        .message("only topology Cluster has slots to balance: leave spec.balance out")
+        .field_path(".balance"),
 )]
 pub struct ValkeyClusterSpec {
     /// Shape of the cluster. Standalone is a primary without replicas; Replication has shards of one primary and its
@@ -108,6 +113,12 @@ pub struct ValkeyClusterSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 16))]
     pub shards: Option<u16>,
+    /// What the shards of topology Cluster shall be even by: Slots, their number; Keys, how many are in them; Bytes, what
+    /// these take, as if all keys of a node were of one size. They are evened out when shards come or go, when this changes,
+    /// and once for each new text of the annotation valkeeper.io/rebalance; not by themselves while keys come and go.
+    /// Default: Slots, and other topologies allow nothing else.
+    #[serde(default)]
+    pub balance: Balance,
     /// Replicas of each shard's primary. Default: 2 for Replication and Cluster, 0 for Standalone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 5))]
@@ -172,6 +183,18 @@ pub enum Topology {
     Sentinel,
     /// Valkey Cluster: one primary with replicas per shard; clients are sent to the shard that has the key.
     Cluster,
+}
+
+/// What the shards of a Valkey Cluster shall be even by.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum Balance {
+    /// Number of slots.
+    #[default]
+    Slots,
+    /// Number of keys.
+    Keys,
+    /// Memory that keys take, as if all keys of a node were of one size.
+    Bytes,
 }
 
 /// What the data is worth.
