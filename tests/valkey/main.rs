@@ -20,3 +20,4 @@ mod nodes;
 mod older;
 mod proxy;
 mod server;
+mod weights;

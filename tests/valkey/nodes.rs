@@ -21,7 +21,7 @@ fn conf(bus_port: u16) -> String {
 }
 
 /// A server that is a node, and whom the operator may ask what nodes are asked.
-async fn node(bus_port: u16) -> Server {
+pub async fn node(bus_port: u16) -> Server {
     let server = Server::start(&conf(bus_port)).await;
     may_ask(&server).await;
     server
@@ -31,11 +31,11 @@ async fn may_ask(server: &Server) {
     server.run::<String>("ACL SETUSER valkeeper +cluster|nodes +acl|users").await.unwrap();
 }
 
-fn link(server: &Server) -> MemberLink {
+pub fn link(server: &Server) -> MemberLink {
     link_to(as_node(server.target()), OPERATOR_PASSWORD).0
 }
 
-fn as_node(target: Target) -> Target {
+pub fn as_node(target: Target) -> Target {
     Target { topology: Topology::Cluster, ..target }
 }
 
@@ -112,6 +112,19 @@ async fn a_node_says_what_it_hands_over_and_with_valkeys_words_why_that_came_to_
     })
     .await;
     assert_eq!((done.exports, done.slots.contains(5)), (Vec::new(), false));
+}
+
+#[tokio::test]
+async fn a_node_says_whether_it_refuses_clients_to_whoever_may_ask() {
+    let server = node(free_port()).await;
+    let link = link(&server);
+    assert!(server.run::<String>("CLUSTER INFO").await.unwrap().contains("cluster_state:fail"));
+    assert!(!says(&link).await.down, "who may not ask knows of nothing");
+    server.run::<String>("ACL SETUSER valkeeper +cluster|info").await.unwrap();
+    assert!(says(&link).await.down, "nobody owns a slot");
+    server.run::<String>("CLUSTER ADDSLOTSRANGE 0 16383").await.unwrap();
+    eventually("a node that serves", || async { server.run::<String>("SET key value").await.ok() }).await;
+    assert!(!says(&link).await.down);
 }
 
 #[tokio::test]
