@@ -2,6 +2,7 @@
 
 mod agent;
 mod bad_input;
+mod balance;
 mod cluster;
 mod cluster_life;
 mod fencing;
@@ -126,6 +127,7 @@ pub const BY_HAND: &[Scenario] = &[
     scenario!("cluster-switchover", WithAReadyLedger, false, cluster_life::switchover),
     scenario!("cluster-replicas", WithAReadyLedger, false, cluster_life::replicas),
     scenario!("reshard-operator", WithAReadyLedger, true, reshard::operator_killed),
+    scenario!("cluster-balance", WithoutALedger, false, balance::by_keys),
     scenario!("reshard-by-key", WithoutALedger, true, reshard::by_key),
     scenario!("reshard-rounds", WithAReadyLedger, false, reshard::rounds),
 ];

@@ -3,9 +3,7 @@
 
 use super::{
     World,
-    cluster::{
-        GOSSIP_MAX, REPLICAS, SETTLED_MAX, SHARDS as FEW, acquainted, kept, members_of, settled, sized,
-    },
+    cluster::{GOSSIP_MAX, REPLICAS, SETTLED_MAX, SHARDS, acquainted, kept, members_of, settled, sized},
     remove_with_claims,
 };
 use crate::support::{
@@ -37,6 +35,8 @@ use std::{
     time::{Duration, Instant},
 };
 
+/// Shards at first.
+pub(super) const FEW: u16 = SHARDS;
 /// Shards after scaling out.
 const MANY: u16 = 5;
 /// Small keys that are there before anything moves: several jobs' worth of copying, written in a moment.
@@ -47,7 +47,7 @@ const WRITERS: [(&str, u16); 4] = [("stays", 50), ("of 0", 5_400), ("of 1", 10_8
 /// Acknowledged writes of each writer before anything moves.
 const WRITES: usize = 500;
 /// Until all slots are where they shall be: new shards start, or a killed operator's Lease runs out, before anything moves.
-const RESHARD_MAX: Duration = Duration::from_secs(300);
+pub(super) const RESHARD_MAX: Duration = Duration::from_secs(300);
 /// Reshards that are tried until a fault falls within one: slots are on their way for about a second.
 const TRIES_MAX: usize = 4;
 /// Reshards in each of which the operator is killed.
@@ -65,7 +65,7 @@ const RANDOM_SHARDS: RangeInclusive<u16> = 3..=7;
 const STILL: Duration = Duration::from_secs(10);
 
 /// Slots by shard.
-type Counts = BTreeMap<u16, usize>;
+pub(super) type Counts = BTreeMap<u16, usize>;
 
 /// Three shards become five and three again.
 pub async fn out_in(world: &World) -> anyhow::Result<String> {
@@ -254,7 +254,7 @@ async fn cordon(world: &World, wanted: Nodes) -> anyhow::Result<()> {
 }
 
 /// Keys and a load that a scenario begins with, and what is asked of them at its end.
-struct Run {
+pub(super) struct Run {
     keys: Keys,
     load: Load,
     begun: Instant,
@@ -263,7 +263,11 @@ struct Run {
 impl Run {
     async fn start(subject: &Subject, shards: u16) -> anyhow::Result<Run> {
         settled(subject, shards, REPLICAS).await?;
-        let keys = Keys::write(subject, KEYS).await?;
+        Run::with(subject, Keys::write(subject, KEYS).await?).await
+    }
+
+    /// With other keys, of a cluster that is settled.
+    pub(super) async fn with(subject: &Subject, keys: Keys) -> anyhow::Result<Run> {
         let mut node = any_node(subject).await?;
         let near = WRITERS.map(|(_, slot)| slot);
         let tags = tokio::task::spawn_blocking(move || slots::tags_near(&mut node, &near)).await??;
@@ -274,7 +278,7 @@ impl Run {
     }
 
     /// Reads everything back. `kills`: when a primary was killed; nothing else excuses a loss.
-    async fn finish(self, subject: &Subject, kills: &[Instant]) -> anyhow::Result<String> {
+    pub(super) async fn finish(self, subject: &Subject, kills: &[Instant]) -> anyhow::Result<String> {
         let Run { keys, load, begun } = self;
         load.flows(SETTLED_MAX).await?;
         let logs = load.finish()?;
@@ -311,7 +315,7 @@ async fn complete(subject: &Subject, shards: u16) -> anyhow::Result<()> {
 }
 
 /// How many slots each shard has, as one node sees it.
-async fn counts(subject: &Subject) -> anyhow::Result<Counts> {
+pub(super) async fn counts(subject: &Subject) -> anyhow::Result<Counts> {
     let (members, mut node) = (subject.members().await?, any_node(subject).await?);
     let by_address = tokio::task::spawn_blocking(move || slots::runs(&mut node)).await??;
     let mut counts = Counts::new();
@@ -324,14 +328,14 @@ async fn counts(subject: &Subject) -> anyhow::Result<Counts> {
 }
 
 /// The shard in the name of a pod, a workload or a Secret.
-fn shard_of(subject: &Subject, name: &str) -> Option<u16> {
+pub(super) fn shard_of(subject: &Subject, name: &str) -> Option<u16> {
     let rest = name.strip_prefix(&subject.name)?.strip_prefix('-')?;
     let rest = rest.strip_prefix("identity-").unwrap_or(rest);
     rest.split('-').next()?.parse().ok()
 }
 
 /// All slots are served, by just so many shards, and nobody has more than one beside its share.
-fn even(counts: &Counts, shards: u16) -> anyhow::Result<()> {
+pub(super) fn even(counts: &Counts, shards: u16) -> anyhow::Result<()> {
     let all = usize::from(slots::COUNT);
     let share = all / usize::from(shards);
     let wanted: Vec<u16> = (0..shards).collect();
