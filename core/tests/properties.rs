@@ -46,6 +46,12 @@ fn single_fault_of_a_valkey_cluster() -> impl Strategy<Value = String> {
         (2..6_u16, 10..40_u16).prop_map(|(n, t)| {
             format!("set shards={n}\nrun {}ms\nrestart-operator\nrun\nexpect balanced", t * 100)
         }),
+        // Even by keys for a while, with somebody killed on the way there.
+        (0..15_000_u16, 1..400_u16, 1..9_u16, who.clone()).prop_map(|(slot, keys, t, (s, o))| {
+            let fill = format!("fill {slot}-{} {keys}", slot + 999);
+            let kill = format!("run {}ms\ntry kill {s}-{o}\nrun\nrun", t * 100);
+            format!("{fill}\nset balance=Keys\n{kill}\nset balance=Slots\nrun\nexpect balanced")
+        }),
         who.clone().prop_map(|(s, o)| format!("part {s}-{o}\nrun 10s\nunite\nrun")),
         who.prop_map(|(s, o)| format!("try freeze-pod {s}-{o}\nrun 10s\ntry thaw-pod {s}-{o}\nrun")),
         Just("kill 0-0 1-0\nrun".to_owned()),
@@ -95,6 +101,10 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
         1 => Just("unite".to_owned()),
         1 => (2..9_u8).prop_map(|r| format!("set revision=rev-{r}")),
         2 => (2..6_u16).prop_map(|n| format!("set shards={n}")),
+        1 => prop_oneof![Just("Slots"), Just("Keys"), Just("Bytes")].prop_map(|by| format!("set balance={by}")),
+        1 => (0..9_u8).prop_map(|n| format!("set rebalance=rebalance@{n}")),
+        1 => (0..15_000_u16, 1..400_u16).prop_map(|(slot, keys)| format!("fill {slot}-{} {keys}", slot + 999)),
+        1 => Just("tells-no-keys".to_owned()),
         1 => (0..16_384_u16, who.clone(), who)
             .prop_map(|(slot, (s, o), (t, p))| format!("try half-move {slot} {s}-{o} to {t}-{p}")),
         1 => Just("stop-operator".to_owned()),
