@@ -392,6 +392,11 @@ fn routes(cluster: &Cluster, spec: &SpecFact) -> BTreeMap<ShardId, Observed<Rout
 mod tests {
     use super::*;
     use k8s_openapi::api::core::v1::{ContainerState, ContainerStateTerminated, ContainerStateWaiting};
+    use serde_json::json;
+    use valkeeper_core::{
+        ids::ReplId,
+        info::{Info, RawRole},
+    };
 
     fn status(state: ContainerState) -> ContainerStatus {
         ContainerStatus { state: Some(state), ..ContainerStatus::default() }
@@ -422,23 +427,31 @@ mod tests {
 
     #[test]
     fn only_who_is_asked_and_has_answered_with_all_of_its_keys_counts_what_is_in_its_own_slots() {
-        let info = |loading: u8| {
-            format!(
-                "run_id:{0}\r\nvalkey_version:9.1.2\r\nloading:{loading}\r\nrole:master\r\nmaster_replid:{0}\r\n\
-                 master_replid2:{0}\r\nmaster_repl_offset:0\r\nsecond_repl_offset:-1\r\nconnected_slaves:0\r\n",
-                "0".repeat(40)
-            )
-        };
-        let nodes =
-            format!("{} 10.0.0.1:6379@16379 myself,master - 0 0 1 connected 0-9 12\n", "a".repeat(40));
         let look = |loading| {
-            let now = tokio::time::Instant::now();
-            Observed::Present(Look::parse_node(&info(loading), (&nodes, ""), &[], None, now).unwrap())
+            let info = Info {
+                run_id: String::new(),
+                version: "9.1.2".into(),
+                role: RawRole::Primary,
+                loading,
+                replid: ReplId(String::new()),
+                replid2: None,
+                replid2_offset: None,
+                offset: 0,
+                last_io_ms: None,
+                replicas_online: 0,
+                keys: None,
+            };
+            let node = json!({
+                "id": "a".repeat(40), "primary": null, "epoch": 1, "slots": "0-9 12", "knows": {}, "covered": 11,
+            });
+            let node = Some(serde_json::from_value(node).unwrap());
+            Observed::Present(Look { answered_at: tokio::time::Instant::now(), info, node })
         };
         let [answers, loads, silent, unasked, gone] = [0, 1, 2, 3, 4].map(|shard| MemberId::new(shard, 0));
         let silence = Observed::Unknown(Why::Silent);
+        let (there, loading) = (look(false), look(true));
         let looks =
-            Looks::from([(answers, look(0)), (loads, look(1)), (silent, silence), (unasked, look(0))]);
+            Looks::from([(answers, there.clone()), (loads, loading), (silent, silence), (unasked, there)]);
         let asked = slots_to_count(&[answers, loads, silent, gone].into(), &looks);
         assert_eq!(asked, BTreeMap::from([(answers, "0-9 12".parse().unwrap())]));
     }

@@ -31,7 +31,7 @@ const LATER_CROWD: RangeInclusive<u16> = 12_000..=16_383;
 /// How far from the mean a shard may be. Percent.
 const OFF_MAX: u64 = 10;
 /// How far it has to be at first for anything to be shown. Percent.
-const OFF_MIN: u64 = 50;
+const OFF_MIN: u64 = 30;
 /// How long nothing may move while nobody asks for it: many turns of the operator.
 const STILL: Duration = Duration::from_secs(5);
 
