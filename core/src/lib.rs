@@ -1,6 +1,6 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
-//! - **data**: [`ids`], [`slots`], [`spec`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
+//! - **data**: [`ids`], [`slots`], [`spec`], [`weights`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
 //! - **rules**: [`agent`], [`config`], [`exports`], [`info`], [`nodes`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
@@ -13,6 +13,7 @@ pub mod observation;
 pub mod slots;
 pub mod spec;
 pub mod state;
+pub mod weights;
 
 // rules
 pub mod agent;
@@ -24,7 +25,6 @@ pub mod nodes;
 pub mod steps;
 pub mod topology;
 pub mod turn;
-pub mod weights;
 
 // readers
 pub mod invariant;

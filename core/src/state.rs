@@ -246,21 +246,7 @@ impl ClusterState {
             Event::EpochStarted { writer: _, version: _, lost_through: _ } => {
                 self.forget_observations(record.time)
             }
-            Event::SpecChanged(SpecFact::Valid(spec)) => {
-                self.spec_seen = true;
-                self.note_wish(spec);
-                self.spec = Some(spec.clone());
-                self.spec_error = None;
-                self.forget_removed();
-            }
-            Event::SpecChanged(SpecFact::Invalid(why)) => {
-                self.spec_seen = true;
-                self.spec_error = Some(why.clone());
-            }
-            Event::SpecChanged(SpecFact::Deleting) => {
-                self.spec_seen = true;
-                self.deleting = true;
-            }
+            Event::SpecChanged(spec) => self.apply_spec(spec),
             Event::PodChanged { member, pod } => {
                 let known = self.members.entry(*member).or_default();
                 if !same_case(&known.facts.pod, pod) {
@@ -307,6 +293,20 @@ impl ClusterState {
             Event::LevelRaised { level, version: _ } => self.level = *level,
             // About the store, not about the cluster.
             Event::Trimmed { .. } => {}
+        }
+    }
+
+    fn apply_spec(&mut self, spec: &SpecFact) {
+        self.spec_seen = true;
+        match spec {
+            SpecFact::Valid(spec) => {
+                self.note_wish(spec);
+                self.spec = Some(spec.clone());
+                self.spec_error = None;
+                self.forget_removed();
+            }
+            SpecFact::Invalid(why) => self.spec_error = Some(why.clone()),
+            SpecFact::Deleting => self.deleting = true,
         }
     }
 

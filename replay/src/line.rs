@@ -1,21 +1,23 @@
 //! One record as one line for people. What a line says is a function of the record; [`Joined`] adds what only another
 //! record knows: which effects an outcome belongs to.
 
+mod slots;
+
+pub use slots::node;
+
 use crate::history::History;
+use slots::weighed;
 use std::collections::BTreeMap;
 use valkeeper_core::{
     decision::{Block, Candidate, Decision, Discard, OperationChange, Scope, Standing, Wait},
     effect::{Effect, Promotion, short},
     event::{BaselineOrigin, CloseReason, Event, Record},
-    ids::{Digest, MemberId, NodeId, Seq, ShardId},
+    ids::{Digest, MemberId, Seq, ShardId},
     observation::{
-        AgentFacts, ContainerPhase, Executed, Export, ExportState, Gate, Link, NodeFacts, NodeHealth,
-        ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole,
-        Source, SpecFact, Why,
+        AgentFacts, ContainerPhase, Executed, Gate, Link, NodeHealth, ObjectFacts, ObjectRef, Observed,
+        PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
     },
-    slots::{SLOTS, SlotSet},
     spec::{Balance, DesiredCluster, IoThreads},
-    weights::SlotWeights,
 };
 
 /// `seq  kind  text` of a record, aligned, without its time.
@@ -190,15 +192,6 @@ pub fn spec(wanted: &DesiredCluster) -> String {
     parts.join(", ")
 }
 
-/// What is in the slots of a node: in all, and where most is.
-fn weighed(member: MemberId, weights: Option<&SlotWeights>) -> String {
-    let Some(weights) = weights else { return format!("{member} does not tell what is in its slots") };
-    let most = weights.runs.iter().max_by_key(|(_, keys)| *keys).filter(|(_, keys)| *keys > 0);
-    let most = most.map(|(slots, keys)| format!(", most in {slots}: {keys}")).unwrap_or_default();
-    let (keys, slots) = (weights.keys(), weights.slots().len());
-    format!("{member} has {keys} keys in {slots} slots, {} bytes{most}", weights.bytes)
-}
-
 /// Why something is not known, in a few words.
 pub fn why(why: Why) -> &'static str {
     match why {
@@ -307,53 +300,6 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         .then(|| format!("certificate {} until {}", short(&certificate.thumbprint), certificate.not_after));
     said.extend(until);
     format!("{member} agent {version}: {}", said.join(", "))
-}
-
-/// A member's node in a Valkey Cluster in a few words: what it is, and what of the others is not as it should be.
-pub fn node(member: MemberId, node: &NodeFacts) -> String {
-    let NodeFacts {
-        id,
-        primary,
-        epoch,
-        slots,
-        knows,
-        meeting,
-        failed,
-        covered,
-        exports,
-        exports_unread,
-        migrating,
-        importing,
-        down,
-    } = node;
-    let role = match primary {
-        None => "primary".to_owned(),
-        Some(of) => format!("replica of {}", short(&of.to_string())),
-    };
-    let mut said = vec![format!("{member} node {} {role}", short(&id.to_string())), format!("epoch {epoch}")];
-    said.extend(primary.is_none().then(|| format!("{} slots", slots.len())));
-    said.push(format!("knows {}", knows.len()));
-    said.extend((!meeting.is_empty()).then(|| format!("is meeting {}", meeting.len())));
-    said.extend((!failed.is_empty()).then(|| format!("holds {} for dead", failed.len())));
-    said.extend((*covered < SLOTS).then(|| format!("sees an owner for {covered} of {SLOTS} slots")));
-    said.extend(exports.iter().map(export));
-    let open = |slots: &BTreeMap<u16, NodeId>| slots.keys().copied().collect::<SlotSet>();
-    said.extend((!migrating.is_empty()).then(|| format!("{} leave key by key", open(migrating))));
-    said.extend((!importing.is_empty()).then(|| format!("{} come key by key", open(importing))));
-    said.extend(down.then(|| "REFUSES CLIENTS".to_owned()));
-    said.extend(exports_unread.then(|| "does not say what it hands over".to_owned()));
-    said.join(", ")
-}
-
-fn export(export: &Export) -> String {
-    let Export { slots, to, state } = export;
-    let to = to.to_string();
-    match state {
-        ExportState::Running => format!("hands the slots {slots} over to {}", short(&to)),
-        ExportState::Failed(words) => {
-            format!("did not hand the slots {slots} over to {} ({words})", short(&to))
-        }
-    }
 }
 
 /// A role in a few words.

@@ -35,6 +35,7 @@ const EVENTS: &[(&str, u16)] = &[
     ("Trimmed", 13),
     ("LevelRaised", 14),
     ("NodeChanged", 15),
+    ("SlotsWeighed", 16),
 ];
 
 /// Where a thread may sleep: time itself is what is wanted, or what is looked at cannot be waited for.
@@ -192,7 +193,7 @@ fn core_awaits_nothing_and_asks_nobody() {
 
 #[test]
 fn data_never_imports_rules_or_readers() {
-    let data = ["ids", "slots", "spec", "observation", "effect", "decision", "event", "state"];
+    let data = ["ids", "slots", "spec", "weights", "observation", "effect", "decision", "event", "state"];
     let mut found = Vec::new();
     for module in data {
         let source = read(&format!("core/src/{module}.rs"));

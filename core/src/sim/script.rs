@@ -351,8 +351,7 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
             shown(!found.contains(code), format!("decided: {found:?}"))
         }
         ["even-keys", percent] => {
-            let off = sim.world.keys_off_mean();
-            shown(off <= number(percent)?, format!("{off} % off the mean"))
+            shown(sim.world.keys_off_mean() <= number(percent)?, format!("{} %", sim.world.keys_off_mean()))
         }
         ["quiet"] => {
             let before = sim.records.len();
