@@ -494,6 +494,7 @@ fn subject(scope: Scope, about: Option<MemberId>) -> String {
 mod tests {
     use super::*;
     use crate::story;
+    use valkeeper_core::observation::NodeFacts;
 
     #[test]
     fn a_failover_reads_as_a_story() {
@@ -518,20 +519,6 @@ mod tests {
             node(MemberId::new(0, 1), &replica)
                 .starts_with("0-1 node aaaaaaaa replica of cccccccc, epoch 3, knows 2")
         );
-    }
-
-    #[test]
-    fn a_node_says_which_slots_it_hands_over_and_what_came_of_the_last_try() {
-        let export = |slots: &str, state| Export {
-            slots: slots.parse().unwrap(),
-            to: "b".repeat(40).parse().unwrap(),
-            state,
-        };
-        let lost = ExportState::Failed("Connection lost to target".into());
-        let exports = vec![export("0-9 12", ExportState::Running), export("20", lost)];
-        let told = node(MemberId::new(0, 0), &NodeFacts { exports, ..story::node() });
-        let end = ", hands the slots 0-9 12 over to bbbbbbbb, did not hand the slots 20 over to bbbbbbbb (Connection lost to target)";
-        assert!(told.ends_with(end), "{told}");
     }
 
     #[test]

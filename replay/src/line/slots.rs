@@ -64,3 +64,35 @@ pub fn weighed(member: MemberId, weights: Option<&SlotWeights>) -> String {
     let (keys, slots) = (weights.keys(), weights.slots().len());
     format!("{member} has {keys} keys in {slots} slots, {} bytes{most}", weights.bytes)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::story;
+
+    #[test]
+    fn a_node_says_which_slots_it_hands_over_and_what_came_of_the_last_try() {
+        let export = |slots: &str, state| Export {
+            slots: slots.parse().unwrap(),
+            to: "b".repeat(40).parse().unwrap(),
+            state,
+        };
+        let lost = ExportState::Failed("Connection lost to target".into());
+        let exports = vec![export("0-9 12", ExportState::Running), export("20", lost)];
+        let told = node(MemberId::new(0, 0), &NodeFacts { exports, ..story::node() });
+        let end = ", hands the slots 0-9 12 over to bbbbbbbb, did not hand the slots 20 over to bbbbbbbb (Connection lost to target)";
+        assert!(told.ends_with(end), "{told}");
+    }
+
+    #[test]
+    fn what_was_counted_says_how_much_there_is_and_where_most() {
+        let me = MemberId::new(0, 0);
+        let weights = SlotWeights::sum_up(&[(3, 1), (4, 900), (7, 0)], 4_096);
+        assert_eq!(weighed(me, Some(&weights)), "0-0 has 901 keys in 3 slots, 4096 bytes, most in 4: 900");
+        assert_eq!(
+            weighed(me, Some(&SlotWeights::sum_up(&[(3, 0)], 9))),
+            "0-0 has 0 keys in 1 slots, 9 bytes"
+        );
+        assert_eq!(weighed(me, None), "0-0 does not tell what is in its slots");
+    }
+}
