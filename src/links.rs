@@ -14,6 +14,9 @@ use valkeeper_core::{
 /// What was counted in the slots of members, or why one does not tell.
 pub type Weighed = BTreeMap<MemberId, Result<SlotWeights, valkey::Error>>;
 
+/// A member that was too slow to count so often in a row does not tell.
+const COUNTS_MAX: u32 = 5;
+
 /// How long a look waits for a silent member when there is something to act on: the others have answered after about a
 /// millisecond, and each millisecond here is one of outage.
 const SILENT_WAIT_URGENT: Duration = Duration::from_millis(50);
@@ -28,6 +31,8 @@ pub struct Links {
     links: BTreeMap<MemberId, MemberLink>,
     credentials: Option<Credentials>,
     answered: BTreeMap<MemberId, Instant>,
+    /// How often in a row a member was too slow to count.
+    slow: BTreeMap<MemberId, u32>,
     /// Woken when a held connection ends.
     pub lost: Arc<Notify>,
 }
@@ -101,7 +106,20 @@ impl Links {
 
     /// Has members count what is in their slots, all at once. If a connection ends meanwhile nobody has been asked: each millisecond
     /// here may be one of outage.
-    pub async fn weigh(&self, slots: &BTreeMap<MemberId, SlotSet>) -> Weighed {
+    /// Who is too slow is left out a few times, to be asked again: a server that forks, or works off a burst, counts a moment later.
+    pub async fn weigh(&mut self, slots: &BTreeMap<MemberId, SlotSet>) -> Weighed {
+        let mut weighed = self.weigh_once(slots).await;
+        for (member, told) in &weighed {
+            let tries = self.slow.entry(*member).or_default();
+            *tries = if *told == Err(valkey::Error::Silent) { tries.saturating_add(1) } else { 0 };
+        }
+        let tries = |member: &MemberId| self.slow.get(member).copied().unwrap_or_default();
+        weighed.retain(|member, _| !(1..COUNTS_MAX).contains(&tries(member)));
+        self.slow.retain(|_, tries| (1..COUNTS_MAX).contains(tries));
+        weighed
+    }
+
+    async fn weigh_once(&self, slots: &BTreeMap<MemberId, SlotSet>) -> Weighed {
         let asked = slots.iter().filter_map(|(member, slots)| Some((member, slots, self.links.get(member)?)));
         let weighed = asked.map(|(member, slots, link)| async move { (*member, link.weigh(slots).await) });
         tokio::select! {

@@ -21,6 +21,7 @@ use std::{
 };
 use valkeeper_core::{
     ids::{Digest, MemberId, ShardId},
+    info::RawRole,
     observation::{
         AgentFacts, ContainerPhase, Evidence, MemberFacts, NodeFacts, NodeHealth, ObjectFacts, ObjectRef,
         Observed, PodFacts, Reading, RoleLabel, RouteFacts, Seen, ServerFacts, SpecFact, Why,
@@ -183,11 +184,16 @@ async fn servers(
 }
 
 /// What is in the slots of those that have to count it before any move. Where there is something to act on it waits for the next look.
-async fn weights(cluster: &Cluster, looks: &Looks, pace: Pace) -> BTreeMap<MemberId, Option<SlotWeights>> {
+async fn weights(
+    cluster: &mut Cluster,
+    looks: &Looks,
+    pace: Pace,
+) -> BTreeMap<MemberId, Option<SlotWeights>> {
     match pace {
         Pace::Urgent => BTreeMap::new(),
         Pace::Normal => {
-            let mut weighed = cluster.links.weigh(&slots_to_count(&uncounted(&cluster.state), looks)).await;
+            let slots = slots_to_count(&uncounted(&cluster.state), looks);
+            let mut weighed = cluster.links.weigh(&slots).await;
             // Whose connection has ended was not asked: the next look says what became of it.
             weighed.retain(|_, told| *told != Err(valkey::Error::Closed));
             weighed.into_iter().map(|(member, told)| (member, counted(member, told))).collect()
@@ -195,11 +201,14 @@ async fn weights(cluster: &Cluster, looks: &Looks, pace: Pace) -> BTreeMap<Membe
     }
 }
 
-/// The slots that their nodes say are their own. A server that loads has not all of its keys yet.
+/// The slots that their nodes say are their own. A server that loads has not all of its keys yet, and who is not the primary any more, or is at
+/// the gate, says nothing of its shard.
 fn slots_to_count(uncounted: &BTreeSet<MemberId>, looks: &Looks) -> BTreeMap<MemberId, SlotSet> {
     let of = |member: &MemberId| {
-        let look = looks.get(member)?.present().filter(|look| !look.loading)?;
-        Some((*member, look.node.as_ref()?.slots.clone()))
+        let look =
+            looks.get(member)?.present().filter(|look| !look.loading && look.role == RawRole::Primary)?;
+        let node = look.node.as_ref().filter(|node| node.primary.is_none())?;
+        Some((*member, node.slots.clone()))
     };
     uncounted.iter().filter_map(of).collect()
 }

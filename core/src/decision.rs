@@ -99,6 +99,9 @@ reasons! {
         HandoverCancelled,
         /// Every shard that shall be there has its share of the slots, and no other has any.
         ReshardComplete,
+        /// All slots are where they shall be as far as it is known: not every server told how many keys are in its slots, as its users are an
+        /// older operator's or it was too slow over and over, so its slots counted like the others'.
+        BalancedUncounted,
         /// A shard that shall not be there any more has given its last slot: its workload is deleted. Its claims stay.
         ShardRemoved,
         /// An owned object differed from what the spec renders to.

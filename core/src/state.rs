@@ -129,7 +129,7 @@ pub struct ShardState {
     /// What was said when it was told to hand slots over and did not, until some arrive.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refusal: Option<String>,
-    /// What is in its slots, counted when somebody wants slots to move, until they have.
+    /// What is in its slots, counted just before slots move. It counts while the member that said it is the primary.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub weighed: Option<Weighed>,
 }
@@ -139,6 +139,8 @@ pub struct ShardState {
 pub struct Weighed {
     /// When.
     pub at: Timestamp,
+    /// Who said it.
+    pub by: MemberId,
     /// The slots that were its own then.
     pub slots: SlotSet,
     /// What it said; `None`: it does not tell.
@@ -328,6 +330,7 @@ impl ClusterState {
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
             shard.handed_at = shard.handed_at.map(|_| now);
+            shard.weighed = None;
         }
         for object in self.objects.values_mut() {
             object.live = Observed::Unknown(Why::NotLooked);

@@ -14,6 +14,9 @@ const PARTS: u64 = 32;
 /// Loads are counted in parts of a key, or of a byte, as a slot of an evenly filled run may have less than one.
 pub const UNIT: u64 = 1_024;
 
+/// More than any slot has, so that the sum of all does not overflow. In [`UNIT`]ths.
+const LOAD_MAX: u64 = u64::MAX >> 16;
+
 /// What a slot costs beside its keys, in keys: slots without any are spread as well.
 const SLOT_KEYS: u64 = 1;
 
@@ -68,12 +71,16 @@ pub struct Loads(Vec<u64>);
 impl Loads {
     /// What a plan goes by: what nodes counted of their slots, and what a slot costs beside. One that nobody counted has as much as the
     /// others have on average. `None` if nothing was counted, or it does not matter.
-    pub fn of<'a>(counted: impl Iterator<Item = &'a SlotWeights>, balance: Balance) -> Option<Loads> {
+    pub fn of<'a>(counted: impl Iterator<Item = &'a SlotWeights> + Clone, balance: Balance) -> Option<Loads> {
         match balance {
             Balance::Slots => None,
             Balance::Keys => Loads::fill(counted, |_, slots, keys| {
                 share(keys, slots.len()).saturating_add(SLOT_KEYS * UNIT)
             }),
+            // Some servers do not know what their data set takes.
+            Balance::Bytes if counted.clone().any(|weights| weights.bytes == 0 && weights.keys() > 0) => {
+                Loads::of(counted, Balance::Keys)
+            }
             Balance::Bytes => Loads::fill(counted, |weights, slots, keys| {
                 let bytes = u128::from(keys) * u128::from(weights.bytes) / u128::from(weights.keys().max(1));
                 let bytes = u64::try_from(bytes).unwrap_or(u64::MAX);
@@ -85,6 +92,22 @@ impl Loads {
     /// Nothing but keys: what a job goes by.
     pub fn of_keys<'a>(counted: impl Iterator<Item = &'a SlotWeights>) -> Option<Loads> {
         Loads::fill(counted, |_, slots, keys| share(keys, slots.len()))
+    }
+
+    /// The same where all slots of a node have more by now than was counted in them.
+    #[must_use]
+    pub fn grown(mut self, slots: &SlotSet, keys: u64) -> Loads {
+        let (counted, now) = (self.sum(slots), keys.saturating_mul(UNIT));
+        if counted == 0 && keys > 0 {
+            return Loads::even(share(keys, slots.len()));
+        }
+        if now > counted {
+            for load in &mut self.0 {
+                let grown = u128::from(*load) * u128::from(now) / u128::from(counted);
+                *load = u64::try_from(grown).unwrap_or(u64::MAX).min(LOAD_MAX);
+            }
+        }
+        self
     }
 
     /// The same for every slot, in [`UNIT`]ths.
@@ -129,8 +152,7 @@ impl Loads {
 /// What one of so many slots has of all, in [`UNIT`]ths.
 pub fn share(all: u64, slots: usize) -> u64 {
     let each = u128::from(all) * u128::from(UNIT) / (slots.max(1) as u128);
-    // So that the sum of all slots does not overflow.
-    u64::try_from(each).unwrap_or(u64::MAX).min(u64::MAX >> 16)
+    u64::try_from(each).unwrap_or(u64::MAX).min(LOAD_MAX)
 }
 
 #[cfg(test)]
@@ -172,6 +194,29 @@ mod tests {
         assert_eq!(Loads::of([].iter(), Balance::Keys), None);
         let empty = Loads::of([SlotWeights::sum_up(&[(1, 0)], 0)].iter(), Balance::Bytes).unwrap();
         assert_eq!(empty.slot(1), SLOT_BYTES * UNIT, "no keys, and nothing divided by them");
+    }
+
+    #[test]
+    fn a_server_that_does_not_know_what_its_data_takes_is_counted_by_keys() {
+        let one =
+            |slots: &str, keys, bytes| SlotWeights { runs: vec![(slots.parse().unwrap(), keys)], bytes };
+        let counted = [one("0", 10, 10_000), one("1", 30, 0)];
+        assert_eq!(Loads::of(counted.iter(), Balance::Bytes), Loads::of(counted.iter(), Balance::Keys));
+    }
+
+    #[test]
+    fn what_has_grown_since_it_was_counted_weighs_more() {
+        let slots: SlotSet = "0-1".parse().unwrap();
+        let loads = |a, b| {
+            let runs = vec![("0".parse().unwrap(), a), ("1".parse().unwrap(), b)];
+            Loads::of_keys([SlotWeights { runs, bytes: 0 }].iter()).unwrap()
+        };
+        let of = |loads: Loads| [loads.slot(0) / UNIT, loads.slot(1) / UNIT];
+        assert_eq!(of(loads(10, 30).grown(&slots, 40)), [10, 30]);
+        assert_eq!(of(loads(10, 30).grown(&slots, 20)), [10, 30], "fewer is no danger");
+        assert_eq!(of(loads(10, 30).grown(&slots, 400)), [100, 300]);
+        assert_eq!(of(loads(0, 0).grown(&slots, 400)), [200, 200]);
+        assert_eq!(of(loads(0, 0).grown(&slots, 0)), [0, 0]);
     }
 
     proptest! {

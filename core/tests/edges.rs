@@ -183,3 +183,11 @@ fn a_cluster_is_not_ready_while_a_node_refuses_its_clients() {
     assert_eq!(ready(&sim.state).map(|c| c.holds), Some(true));
     assert_eq!(ready(&state).map(|c| c.holds), Some(false));
 }
+
+#[test]
+fn a_wish_that_a_lost_journal_does_not_know_of_is_not_fulfilled_once_more() {
+    let text = "cluster topology=Cluster shards=3 replicas=0 balance=Keys rebalance=rebalance@1\nrun\nexpect ready\n\
+                fill 1000-1999 900\nlose-journal\nrun\nexpect ready\nexpect not-decided SlotsHandedOver\n\
+                set rebalance=rebalance@2\nrun\nexpect decided SlotsHandedOver\nexpect even-keys 10\nexpect quiet\n";
+    Story::parse(text).run(Perturbation::None, |_, _| {}).unwrap();
+}

@@ -60,7 +60,7 @@ fn jobs_of(record: &mut Record) -> Option<&mut Vec<Effect>> {
 }
 
 /// A shard hands over 2,730 slots of 8,192 with 320,000 keys, 40,000 keys at a time, and two do.
-const JOBS: usize = 6;
+const JOBS: usize = 8;
 
 #[test]
 fn a_reshard_is_told_from_the_wish_to_the_last_slot() {
@@ -90,7 +90,7 @@ fn a_reshard_is_told_from_the_wish_to_the_last_slot() {
     let text = Reshards(all).text();
     let asked = format!("generation 2 (record {})", one_asked(&records));
     assert!(text.contains(&format!(": 2 -> 3 shards, asked by {asked}, ReshardComplete at ")), "{text}");
-    assert_eq!(figures(&text, "moved"), ["5461 slots; 6 jobs, of which 0 sent again, 0 refused, 0 failed"]);
+    assert_eq!(figures(&text, "moved"), ["5461 slots; 8 jobs, of which 0 sent again, 0 refused, 0 failed"]);
     assert_eq!(figures(&text, "invariants"), ["hold"]);
 }
 

@@ -37,9 +37,20 @@ pub struct Invalid {
 
 impl Invalid {
     fn new(field: impl Into<String>, value: impl ToString, allowed: impl Into<String>) -> Self {
-        Invalid { field: field.into(), value: value.to_string(), allowed: allowed.into() }
+        let mut value = value.to_string();
+        if let Some((end, _)) = value.char_indices().nth(SHOWN_CHARS_MAX) {
+            value.truncate(end);
+            value.push('…');
+        }
+        Invalid { field: field.into(), value, allowed: allowed.into() }
     }
 }
+
+/// Longest part of a refused value that is repeated: it is in a record, which has a bound, and in a condition. Characters.
+const SHOWN_CHARS_MAX: usize = 200;
+
+/// Longest text of an annotation that tells one request from another: each is remembered. Bytes.
+const TOKEN_BYTES_MAX: usize = 128;
 
 /// What the operator's flags decide where the spec says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -111,7 +122,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         profile: profile(spec.profile),
         failover: failover(spec.topology, &spec.failover)?,
         switchover: annotation(cluster, api::ANNOTATION_SWITCHOVER).map(switchover).transpose()?,
-        confirm_blank: annotation(cluster, api::ANNOTATION_CONFIRM_BLANK).map(str::to_owned),
+        confirm_blank: confirm_blank(cluster)?,
         paused: spec.paused,
         io_threads: IoThreads::Off,
         balance: balance(spec)?,
@@ -272,6 +283,16 @@ fn balance(spec: &api::ValkeyClusterSpec) -> Result<Balance, Invalid> {
     }
 }
 
+fn confirm_blank(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
+    let key = api::ANNOTATION_CONFIRM_BLANK;
+    match annotation(cluster, key) {
+        Some(text) if text.len() > TOKEN_BYTES_MAX => {
+            Err(Invalid::new(annotation_field(key), text, "allowed: at most 128 bytes"))
+        }
+        token => Ok(token.map(str::to_owned)),
+    }
+}
+
 /// The wish to even out slots. Tokens of all wishes are kept together, so the annotation's name is part of this one: it is
 /// not spent by another annotation that has the same text.
 fn rebalance(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
@@ -287,6 +308,7 @@ fn rebalance(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
         (Topology::Cluster, "") => {
             refused("allowed: any text, for example monday; another text is another request")
         }
+        (Topology::Cluster, text) if text.len() > TOKEN_BYTES_MAX => refused("allowed: at most 128 bytes"),
         (Topology::Cluster, text) => Ok(Some(format!("rebalance@{text}"))),
     }
 }

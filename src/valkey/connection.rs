@@ -33,6 +33,9 @@ const COUNTED_AT_ONCE: usize = 1_024;
 /// Field of INFO with what the data set takes, in bytes.
 const DATASET: &str = "used_memory_dataset";
 
+/// Field of INFO with what the server takes in all, in bytes.
+const USED: &str = "used_memory";
+
 /// A logged-in connection. Clones share the socket, which closes with the last of them.
 #[derive(Clone)]
 pub(super) struct Connection {
@@ -144,10 +147,14 @@ fn is_unknown(error: &RedisError) -> bool {
     error.detail().is_some_and(|said| said.to_lowercase().contains("unknown subcommand"))
 }
 
+/// 0 if the server does not know: 8.x and 9.x were seen to say almost 2^64 where there is little data (valkey-io/valkey#2994).
 fn dataset_bytes(info: &str) -> Result<u64, Garbled> {
-    let text = info.lines().find_map(|line| line.strip_prefix(DATASET)?.strip_prefix(':'));
-    let text = text.ok_or(Garbled::Missing(DATASET))?;
-    text.trim_end().parse().map_err(|_| Garbled::Malformed(DATASET))
+    let field = |name: &'static str| {
+        let text = info.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
+        text.ok_or(Garbled::Missing(name))?.trim_end().parse::<u64>().map_err(|_| Garbled::Malformed(name))
+    };
+    let (dataset, all) = (field(DATASET)?, field(USED)?);
+    Ok(if dataset > all { 0 } else { dataset })
 }
 
 fn read<T: FromRedisValue>(answer: RedisResult<Value>) -> Result<T, Error> {
@@ -187,5 +194,21 @@ impl AsyncWrite for Bounded {
 
     fn poll_shutdown(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
         Pin::new(self.get_mut().0.get_mut()).poll_shutdown(cx)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_data_set_that_takes_more_than_all_memory_is_not_known() {
+        let of = |all: &str, dataset: &str| {
+            dataset_bytes(&format!("# Memory\r\nused_memory:{all}\r\nused_memory_dataset:{dataset}\r\n"))
+        };
+        assert_eq!(of("2097152", "1048576"), Ok(1_048_576));
+        assert_eq!(of("2097152", "18446744073632349612"), Ok(0));
+        assert_eq!(of("2097152", "-1"), Err(Garbled::Malformed(DATASET)));
+        assert_eq!(dataset_bytes("used_memory:1\r\n"), Err(Garbled::Missing(DATASET)));
     }
 }

@@ -45,7 +45,8 @@ impl World {
             if facts.server.is_unknown() {
                 last_answers.extend(self.heard_at.get(&id).map(|at| (id, *at)));
             }
-            if reading.is_some() && uncounted.contains(&id) {
+            let is_primary = facts.server.present().is_some_and(|s| s.role == ServerRole::Primary);
+            if is_primary && uncounted.contains(&id) {
                 let counts = self.keys_by_slot(id);
                 let bytes = counts.iter().map(|(_, keys)| keys * BYTES_A_KEY).sum();
                 let weights = self.tells_keys.then(|| SlotWeights::sum_up(&counts, bytes));

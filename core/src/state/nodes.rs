@@ -98,23 +98,37 @@ impl ClusterState {
         }
     }
 
-    /// Another number of shards, or another balance, is another plan.
+    /// Another number of shards, or another balance, is another plan, from what is in the slots by then. What a journal begins with is how it
+    /// is, and no wish: whether it was fulfilled before nobody knows, and slots may be where a person has put them.
     pub(super) fn note_wish(&mut self, spec: &DesiredCluster) {
+        let Some(before) = &self.spec else {
+            self.balanced_by = spec.balance;
+            self.spent_tokens.extend(spec.rebalance.clone());
+            return;
+        };
         let wish = |spec: &DesiredCluster| (spec.shards, spec.balance, spec.rebalance.clone());
-        if self.spec.as_ref().is_some_and(|before| wish(before) == wish(spec)) {
+        if wish(before) == wish(spec) {
             return;
         }
-        for open in &mut self.operations {
+        for open in self.operations.iter_mut().filter(|open| open.kind == OperationKind::Reshard) {
             open.settled = SlotSet::default();
+        }
+        for shard in self.shards.values_mut() {
+            shard.weighed = None;
         }
     }
 
-    /// What was counted in the slots of a primary. One that does not tell is not asked again for a while.
-    pub(super) fn note_weights(&mut self, member: MemberId, weights: Option<&SlotWeights>, at: Timestamp) {
-        let Some(shard) = self.shards.get_mut(&member.shard) else { return };
+    /// What was counted in the slots of a primary; who is none says nothing of his shard. One that does not tell is not asked again for a
+    /// while.
+    pub(super) fn note_weights(&mut self, by: MemberId, weights: Option<&SlotWeights>, at: Timestamp) {
+        let is_primary = self.members.get(&by).is_some_and(MemberState::is_primary);
+        let Some(shard) = self.shards.get_mut(&by.shard).filter(|s| is_primary && s.in_force == Some(by))
+        else {
+            return;
+        };
         let counted = weights.map(SlotWeights::slots).unwrap_or_default();
         let slots = shard.slots.with(&counted);
-        shard.weighed = Some(Weighed { at, slots, weights: weights.cloned() });
+        shard.weighed = Some(Weighed { at, by, slots, weights: weights.cloned() });
     }
 
     /// All slots are where they shall be. What was counted in them is of no use any more, and what the user asked for is done.

@@ -1,12 +1,12 @@
 //! Wants: every shard that shall be there to have its share of the slots, every other to have none, and no slot to be left half moved.
 //! Proof: whose slots are whose, as each shard's primary said last; what it is handing over, in this look.
-//! Refuses: to even out what nobody asked for; to hand anything over while a primary is silent, nodes do not know each other or a slot is
+//! Refuses: to even out what nobody asked for; to begin before the keys in the slots are counted; to hand anything over while a primary is silent, nodes do not know each other or a slot is
 //!   served by nobody, the cluster is paused or its spec refused, the receiver is not complete, or anything else is done in either
 //!   shard; a second job of a shard; to touch what went on by itself in the last seconds.
 //! Story: cluster_scale_out, cluster_scale_in, cluster_scale_reverted, cluster_scale_paused, cluster_scale_never_starts,
 //!   cluster_scale_in_with_replicas, cluster_scale_in_replica_lost, cluster_reshard_source_killed, cluster_reshard_target_killed,
 //!   cluster_reshard_refused, cluster_reshard_hangs, cluster_scale_by_key, cluster_scale_by_key_killed, cluster_scale_by_key_reverted,
-//!   cluster_scale_by_key_switchover, cluster_slots_half_moved.
+//!   cluster_scale_by_key_switchover, cluster_slots_half_moved, cluster_balance_by_keys, cluster_balance_untold, cluster_rebalance.
 
 use crate::{
     config::is_atomic,
@@ -18,15 +18,15 @@ use crate::{
     ids::{MemberId, ShardId, Timestamp},
     observation::{ExportState, NodeFacts},
     slots::SlotSet,
-    spec::Topology,
-    state::{ClusterState, failure_key, migration_key},
+    spec::{Balance, Topology},
+    state::{ClusterState, Weighed, failure_key, migration_key},
     steps::{gossip, retry_at},
     topology::{
         self,
         half_moved::{given_up, half_moved, shard_of},
         reshard::{JOB, JOB_BY_KEY, Move, first_job, plan},
     },
-    weights::{Loads, SlotWeights, UNIT, share},
+    weights::{Loads, UNIT, share},
 };
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -60,27 +60,33 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
     let open = view.state.operation(OperationKind::Reshard, Scope::Cluster);
     let wanted = planned(view.state);
+    let uncounted = first_uncounted(view);
     let mut moves = half_moved(view.state);
-    moves.extend(given_up(view.state, &wanted));
-    let unwanted = unwanted(view.state, &wanted);
+    let mut unwanted = BTreeMap::new();
+    // What is planned by load without knowing what is in the slots is not to be taken at its word.
+    if uncounted.is_none() || view.spec.balance == Balance::Slots {
+        moves.extend(given_up(view.state, &wanted));
+        unwanted = unneeded(view.state, &wanted);
+    }
+    // Each of these says so itself.
+    let rests = view.spec.paused || view.state.spec_error.is_some() || !gossip::is_quiet(view);
     if wanted.is_empty() && moves.is_empty() && unwanted.is_empty() {
         // Whoever gave everything away is not gone at once.
         let shards = view.state.spec.as_ref().map_or(view.spec.shards, |spec| spec.shards);
         let going = view.state.members.keys().find(|id| id.shard.0 >= shards);
-        return match (going, open) {
-            (Some(member), _) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
-            (None, Some(_)) => close(),
-            // What was wished for is so already, as far as it can be.
-            (None, None) if is_wished(view.state) => first_uncounted(view).map_or_else(close, waiting),
-            (None, None) => StepOutcome::Satisfied,
+        // What was wished for may be so already, as far as it can be.
+        let ends = open.is_some() || is_wished(view.state) && !rests;
+        return match (uncounted, going) {
+            (Some(why), _) if ends => waiting(why),
+            (_, Some(member)) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
+            (None, None) if ends => close(view.state),
+            (_, None) => StepOutcome::Satisfied,
         };
     }
-    // Each of these says so itself.
-    if view.spec.paused || view.state.spec_error.is_some() || !gossip::is_quiet(view) {
+    if rests {
         return StepOutcome::Satisfied;
     }
-    let reason = if wanted.is_empty() { Reason::SlotsClosed } else { Reason::SlotsHandedOver };
-    let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, reason);
+    let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, Reason::SlotsClosed);
     let mut hindrances = Vec::new();
     for (from, slots) in &unwanted {
         match cancel(view, *from, slots) {
@@ -91,25 +97,32 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             Err(hindrance) => hindrances.extend(hindrance),
         }
     }
-    let uncounted = first_uncounted(view);
+    let mut is_handed_over = false;
     let sources = moves.iter().chain(&wanted).map(|m| m.from).filter(|from| !unwanted.contains_key(from));
     for from in sources.collect::<BTreeSet<ShardId>>() {
-        let told = match moves.iter().find(|m| m.from == from) {
+        let left = moves.iter().find(|m| m.from == from);
+        let told = match left {
             Some(left) => finish(view, left),
-            None if uncounted.is_some() => Err(uncounted),
-            None => hand_over(view, from, wanted.iter().filter(|m| m.from == from)),
+            None => hand_over(view, from, wanted.iter().filter(|m| m.from == from))
+                .and_then(|effect| uncounted.map_or(Ok(effect), |why| Err(Some(why)))),
         };
+        is_handed_over |= left.is_none() && told.is_ok();
         match told {
             Ok(effect) => decision.effects.push(effect),
             Err(hindrance) => hindrances.extend(hindrance),
         }
     }
     if decision.effects.is_empty() {
-        let first = hindrances.iter().min_by_key(|(_, _, at)| (at.is_none(), *at));
+        let uncounted = |(reason, _, _): &&Hindrance| *reason == WaitReason::SlotsUncounted;
+        let first = hindrances.iter().find(uncounted);
+        let first = first.or_else(|| hindrances.iter().min_by_key(|(_, _, at)| (at.is_none(), *at)));
         return first.copied().map_or(StepOutcome::Satisfied, waiting);
     }
+    if is_handed_over && decision.reason != Reason::HandoverCancelled {
+        decision.reason = Reason::SlotsHandedOver;
+    }
     // What a person has left half moved is mended, and not evened out.
-    decision.operation = (open.is_none() && !wanted.is_empty()).then(|| OperationChange::Open {
+    decision.operation = (open.is_none() && is_handed_over).then(|| OperationChange::Open {
         kind: OperationKind::Reshard,
         phase: Phase::Moving,
         asked_by: open_wish(view.state).unwrap_or_else(|| format!("generation {}", view.spec.generation)),
@@ -125,7 +138,9 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
         state.shards.iter().map(|(id, shard)| (*id, shard.slots.clone())).collect();
     let wanted: BTreeSet<ShardId> = spec.shard_ids().collect();
     let settled = state.operation(OperationKind::Reshard, Scope::Cluster).map(|open| open.settled.clone());
-    plan(&owned, &wanted, Loads::of(counted(state), spec.balance).as_ref(), &settled.unwrap_or_default())
+    let weighed = weighed(state);
+    let counted = weighed.iter().filter_map(|w| w.weights.as_ref());
+    plan(&owned, &wanted, Loads::of(counted, spec.balance).as_ref(), &settled.unwrap_or_default())
 }
 
 /// True while slots are evened out, or shall be: a shard that shall be there owns nothing, one that shall not be there owns anything, they
@@ -159,26 +174,40 @@ fn open_wish(state: &ClusterState) -> Option<String> {
     (!state.spent_tokens.contains(&wish)).then_some(wish)
 }
 
-fn counted(state: &ClusterState) -> impl Iterator<Item = &SlotWeights> {
-    state.shards.values().filter_map(|shard| shard.weighed.as_ref()?.weights.as_ref())
+/// What was counted in the slots of the primaries that there are, the latest last.
+fn weighed(state: &ClusterState) -> Vec<&Weighed> {
+    let of =
+        |weighed: &&Weighed| state.shards.get(&weighed.by.shard).and_then(|s| s.in_force) == Some(weighed.by);
+    let mut all: Vec<&Weighed> =
+        state.shards.values().filter_map(|s| s.weighed.as_ref()).filter(of).collect();
+    all.sort_by_key(|weighed| weighed.at);
+    all
 }
 
-/// The members whose slots have to be counted: before anything moves, all of them, and what has come from elsewhere since.
-pub fn uncounted(state: &ClusterState) -> BTreeSet<MemberId> {
+/// The members whose slots have to be counted before anything moves: all primaries, and those to whom slots have come from elsewhere since.
+fn lacking(state: &ClusterState) -> BTreeSet<MemberId> {
     if !is_asked(state) {
         return BTreeSet::new();
     }
-    let is_open = state.operation(OperationKind::Reshard, Scope::Cluster).is_some();
-    let fresh = |at: Timestamp| is_open || state.head_time.millis_since(at) <= COUNTED_AGE_MAX_MS;
-    let weighed = state.shards.values().filter_map(|shard| shard.weighed.as_ref());
-    let known = weighed.filter(|w| fresh(w.at)).fold(SlotSet::default(), |all, w| all.with(&w.slots));
+    let fresh = |w: &&Weighed| state.head_time.millis_since(w.at) <= COUNTED_AGE_MAX_MS;
+    let counted = weighed(state).into_iter().filter(fresh);
+    let known = counted.fold(SlotSet::default(), |all, w| all.with(&w.slots));
     let lacks = state.shards.values().filter(|shard| !shard.slots.without(&known).is_empty());
     lacks.filter_map(|shard| shard.in_force).collect()
 }
 
+/// The members who have to be asked in the next look what is in their slots: nothing else is waited for.
+pub fn uncounted(state: &ClusterState) -> BTreeSet<MemberId> {
+    let is_waited_for = state.standing.waits.iter().any(|wait| wait.reason == WaitReason::SlotsUncounted);
+    if is_waited_for { lacking(state) } else { BTreeSet::new() }
+}
+
+/// Who does not serve cannot be asked: its return is seen anyhow.
 fn first_uncounted(view: &View<'_>) -> Option<Hindrance> {
-    let soon = view.now.plus_millis(LOOK_AGAIN_MS);
-    uncounted(view.state).into_iter().next().map(|id| (WaitReason::SlotsUncounted, id, Some(soon)))
+    let member = lacking(view.state).into_iter().next()?;
+    let serves = topology::serving_primary(view, member.shard) == Some(member);
+    let at = serves.then(|| view.now.plus_millis(LOOK_AGAIN_MS));
+    Some((WaitReason::SlotsUncounted, member, at))
 }
 
 fn waiting((reason, about, at): Hindrance) -> StepOutcome {
@@ -267,16 +296,21 @@ fn under_way(view: &View<'_>, source: MemberId) -> Result<(), Option<Hindrance>>
 }
 
 /// Slots that are on their way atomically, as the operator had told, and that nobody wants to go there any more. By who gives them.
-fn unwanted(state: &ClusterState, wanted: &[Move]) -> BTreeMap<ShardId, SlotSet> {
+fn unneeded(state: &ClusterState, wanted: &[Move]) -> BTreeMap<ShardId, SlotSet> {
     let mut found = BTreeMap::new();
+    let by_load = state.spec.as_ref().filter(|spec| spec.balance != Balance::Slots);
     for from in state.shards.keys() {
         let Some(node) = state.holder_node(*from) else { continue };
         let running = node.exports.iter().filter(|export| export.state == ExportState::Running);
         let slots = running.fold(SlotSet::default(), |all, export| {
             let to = shard_of(state, &export.to);
             let told = to.and_then(|to| Some(state.shards.get(&to)?.awaited.common(&export.slots)));
-            let is_wanted =
-                |m: &Move| m.from == *from && Some(m.to) == to && !m.slots.common(&export.slots).is_empty();
+            // By load it matters little who of those that stay gets a slot, and what arrives elsewhere changes that.
+            let is_welcome = by_load.is_some_and(|spec| to.is_some_and(|to| to.0 < spec.shards));
+            let is_wanted = |m: &Move| {
+                let same = Some(m.to) == to || is_welcome;
+                m.from == *from && same && !m.slots.common(&export.slots).is_empty()
+            };
             if wanted.iter().any(is_wanted) { all } else { all.with(&told.unwrap_or_default()) }
         });
         if !slots.is_empty() {
@@ -317,10 +351,13 @@ fn job(
     let (giver, getter) = (giver.ok_or(None)?, getter.ok_or(None)?);
     let (by, limits) =
         if both_atomic(view, source, target) { (Means::Atomic, JOB) } else { (Means::ByKey, JOB_BY_KEY) };
-    let all = view.reading(source).and_then(|reading| reading.keys);
-    let is_counted = view.shard(source.shard).weighed.is_some_and(|weighed| weighed.weights.is_some());
-    let keys = Loads::of_keys(counted(view.state).filter(|_| is_counted))
-        .or_else(|| all.map(|keys| Loads::even(share(keys, giver.slots.len()))));
+    let keys = view.reading(source).and_then(|reading| reading.keys).map(|all| {
+        let weighed = weighed(view.state);
+        let is_counted = weighed.iter().any(|w| w.by == source && w.weights.is_some());
+        let counted = Loads::of_keys(weighed.into_iter().filter_map(|w| w.weights.as_ref()));
+        let counted = counted.filter(|_| is_counted).map(|loads| loads.grown(&giver.slots, all));
+        counted.unwrap_or_else(|| Loads::even(share(all, giver.slots.len())))
+    });
     let slots = match &keys {
         Some(keys) => first_job(slots, keys, limits),
         None => slots.iter().rev().take(JOB_SLOTS_UNKNOWN).collect(),
@@ -375,8 +412,11 @@ fn both_atomic(view: &View<'_>, source: MemberId, target: MemberId) -> bool {
     knows(source) && knows(target)
 }
 
-fn close() -> StepOutcome {
-    let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, Reason::ReshardComplete);
+fn close(state: &ClusterState) -> StepOutcome {
+    let by_load = state.spec.as_ref().is_some_and(|spec| spec.balance != Balance::Slots);
+    let untold = weighed(state).iter().any(|w| w.weights.is_none());
+    let reason = if by_load && untold { Reason::BalancedUncounted } else { Reason::ReshardComplete };
+    let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, reason);
     decision.operation = Some(OperationChange::Close { kind: OperationKind::Reshard });
     StepOutcome::Decided(Box::new(decision))
 }

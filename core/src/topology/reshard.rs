@@ -27,7 +27,7 @@ pub const JOB: Limits = Limits { keys_max: 40_000, slots_max: SLOTS as usize, ru
 /// Key by key, which goes on by itself and is not stopped by a pause: some seconds' worth at 30,000 keys a second.
 pub const JOB_BY_KEY: Limits = Limits { keys_max: 100_000, slots_max: 256, runs_max: 256 };
 
-/// A shard that has this part of its share too much, by load, has enough: keys come and go while slots move, and what is in a slot is
+/// Where no shard has this part of its share too much or too little, by load, it is even: keys come and go while slots move, and what is in a slot is
 /// known by and large. One in so many.
 const TOLERANCE: u64 = 50;
 
@@ -94,7 +94,7 @@ fn by_count(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> V
 /// A slot that goes from one shard to another.
 type Goes = (ShardId, ShardId, u16);
 
-/// Who has to go gives everything; who has clearly more than its share gives what is not more than the rest of that. It goes to who has
+/// Who has to go gives everything; where somebody has clearly more or less than its share, who has more gives what is not more than the rest of that. It goes to who has
 /// less and will not have more: so every move brings both nearer, and a plan that is made anew in the middle goes on.
 fn by_load(
     owned: &BTreeMap<ShardId, SlotSet>,
@@ -108,8 +108,10 @@ fn by_load(
     let surplus = |shard: &ShardId| has(shard).saturating_sub(share);
     let goes_away = |(shard, _): &(&ShardId, &SlotSet)| !wanted.contains(shard);
     let (going, staying): (Vec<_>, Vec<_>) = owned.iter().partition(goes_away);
-    let giving: Vec<_> =
-        staying.into_iter().filter(|(shard, _)| surplus(shard) > share / TOLERANCE).collect();
+    let enough = share / TOLERANCE;
+    let lacks = wanted.iter().any(|shard| has(shard) < share.saturating_sub(enough));
+    let gives = |(shard, _): &(&ShardId, &SlotSet)| surplus(shard) > if lacks { 0 } else { enough };
+    let giving: Vec<_> = staying.into_iter().filter(gives).collect();
     let sums =
         going.iter().map(|(shard, _)| has(shard)).chain(giving.iter().map(|(shard, _)| surplus(shard)));
     let levels = wanted.iter().map(|shard| (*shard, has(shard))).collect();

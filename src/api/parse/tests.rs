@@ -211,6 +211,18 @@ fn a_wish_to_even_out_slots_is_a_text_of_its_own_and_only_where_there_are_slots(
 }
 
 #[test]
+fn an_endless_text_is_refused_in_few_words() {
+    for key in ["rebalance", "confirm-blank"] {
+        let text = "x".repeat(100_000);
+        let annotations = json!({ format!("valkeeper.io/{key}"): text });
+        let refused = parse(&cluster(json!({ "topology": "Cluster" }), annotations)).unwrap_err();
+        assert_eq!(refused.field, format!("metadata.annotations[valkeeper.io/{key}]"));
+        assert_eq!(refused.allowed, "allowed: at most 128 bytes");
+        assert_eq!(refused.value, format!("{}…", "x".repeat(200)));
+    }
+}
+
+#[test]
 fn requests_by_annotation_are_carried_over() {
     let annotations = json!({ "valkeeper.io/restart": "monday", "valkeeper.io/confirm-blank": "yes" });
     let cluster = cluster(json!({ "topology": "Replication" }), annotations);
