@@ -158,7 +158,10 @@ impl World {
 
     /// Puts so many keys into each of the slots.
     pub(super) fn fill(&mut self, slots: &SlotSet, keys: u64) {
-        self.filled.extend(slots.iter().map(|slot| (slot, keys)));
+        for (before, _) in &mut self.filled {
+            *before = before.without(slots);
+        }
+        self.filled.push((slots.clone(), keys));
     }
 
     /// What is in the slots of a node: the keys that its writes stand for are spread over all of them.
@@ -169,13 +172,15 @@ impl World {
         let spread = self.keys(id) - filled;
         let each = |at: usize, slot: u16| {
             let more = u64::from((at as u64) < spread % count);
-            self.filled.get(&slot).copied().unwrap_or_default() + spread / count + more
+            let filled =
+                self.filled.iter().find(|(slots, _)| slots.contains(slot)).map_or(0, |(_, keys)| *keys);
+            filled + spread / count + more
         };
         slots.iter().enumerate().map(|(at, slot)| (slot, each(at, slot))).collect()
     }
 
     fn filled_in(&self, slots: &SlotSet) -> u64 {
-        self.filled.iter().filter(|(slot, _)| slots.contains(**slot)).map(|(_, keys)| keys).sum()
+        self.filled.iter().map(|(these, keys)| these.common(slots).len() as u64 * keys).sum()
     }
 
     /// How many keys a server has, primary or not.

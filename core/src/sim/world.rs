@@ -103,8 +103,8 @@ pub struct World {
     pub slots_hang: bool,
     /// The slot of each write, in a Valkey Cluster.
     pub(super) slot_of: BTreeMap<u64, u16>,
-    /// Keys in a slot beside those of the writes.
-    pub(super) filled: BTreeMap<u16, u64>,
+    /// Keys in each of some slots beside those of the writes.
+    pub(super) filled: Vec<(SlotSet, u64)>,
     /// Whether servers tell how many keys are in a slot.
     pub(super) tells_keys: bool,
     /// Why every job fails, if the story says so.
@@ -148,7 +148,7 @@ impl World {
             release: "9.1.2".to_owned(),
             slots_hang: false,
             slot_of: BTreeMap::new(),
-            filled: BTreeMap::new(),
+            filled: Vec::new(),
             tells_keys: true,
             slots_refused: None,
             unschedulable: BTreeSet::new(),
