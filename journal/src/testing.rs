@@ -11,6 +11,7 @@ use valkeeper_core::{
     ids::{Digest, MemberId, Seq, ShardId},
     observation::{Evidence, Executed, NodeFacts, ObjectFacts, ObjectKind, ObjectRef, Observed, SpecFact},
     slots::{SLOTS, SlotSet},
+    weights::SlotWeights,
 };
 
 /// One event of each kind, in the order of their numbers.
@@ -70,6 +71,10 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         },
         Event::LevelRaised { level: 1, version: "0.1.0".to_owned() },
         Event::NodeChanged { member: MemberId::new(0, 1), node },
+        Event::SlotsWeighed {
+            member: MemberId::new(0, 1),
+            weights: Some(SlotWeights::sum_up(&[(0, 3), (1, 0)], 4_096)),
+        },
     ]
 }
 

@@ -18,6 +18,7 @@ use valkeeper_core::{
     ids::{MemberId, NodeId, Seq},
     observation::NodeFacts,
     state::ClusterState,
+    weights::SlotWeights,
 };
 use valkeeper_journal::{
     Backend, Error, Folded, Journal, KINDS, LEVEL_MAX, MayGo, Memory, Retention, Stored, StreamId, Whole,
@@ -69,7 +70,9 @@ async fn written() -> (Whole, Whole) {
     let level = Event::LevelRaised { level: LEVEL_MAX, version: env!("CARGO_PKG_VERSION").to_owned() };
     // The kinds that the story lacks.
     let closed = Event::DecisionClosed { decision: Seq(8), how: CloseReason::Superseded };
-    journal.append(vec![closed, node(), level], last).await.unwrap();
+    let counts = SlotWeights::sum_up(&[(0, 3), (1, 900), (7, 0)], 4_096);
+    let weighed = Event::SlotsWeighed { member: MemberId::new(0, 1), weights: Some(counts) };
+    journal.append(vec![closed, node(), weighed, level], last).await.unwrap();
     let whole = read_all(&*memory, &stream).await.unwrap();
     journal.retain(Retention { keep_bytes: 20_000, keep_ms: None, may_go: MayGo::Any });
     assert_eq!(journal.trim(last).await.unwrap().records.len(), 1);
