@@ -142,14 +142,19 @@ impl Desk<'_> {
     async fn archive(&self) -> anyhow::Result<Copy> {
         let pid = self.world.operator.pid().await?;
         let copy = Copy(std::env::temp_dir().join(format!("valkeeper-archive-{}", std::process::id())));
-        let _ = std::fs::remove_dir_all(&copy.0);
         let from = format!("/proc/{pid}/root{ARCHIVE}");
-        let copied = Command::new("cp").args(["-r", &from]).arg(&copy.0).output().context("cp")?;
-        if copied.status.success() {
-            Ok(copy)
-        } else {
-            bail!("cp: {}", String::from_utf8_lossy(&copied.stderr).trim())
-        }
+        // A file that is being written gets its name when it is whole, and then the other name is gone.
+        until("a copy of the archive", PATIENCE, || async {
+            let _ = std::fs::remove_dir_all(&copy.0);
+            let copied = Command::new("cp").args(["-r", &from]).arg(&copy.0).output().context("cp")?;
+            if copied.status.success() {
+                Ok(())
+            } else {
+                bail!("cp: {}", String::from_utf8_lossy(&copied.stderr).trim())
+            }
+        })
+        .await?;
+        Ok(copy)
     }
 
     /// Deletes the journal's ConfigMaps; waits until the operator has noticed. The last record that was there.
