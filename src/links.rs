@@ -105,18 +105,10 @@ impl Links {
     }
 
     /// Has members count what is in their slots, all at once. If a connection ends meanwhile nobody has been asked: each millisecond
-    /// here may be one of outage.
-    /// Who is too slow is left out a few times, to be asked again: a server that forks, or works off a burst, counts a moment later.
+    /// here may be one of outage. Who is too slow is left out a few times.
     pub async fn weigh(&mut self, slots: &BTreeMap<MemberId, SlotSet>) -> Weighed {
-        let mut weighed = self.weigh_once(slots).await;
-        for (member, told) in &weighed {
-            let tries = self.slow.entry(*member).or_default();
-            *tries = if *told == Err(valkey::Error::Silent) { tries.saturating_add(1) } else { 0 };
-        }
-        let tries = |member: &MemberId| self.slow.get(member).copied().unwrap_or_default();
-        weighed.retain(|member, _| !(1..COUNTS_MAX).contains(&tries(member)));
-        self.slow.retain(|_, tries| (1..COUNTS_MAX).contains(tries));
-        weighed
+        let weighed = self.weigh_once(slots).await;
+        without_slow(&mut self.slow, weighed)
     }
 
     async fn weigh_once(&self, slots: &BTreeMap<MemberId, SlotSet>) -> Weighed {
@@ -136,5 +128,50 @@ impl Links {
     /// When a member answered last at the address where it is now, in this task.
     pub fn answered_at(&self, member: MemberId) -> Option<Instant> {
         self.answered.get(&member).copied()
+    }
+}
+
+/// Leaves out who is to be asked again, as he was too slow: a server that forks, or works off a burst, counts a moment later. `slow`: how
+/// often in a row each was.
+fn without_slow(slow: &mut BTreeMap<MemberId, u32>, mut weighed: Weighed) -> Weighed {
+    weighed.retain(|member, told| {
+        if *told != Err(valkey::Error::Silent) {
+            slow.remove(member);
+            return true;
+        }
+        let tries = slow.entry(*member).or_default();
+        *tries = tries.saturating_add(1);
+        let gives_up = *tries >= COUNTS_MAX;
+        if gives_up {
+            slow.remove(member);
+        }
+        gives_up
+    });
+    weighed
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_is_too_slow_to_count_is_asked_five_times_in_a_row() {
+        let (quick, busy) = (MemberId::new(0, 0), MemberId::new(1, 0));
+        let counted = || Ok(SlotWeights::sum_up(&[(0, 1)], 1));
+        let told = |slow: &mut BTreeMap<_, _>, by_busy: Result<SlotWeights, valkey::Error>| {
+            let weighed = without_slow(slow, Weighed::from([(quick, counted()), (busy, by_busy)]));
+            assert_eq!(weighed.get(&quick), Some(&counted()));
+            weighed.contains_key(&busy)
+        };
+        let mut slow = BTreeMap::new();
+        let silent = || Err(valkey::Error::Silent);
+        for _ in 0..2 {
+            assert_eq!([0; 4].map(|_| told(&mut slow, silent())), [false; 4]);
+            assert!(told(&mut slow, silent()), "the fifth time in a row it does not tell");
+        }
+        assert!(!told(&mut slow, silent()));
+        assert!(told(&mut slow, counted()), "a moment later");
+        assert_eq!([0; 4].map(|_| told(&mut slow, silent())), [false; 4], "and counted from the first again");
+        assert!(told(&mut BTreeMap::new(), Err(valkey::Error::Closed)), "that is another's business");
     }
 }

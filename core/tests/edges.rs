@@ -191,3 +191,17 @@ fn a_wish_that_a_lost_journal_does_not_know_of_is_not_fulfilled_once_more() {
                 set rebalance=rebalance@2\nrun\nexpect decided SlotsHandedOver\nexpect even-keys 10\nexpect quiet\n";
     Story::parse(text).run(Perturbation::None, |_, _| {}).unwrap();
 }
+
+#[test]
+fn what_was_counted_ten_minutes_ago_is_counted_again_before_anything_moves() {
+    let counted = |rest: &str| {
+        let text = format!(
+            "cluster topology=Cluster shards=2 replicas=0\nrun\nwrite 20 to 0\nset shards=3\nrun 1150ms\nset paused=true\n\
+             {rest}\nset paused=false\nrun\nexpect balanced\nexpect ready\n"
+        );
+        let sim = after(&text);
+        let by_0 = |record: &&Record| matches!(&record.event, Event::SlotsWeighed { member, weights: Some(_) } if member.shard.0 == 0);
+        sim.records.iter().filter(by_0).count()
+    };
+    assert_eq!((counted("run 500s"), counted("run 700s")), (1, 2));
+}

@@ -32,6 +32,16 @@ impl Shard {
         shard
     }
 
+    /// Two primaries, and a replica of the one that has all slots.
+    async fn two_and_a_replica() -> Shard {
+        let shard = Shard::with_nodes(3, ON_DISK);
+        shard.open_first(2).await;
+        shard.at_gate(2, EPOCH).await;
+        shard.meet(0, &shard.members[2]).await;
+        shard.follow(2, 0, 5).await;
+        shard
+    }
+
     /// Opens so many of the members as primaries.
     async fn open_first(&self, count: u16) {
         self.begin(0, 5, "0-16383").await;
@@ -293,12 +303,8 @@ async fn a_member_that_is_told_to_end_in_the_middle_of_a_slot_does_not_wait_for_
 
 #[tokio::test]
 async fn a_shard_that_changes_hands_in_the_middle_of_a_slot_goes_on_from_its_new_primary() {
-    let shard = Shard::with_nodes(3, ON_DISK);
+    let shard = Shard::two_and_a_replica().await;
     let [first, second, replica] = &shard.members[..] else { panic!("three members") };
-    shard.open_first(2).await;
-    shard.at_gate(2, EPOCH).await;
-    shard.meet(0, replica).await;
-    shard.follow(2, 0, 5).await;
     first.fill_slot(MANY).await;
     let slots = SLOT.to_string();
     shard.hand(0, 1, &slots).await.unwrap();
@@ -381,12 +387,8 @@ async fn slots_that_are_open_are_closed_where_they_are_when_the_target_is_the_no
 
 #[tokio::test]
 async fn a_slot_that_a_replica_cannot_hear_of_stays_where_it_is() {
-    let shard = Shard::with_nodes(3, ON_DISK);
+    let shard = Shard::two_and_a_replica().await;
     let [first, second, replica] = &shard.members[..] else { panic!("three members") };
-    shard.open_first(2).await;
-    shard.at_gate(2, EPOCH).await;
-    shard.meet(0, replica).await;
-    shard.follow(2, 0, 5).await;
     let pid = replica.server_pid().await;
     signal(pid, "STOP");
     let told = shard.hand(0, 1, "3").await;

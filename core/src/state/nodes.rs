@@ -401,6 +401,26 @@ mod tests {
         NodeFacts { epoch, slots: slots.parse().unwrap(), ..node(own, &[]) }
     }
 
+    #[test]
+    fn only_the_primary_in_force_says_what_is_in_the_slots_of_its_shard() {
+        let weights = |slot| Some(SlotWeights::sum_up(&[(slot, 7)], 0));
+        let says = |state: &ClusterState| state.shards[&ME.shard].weighed.clone().map(|w| (w.by, w.weights));
+        let mut state = two_shards();
+        let replica = MemberId { shard: ME.shard, ordinal: 1 };
+        add(&mut state, Event::SlotsWeighed { member: replica, weights: weights(1) });
+        assert_eq!(says(&state), None);
+        add(&mut state, Event::SlotsWeighed { member: ME, weights: weights(2) });
+        assert_eq!(says(&state), Some((ME, weights(2))));
+        add(&mut state, Event::SlotsWeighed { member: ME, weights: None });
+        assert_eq!(says(&state), Some((ME, None)), "it does not tell any more");
+        add(&mut state, Event::ServerChanged { member: ME, server: Observed::Unknown(Why::Silent) });
+        add(&mut state, Event::SlotsWeighed { member: ME, weights: weights(3) });
+        assert_eq!(says(&state), Some((ME, None)), "who does not serve says nothing");
+        let begins = Event::EpochStarted { writer: "w".into(), version: "v".into(), lost_through: None };
+        add(&mut state, begins);
+        assert_eq!(says(&state), None, "durations and facts never span epochs");
+    }
+
     fn slots_of(state: &ClusterState) -> [String; 2] {
         [ME, OTHER].map(|member| state.shards[&member.shard].slots.to_string())
     }

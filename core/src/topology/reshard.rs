@@ -27,8 +27,8 @@ pub const JOB: Limits = Limits { keys_max: 40_000, slots_max: SLOTS as usize, ru
 /// Key by key, which goes on by itself and is not stopped by a pause: some seconds' worth at 30,000 keys a second.
 pub const JOB_BY_KEY: Limits = Limits { keys_max: 100_000, slots_max: 256, runs_max: 256 };
 
-/// Where no shard has this part of its share too much or too little, by load, it is even: keys come and go while slots move, and what is in a slot is
-/// known by and large. One in so many.
+/// Where no shard has this part of its share too much or too little, by load, it is even: keys come and go while slots move, and what is in
+/// a slot is known by and large. One in so many.
 const TOLERANCE: u64 = 50;
 
 /// Slots that one shard gives to another.
@@ -94,8 +94,9 @@ fn by_count(owned: &BTreeMap<ShardId, SlotSet>, wanted: &BTreeSet<ShardId>) -> V
 /// A slot that goes from one shard to another.
 type Goes = (ShardId, ShardId, u16);
 
-/// Who has to go gives everything; where somebody has clearly more or less than its share, who has more gives what is not more than the rest of that. It goes to who has
-/// less and will not have more: so every move brings both nearer, and a plan that is made anew in the middle goes on.
+/// Who has to go gives everything; where somebody has clearly more or less than its share, who has more gives what is not more than the rest
+/// of that. It goes to who has less and will not have more: so every move brings both nearer, and a plan that is made anew in the middle
+/// goes on.
 fn by_load(
     owned: &BTreeMap<ShardId, SlotSet>,
     wanted: &BTreeSet<ShardId>,
@@ -285,6 +286,23 @@ mod tests {
         assert_eq!(first_job(&all, &each(1_000), JOB_BY_KEY).to_string(), "2900-2999");
         assert_eq!(first_job(&all, &each(0), JOB_BY_KEY).to_string(), "2744-2999");
         assert!(first_job(&SlotSet::default(), &each(0), JOB).is_empty());
+    }
+
+    #[test]
+    fn by_load_who_lacks_much_is_helped_though_nobody_has_much_too_much() {
+        // Fifteen shards of 1,000 slots each, and one of 700.
+        let runs = (0..16_u16).map(|shard| (shard * 1_000, if shard < 15 { 999 } else { 699 }));
+        let sixteen: BTreeMap<ShardId, SlotSet> = (0..)
+            .map(ShardId)
+            .zip(runs.map(|(first, last)| format!("{first}-{}", first + last).parse().unwrap()))
+            .collect();
+        let moves = plan(&sixteen, &shards(0..16), Some(&Loads::even(UNIT)), &SlotSet::default());
+        assert!(moves.iter().all(|m| m.to == ShardId(15)), "{:?}", text(&moves));
+        let after = moved(&sixteen, &moves);
+        assert!(after.values().all(|slots| (970..=982).contains(&slots.len())), "{after:?}");
+        // A hundredth more or less is none to mend.
+        let near = owned(&["0-8100", "8101-16383"]);
+        assert_eq!(plan(&near, &shards(0..2), Some(&Loads::even(UNIT)), &SlotSet::default()), []);
     }
 
     /// Slots dealt out among some shards, some to nobody.
