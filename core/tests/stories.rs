@@ -10,10 +10,7 @@
 )]
 
 use std::path::{Path, PathBuf};
-use valkeeper_core::{
-    ids::Seq,
-    sim::{Perturbation, Sim, Story},
-};
+use valkeeper_core::sim::{Perturbation, Sim, Story};
 
 fn stories() -> Vec<(String, Story)> {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
@@ -49,9 +46,9 @@ fn every_story_goes_as_written() {
 /// Runs one story under every perturbation; the failures, and how many runs there were.
 fn battery(name: &str, story: &Story) -> (Vec<String>, usize) {
     let plain = story.run(Perturbation::None, |_, _| {}).unwrap_or_else(|e| panic!("{name}: {e}"));
-    let seqs = 1..=plain.records.len() as u64;
-    let crashes = seqs.clone().map(|s| Perturbation::CrashAfter(Seq(s)));
-    let lost = seqs.map(|s| Perturbation::LoseOutcome(Seq(s)));
+    // A write is there as a whole or not at all: a crash after any of its records is the same crash.
+    let crashes = plain.writes.iter().copied().map(Perturbation::CrashAfter);
+    let lost = plain.done.iter().copied().map(Perturbation::LoseOutcome);
     let faults = (0..effects(&plain)).flat_map(|n| {
         [Perturbation::FailEffect(n), Perturbation::DoneButFailed(n), Perturbation::RepeatEffect(n)]
     });

@@ -26,6 +26,7 @@ use crate::{
     topology::terms,
     turn::turn,
 };
+use std::collections::BTreeSet;
 
 /// Turns after which a story that does not come to rest is called endless.
 const TURNS_MAX: usize = 4_000;
@@ -47,6 +48,10 @@ pub struct Sim {
     pub state: ClusterState,
     /// Faults injected into the operator.
     pub perturbation: Perturbation,
+    /// The last record of each write: where a crash differs from a crash elsewhere.
+    pub writes: BTreeSet<Seq>,
+    /// Decisions of which something was done: whose outcomes can be lost.
+    pub done: BTreeSet<Seq>,
     executed: Vec<Executed>,
     running: bool,
 }
@@ -55,7 +60,8 @@ impl Sim {
     /// A new world with the operator not yet started.
     pub fn new(world: World, perturbation: Perturbation) -> Self {
         let (records, state, executed) = (Vec::new(), ClusterState::default(), Vec::new());
-        Sim { world, records, state, perturbation, executed, running: false }
+        let (writes, done) = (BTreeSet::new(), BTreeSet::new());
+        Sim { world, records, state, perturbation, writes, done, executed, running: false }
     }
 
     /// Starts the operator: folds the journal and claims the next epoch.
@@ -129,6 +135,7 @@ impl Sim {
             decided.extend(decision.map(|d| (self.state.head, d)));
         }
         // The batch is one write: all of it is there or nothing. A crash right after it executes nothing.
+        self.writes.extend(busy.then_some(self.state.head));
         if self.perturbation.take_crash(self.state.head) {
             self.start();
             return (true, None);
@@ -137,6 +144,7 @@ impl Sim {
         self.world.authority = self.state.confirmed().collect();
         for (seq, decision) in decided.into_iter().filter(|(_, d)| !d.effects.is_empty()) {
             let outcomes = self.execute(&decision);
+            self.done.insert(seq);
             if self.perturbation.loses_outcome(seq) {
                 self.start();
                 return (true, None);
