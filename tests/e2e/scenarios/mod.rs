@@ -3,6 +3,7 @@
 mod agent;
 mod bad_input;
 mod balance;
+mod by_key;
 mod cluster;
 mod cluster_life;
 mod fencing;
@@ -120,6 +121,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("reshard-out-in", WithAReadyLedger, false, reshard::out_in),
     scenario!("reshard-faults", WithAReadyLedger, true, reshard::faults),
     scenario!("reshard-never-starts", WithAReadyLedger, true, reshard::never_starts),
+    scenario!("slots-half-moved", WithAReadyLedger, false, by_key::half_moved),
 ];
 
 /// Those that take too long for every run: only when they are asked for by their whole name.
@@ -128,7 +130,8 @@ pub const BY_HAND: &[Scenario] = &[
     scenario!("cluster-replicas", WithAReadyLedger, false, cluster_life::replicas),
     scenario!("reshard-operator", WithAReadyLedger, true, reshard::operator_killed),
     scenario!("cluster-balance", WithoutALedger, false, balance::by_keys),
-    scenario!("reshard-by-key", WithoutALedger, true, reshard::by_key),
+    scenario!("reshard-by-key", WithoutALedger, true, by_key::source_killed),
+    scenario!("cluster-upgrade", WithoutALedger, false, by_key::upgrade),
     scenario!("reshard-rounds", WithAReadyLedger, false, reshard::rounds),
 ];
 

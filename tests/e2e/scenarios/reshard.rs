@@ -4,10 +4,8 @@
 use super::{
     World,
     cluster::{GOSSIP_MAX, REPLICAS, SETTLED_MAX, SHARDS, acquainted, kept, members_of, settled, sized},
-    remove_with_claims,
 };
 use crate::support::{
-    Place,
     journal::Journal,
     keys::{Keys, any_node},
     load::{Figures, Load, Log, maximum},
@@ -160,43 +158,6 @@ pub async fn rounds(world: &World) -> anyhow::Result<String> {
     Ok(format!("shards {}; those in parentheses were not awaited", told.join(" ")))
 }
 
-/// Servers that move slots key by key: out, with who gives killed on the way, and in again.
-pub async fn by_key(world: &World) -> anyhow::Result<String> {
-    let subject = &world.ledger;
-    subject.apply(&older(world.place, FEW)).await?;
-    subject.ready().await?;
-    let run = Run::start(subject, FEW).await?;
-    let (before, begun) = (counts(subject).await?, Instant::now());
-    subject.apply(&older(world.place, FEW + 1)).await?;
-    let now = under_way(subject, &before).await?;
-    let victim = Fault::Source.victim(&before, &now, FEW + 1);
-    let kill = strike(world, Fault::Source, victim).await?.context("nobody was giving")?;
-    complete(subject, FEW + 1).await.context("out")?;
-    let (out, begun) = (begun.elapsed(), Instant::now());
-    subject.apply(&older(world.place, FEW)).await?;
-    complete(subject, FEW).await.context("in")?;
-    let back = begun.elapsed();
-    let told = run.finish(subject, &[kill]).await?;
-    Journal::of(subject).await?.holds()?;
-    remove_with_claims(subject).await?;
-    Ok(format!(
-        "{FEW} -> {} in {:.1} s with its source killed, back in {:.1} s; {told}",
-        FEW + 1,
-        out.as_secs_f64(),
-        back.as_secs_f64()
-    ))
-}
-
-/// The same with servers that know no atomic slot migration.
-fn older(place: Place, shards: u16) -> Value {
-    let mut spec = sized(shards, REPLICAS);
-    spec["image"] = json!(match place {
-        Place::Local => "valkeeper.local/valkey:8.1",
-        Place::Existing => "valkey/valkey:8.1",
-    });
-    spec
-}
-
 /// A new shard that no node takes, and a user who thinks better of it: nothing ever moves.
 pub async fn never_starts(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
@@ -261,7 +222,7 @@ pub(super) struct Run {
 }
 
 impl Run {
-    async fn start(subject: &Subject, shards: u16) -> anyhow::Result<Run> {
+    pub(super) async fn start(subject: &Subject, shards: u16) -> anyhow::Result<Run> {
         settled(subject, shards, REPLICAS).await?;
         Run::with(subject, Keys::write(subject, KEYS).await?).await
     }
@@ -302,7 +263,7 @@ pub(super) async fn reshard(subject: &Subject, shards: u16) -> anyhow::Result<Du
     Ok(begun.elapsed())
 }
 
-async fn complete(subject: &Subject, shards: u16) -> anyhow::Result<()> {
+pub(super) async fn complete(subject: &Subject, shards: u16) -> anyhow::Result<()> {
     until("every shard to have its share", RESHARD_MAX, || async { even(&counts(subject).await?, shards) })
         .await?;
     until("nothing to be left of other shards", PATIENCE, || nothing_beyond(subject, shards)).await?;
@@ -373,7 +334,7 @@ where
 }
 
 /// Waits until slots have begun to move; who has how many then.
-async fn under_way(subject: &Subject, before: &Counts) -> anyhow::Result<Counts> {
+pub(super) async fn under_way(subject: &Subject, before: &Counts) -> anyhow::Result<Counts> {
     let moved = until("slots to be on their way", RESHARD_MAX, || async {
         let now = counts(subject).await?;
         if now == *before { bail!("nothing has moved") } else { Ok(now) }
@@ -383,7 +344,7 @@ async fn under_way(subject: &Subject, before: &Counts) -> anyhow::Result<Counts>
 
 /// Whose process is killed in the middle of a reshard.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Fault {
+pub(super) enum Fault {
     /// The operator's.
     Operator,
     /// The server of a primary that gives slots.
@@ -396,7 +357,7 @@ enum Fault {
 
 impl Fault {
     /// The shard that it is about, by who had and who has how many slots.
-    fn victim(self, before: &Counts, now: &Counts, shards: u16) -> Option<u16> {
+    pub(super) fn victim(self, before: &Counts, now: &Counts, shards: u16) -> Option<u16> {
         let had = |shard: u16| before.get(&shard).copied().unwrap_or_default();
         let has = |shard: u16| now.get(&shard).copied().unwrap_or_default();
         let mut all = 0..FEW.max(MANY);
@@ -451,7 +412,11 @@ async fn with_fault(
 }
 
 /// Kills a process; the time just before, if it was a server's.
-async fn strike(world: &World, fault: Fault, victim: Option<u16>) -> anyhow::Result<Option<Instant>> {
+pub(super) async fn strike(
+    world: &World,
+    fault: Fault,
+    victim: Option<u16>,
+) -> anyhow::Result<Option<Instant>> {
     let subject = &world.ledger;
     if fault == Fault::Operator {
         signal(world.operator.pid().await?, "KILL")?;

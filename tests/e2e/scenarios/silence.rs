@@ -18,8 +18,8 @@ const PROMOTED_MAX: Duration = Duration::from_secs(60);
 /// Acknowledged writes of each client that show that somebody serves again: more than an answer that was on its way at the freeze.
 const WRITES: usize = 100;
 /// How much longer than the detection window a shard of a Valkey Cluster may be without writes, in milliseconds. The fence and the election
-/// take up to 0.7 s when both cores are busy, and a look may have been made just before the freeze.
-const BEYOND_WINDOW_MS: f64 = 1_000.0;
+/// take 0.2 to 0.7 s, 1.3 s on a busy machine; another try of either takes longer than this.
+const BEYOND_WINDOW_MS: f64 = 3_000.0;
 
 /// A frozen primary is fenced before another is promoted, and what was acknowledged stays.
 pub async fn frozen(world: &World) -> anyhow::Result<String> {
