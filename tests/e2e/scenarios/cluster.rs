@@ -311,15 +311,21 @@ pub async fn all_deleted(world: &World) -> anyhow::Result<String> {
     for member in subject.members().await? {
         subject.delete_pod(&member.name).await?;
     }
-    until("every key to be read from new pods", PATIENCE, || async {
-        let members = subject.members().await?;
-        if let Some(left) = members.iter().find(|member| old.contains(&member.uid)) {
-            bail!("{} is the old one still", left.name);
-        }
-        read_keys(subject, &run).await
-    })
-    .await?;
-    let read = fault.elapsed();
+    let new_pods = async {
+        until("every pod to be another", PATIENCE, || none_of(subject, &old)).await?;
+        subject.all_running(members_of(SHARDS, REPLICAS)).await?;
+        anyhow::Ok(fault.elapsed())
+    };
+    let keys = async {
+        until("every key to be read from new pods", PATIENCE, || async {
+            none_of(subject, &old).await?;
+            read_keys(subject, &run).await
+        })
+        .await?;
+        anyhow::Ok(fault.elapsed())
+    };
+    // Pods are Kubernetes' part of it.
+    let (running, read) = tokio::try_join!(new_pods, keys)?;
     // A node that was away is held for dead by others for some seconds after its return, served as it is.
     until("all slots to be served by every node's word", SETTLED_MAX, || {
         nodes_say(subject, members_of(SHARDS, REPLICAS), &[])
@@ -335,12 +341,22 @@ pub async fn all_deleted(world: &World) -> anyhow::Result<String> {
     // Nobody was killed: every server could write down what it had acknowledged.
     outages.nothing_is_excused()?;
     Ok(format!(
-        "{KEYS} keys of all slots read after {:.1} s, served by every node's word after {:.1} s, Ready after {:.1} s; {}",
+        "{KEYS} keys of all slots read after {:.1} s (the last pod ran after {:.1} s), served by every node's word after {:.1} s, Ready \
+         after {:.1} s; {}",
         read.as_secs_f64(),
+        running.as_secs_f64(),
         served.as_secs_f64(),
         ready.as_secs_f64(),
         outages.line()?,
     ))
+}
+
+/// No pod has one of these uids.
+pub(super) async fn none_of(subject: &Subject, old: &HashSet<String>) -> anyhow::Result<()> {
+    match subject.members().await?.iter().find(|member| old.contains(&member.uid)) {
+        Some(left) => bail!("{} is the old one still", left.name),
+        None => Ok(()),
+    }
 }
 
 fn keys(run: &str) -> impl Iterator<Item = (String, String)> {

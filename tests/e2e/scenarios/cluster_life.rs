@@ -6,7 +6,7 @@ use super::{
     World,
     cluster::{
         GOSSIP_MAX, Outages, REPLICAS, SETTLED_MAX, SHARDS, Shard, acquainted, killed, ledger, load, load_of,
-        members_of, settled, sized,
+        members_of, none_of, settled, sized,
     },
     reshard::reshard,
 };
@@ -66,13 +66,7 @@ async fn rolled(subject: &Subject, wanted: &serde_json::Value) -> anyhow::Result
     let old: HashSet<String> = subject.members().await?.into_iter().map(|member| member.uid).collect();
     let begun = Instant::now();
     subject.apply(wanted).await?;
-    until("every pod to be another", PATIENCE, || async {
-        match subject.members().await?.iter().find(|member| old.contains(&member.uid)) {
-            Some(left) => bail!("{} is the old one still", left.name),
-            None => Ok(()),
-        }
-    })
-    .await?;
+    until("every pod to be another", PATIENCE, || none_of(subject, &old)).await?;
     whole(subject, SHARDS, REPLICAS).await?;
     Ok(begun.elapsed())
 }
