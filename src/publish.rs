@@ -13,6 +13,7 @@ use crate::{
     k8s::{
         self, apply,
         events::{News, Severity},
+        watch,
     },
     keeping::Archiving,
     objects,
@@ -129,7 +130,7 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
     status.message = k8s::chain(error);
     status.observed_generation = generation;
     if !live.status.as_ref().is_some_and(|s| same(s, &status)) {
-        write(shell, &live, &status).await;
+        write(shell, id, &live, &status).await;
     }
 }
 
@@ -348,18 +349,24 @@ async fn print(shell: Arc<Shell>, id: ClusterId, mut editions: mpsc::Receiver<Ed
             newest = status.or(newest);
         }
         if let Some(status) = newest {
-            write(&shell, &live, &status).await;
+            write(&shell, &id, &live, &status).await;
         }
     }
 }
 
-async fn write(shell: &Shell, live: &ValkeyCluster, status: &ValkeyClusterStatus) {
+async fn write(shell: &Shell, id: &ClusterId, live: &ValkeyCluster, status: &ValkeyClusterStatus) {
     if shell.leadership.check().is_err() {
         return;
     }
     let status = serde_json::to_value(status).unwrap_or_default();
     match apply::apply_status(&shell.clients.requests, live, status).await {
-        Ok(written) => shell.world.clusters.written(&written),
+        Ok(written) => {
+            shell.world.clusters.written(&written);
+            // The watch is silent about what came in with this answer.
+            if !watch::asks_the_same(live, &written) {
+                shell.wakers.of(&id.owner).notify_one();
+            }
+        }
         Err(error) if error.is_not_found() => {}
         Err(error) => tracing::warn!(error = k8s::chain(&error), "the status was not published"),
     }

@@ -110,25 +110,26 @@ pub async fn run(clients: &Clients, namespace: Option<&str>, world: &World, wake
     let (clusters, nodes) = (watch_config(None), watch_config(None));
     let by_label = |o: Option<Owner>| o.map_or(Affects::Nobody, Affects::Cluster);
     tokio::join!(
-        follow(stream(clients, namespace, clusters), &world.clusters, wakers, |c| {
-            Affects::Resource((c.namespace().unwrap_or_default(), c.name_any()))
-        }),
-        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.pods, wakers, |o| by_label(
+        follow(stream(clients, namespace, clusters), &world.clusters, wakers, resource),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.pods, wakers, |o, _| by_label(
             owner_of(o)
         )),
-        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.stateful_sets, wakers, |o| {
+        follow(
+            stream(clients, namespace, watch_config(Some(&ours))),
+            &world.stateful_sets,
+            wakers,
+            |o, _| { by_label(owner_of(o)) }
+        ),
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.services, wakers, |o, _| {
             by_label(owner_of(o))
         }),
-        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.services, wakers, |o| by_label(
-            owner_of(o)
-        )),
-        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.config_maps, wakers, |o| {
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.config_maps, wakers, |o, _| {
             by_label(owner_of(o))
         }),
-        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.budgets, wakers, |o| by_label(
-            owner_of(o)
-        )),
-        follow(stream(clients, namespace, watch_config(Some(&our_slices))), &world.slices, wakers, |o| {
+        follow(stream(clients, namespace, watch_config(Some(&ours))), &world.budgets, wakers, |o, _| {
+            by_label(owner_of(o))
+        }),
+        follow(stream(clients, namespace, watch_config(Some(&our_slices))), &world.slices, wakers, |o, _| {
             by_label(owner_of(o))
         }),
         follow_nodes(clients, nodes, world, wakers),
@@ -143,6 +144,25 @@ enum Affects {
     Cluster(Owner),
     /// Nobody.
     Nobody,
+}
+
+/// A resource of which nothing but the status has changed concerns nobody: its task wrote that itself, and would look, record what it
+/// saw, and write the status again for ever while slots move.
+fn resource(cluster: &ValkeyCluster, known: Option<&ValkeyCluster>) -> Affects {
+    if known.is_some_and(|known| asks_the_same(known, cluster)) {
+        return Affects::Nobody;
+    }
+    Affects::Resource((cluster.namespace().unwrap_or_default(), cluster.name_any()))
+}
+
+/// True if two states of a resource differ in nothing but their status.
+pub fn asks_the_same(a: &ValkeyCluster, b: &ValkeyCluster) -> bool {
+    // Every change of the spec has a generation of its own.
+    fn asked(cluster: &ValkeyCluster) -> impl PartialEq + '_ {
+        let of = &cluster.metadata;
+        (&of.uid, of.generation, &of.deletion_timestamp, &of.finalizers, &of.annotations, &of.labels)
+    }
+    asked(a) == asked(b)
 }
 
 type Events<K> = BoxStream<'static, Result<Event<K>, watcher::Error>>;
@@ -172,14 +192,26 @@ fn watch_config(labels: Option<&str>) -> watcher::Config {
     }
 }
 
-async fn follow<K>(mut events: Events<K>, cache: &Cache<K>, wakers: &Wakers, affects: impl Fn(&K) -> Affects)
-where
+async fn follow<K>(
+    mut events: Events<K>,
+    cache: &Cache<K>,
+    wakers: &Wakers,
+    affects: impl Fn(&K, Option<&K>) -> Affects,
+) where
     K: Resource<DynamicType = ()> + Clone + Send + 'static,
 {
     while let Some(event) = next(&mut events, K::kind(&()).as_ref()).await {
+        let affected = match &event {
+            Event::Apply(object) => {
+                let known = cache.get(&object.namespace().unwrap_or_default(), &object.name_any());
+                affects(object, known.as_deref())
+            }
+            Event::Delete(object) => affects(object, None),
+            Event::Init | Event::InitApply(_) | Event::InitDone => Affects::Nobody,
+        };
         let changed = cache.take_in(&event);
         match &event {
-            Event::Apply(object) | Event::Delete(object) if changed => match affects(object) {
+            Event::Apply(_) | Event::Delete(_) if changed => match affected {
                 Affects::Resource(owner) => {
                     wakers.wake(&owner);
                     wakers.clusters.notify_one();
@@ -251,5 +283,32 @@ async fn next<K: 'static>(events: &mut Events<K>, kind: &str) -> Option<Event<K>
             Ok(event) => return Some(event),
             Err(error) => tracing::warn!(kind, error = super::chain(&error), "a watch was interrupted"),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::api::v1alpha1::ValkeyClusterStatus;
+    use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+    #[test]
+    fn a_resource_of_which_only_the_status_has_changed_wakes_nobody() {
+        let spec = serde_json::json!({ "topology": "Replication" });
+        let mut known = ValkeyCluster::new("orders", serde_json::from_value(spec).unwrap());
+        known.metadata.generation = Some(1);
+        let wakes = |change: fn(&mut ValkeyCluster)| {
+            let mut now = known.clone();
+            now.metadata.resource_version = Some("2".into());
+            change(&mut now);
+            matches!(resource(&now, Some(&known)), Affects::Resource(_))
+        };
+        assert!(!wakes(|now| now.status = Some(ValkeyClusterStatus::default())));
+        assert!(wakes(|now| now.metadata.generation = Some(2)));
+        assert!(wakes(|now| now.metadata.uid = Some("another".into())));
+        assert!(wakes(|now| now.metadata.finalizers = Some(vec!["held".into()])));
+        assert!(wakes(|now| now.metadata.annotations = Some([("a".into(), "b".into())].into())));
+        assert!(wakes(|now| now.metadata.deletion_timestamp = Some(Time(Timestamp::UNIX_EPOCH))));
+        assert!(matches!(resource(&known, None), Affects::Resource(_)), "it is new, or gone");
     }
 }
