@@ -42,7 +42,7 @@ pub struct RunArgs {
     /// The users, to which the agent adds its own in a copy.
     #[arg(long, default_value_os_t = PathBuf::from(SECRET_DIR).join("users.acl"))]
     pub aclfile: PathBuf,
-    /// Where the copy and the server's socket are.
+    /// Where that copy, one of the server's configuration file and its socket are.
     #[arg(long, default_value = "/tmp")]
     pub run_dir: PathBuf,
     /// Address of the gRPC services; by default port 7443 of every address.
@@ -95,12 +95,13 @@ pub struct Config {
 
 impl Config {
     /// Adds the environment to the command line.
-    pub fn read(args: RunArgs) -> anyhow::Result<Config> {
+    pub fn read(mut args: RunArgs) -> anyhow::Result<Config> {
         let var = |name: &'static str| std::env::var(name).context(name);
         let pod = var("POD_NAME")?;
         let member = pod.strip_prefix(&args.cluster).and_then(|rest| rest.strip_prefix('-'));
         let member = member.with_context(|| format!("POD_NAME {pod} is not of cluster {}", args.cluster))?;
         let me = member.parse().with_context(|| format!("POD_NAME {pod}"))?;
+        boot::keep_configuration(&mut args.command, &args.run_dir).context("keeping the configuration")?;
         let topology = boot::topology(&args.command)?;
         Ok(Config { namespace: var("POD_NAMESPACE")?, pod_ip: var("POD_IP")?, me, topology, args })
     }

@@ -104,6 +104,21 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
     Ok(Start { command, files, aof_left_off })
 }
 
+/// Has the server read a copy of its configuration file that stays as it is for the life of the pod. What is mounted becomes that of
+/// the next revision before the pod does, and a server of an older version does not start with a directive that it does not know.
+pub fn keep_configuration(command: &mut [String], run_dir: &Path) -> io::Result<()> {
+    let Some(conf) = command.iter_mut().skip(1).find(|arg| arg.ends_with(".conf")) else {
+        return Ok(());
+    };
+    let (copy, unfinished) = (run_dir.join("valkey.conf"), run_dir.join(".valkey.conf"));
+    if !copy.try_exists()? {
+        let whole = fs::copy(&*conf, &unfinished).and_then(|_| fs::rename(&unfinished, &copy));
+        whole.map_err(|error| io::Error::new(error.kind(), format!("{conf}: {error}")))?;
+    }
+    *conf = copy.display().to_string();
+    Ok(())
+}
+
 /// Which topology the server is of, by its configuration file.
 pub fn topology(command: &[String]) -> io::Result<Topology> {
     let enabled = configured(command, "cluster-enabled")?.as_deref() == Some("yes");
@@ -237,6 +252,31 @@ mod tests {
         fs::write(dir.join(NODES_FILE), "a node").unwrap();
         assert_eq!(files_of_node(&dir).unwrap(), Files::Rdb);
         assert_eq!(read("dump.rdb.aside").as_deref(), Some("second"));
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn what_a_pod_began_with_stays_its_configuration() {
+        let dir = std::env::temp_dir().join(format!("valkeeper-kept-{}", std::process::id()));
+        fs::create_dir(&dir).unwrap();
+        let mounted = dir.join("mounted.conf");
+        fs::write(&mounted, "port 1\n").unwrap();
+        let kept = || {
+            let mut command =
+                ["valkey-server", &mounted.display().to_string(), "--port", "2"].map(str::to_owned);
+            keep_configuration(&mut command, &dir).unwrap();
+            assert_eq!(
+                (command[0].as_str(), &command[2..]),
+                ("valkey-server", &["--port".to_owned(), "2".to_owned()][..])
+            );
+            fs::read_to_string(&command[1]).unwrap()
+        };
+        assert_eq!(kept(), "port 1\n");
+        fs::write(&mounted, "a-directive-of-tomorrow yes\n").unwrap();
+        assert_eq!(kept(), "port 1\n");
+        let mut command = ["valkey-server".to_owned()];
+        keep_configuration(&mut command, &dir).unwrap();
+        assert_eq!(command, ["valkey-server"]);
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -40,6 +40,8 @@ async fn a_server_that_is_killed_is_back_at_the_gate_and_the_agent_is_the_same()
     let _: () = member.run("SET key value").await.unwrap();
     let _: () = member.run("SAVE").await.unwrap();
     let (pid, server) = (member.pid(), member.server_pid().await);
+    // The next revision's: this pod's server does not get to see it.
+    std::fs::write(member.dir.join("valkey.conf"), "a-directive-of-tomorrow yes\n").unwrap();
     let killed = Instant::now();
     signal(server, "KILL");
     news.heard("the server's end", |state| state.exited_run_id == first.run_id).await;
