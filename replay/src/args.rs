@@ -104,7 +104,7 @@ pub enum Verb {
 pub enum Audit {
     /// Every failover: detection, evidence, choice, milliseconds, outage, loss
     Failover,
-    /// Every change of the number of shards: plan, jobs, milliseconds, stalls; exit code 3 if slots were not kept as they must be
+    /// Every time that slots were evened out: plan, jobs, milliseconds, stalls; exit code 3 if slots were not kept as they must be
     Reshard,
 }
 

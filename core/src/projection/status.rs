@@ -2,7 +2,7 @@
 
 use crate::{
     decide::View,
-    decision::{BlockReason, Operation, OperationKind, Reason, Scope, WaitReason},
+    decision::{BlockReason, Operation, OperationKind, Reason, Scope, StepName, WaitReason},
     ids::{MemberId, ShardId},
     observation::Evidence,
     projection::reason::{ConditionReason, StatusReason},
@@ -124,7 +124,20 @@ fn progress(state: &ClusterState) -> String {
         return String::new();
     };
     let failed = message.map(|words| format!("; the last handover came to nothing: {words}"));
-    format!(": {slots_moved} slots moved, {slots_left} left{}", failed.unwrap_or_default())
+    let held = held_up(state).map(|why| format!("; {why}"));
+    let more = failed.into_iter().chain(held).collect::<String>();
+    format!(": {slots_moved} slots moved, {slots_left} left{more}")
+}
+
+/// Why a reshard does not go on, if that is not the usual course of it.
+fn held_up(state: &ClusterState) -> Option<String> {
+    if state.spec.as_ref().is_some_and(|spec| spec.paused) {
+        return Some("nothing more moves while spec.paused is true".to_owned());
+    }
+    let wait = state.standing.waits.iter().find(|wait| wait.step == StepName::Reshard)?;
+    let about = wait.about.map(|member| format!(" ({member})")).unwrap_or_default();
+    (wait.reason != WaitReason::SlotsMoving)
+        .then(|| format!("{}{about}: {}", wait.reason.code(), wait.reason.explain()))
 }
 
 /// A reason, and the sentence beside it.

@@ -6,7 +6,7 @@ use crate::{
     ids::{Digest, MemberId, Seq, ShardId},
     invariant,
     observation::ObjectRef,
-    projection::status::{ConditionKind, status},
+    projection::status::{Condition, ConditionKind, status},
     slots::SlotSet,
     spec::{
         Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish,
@@ -393,11 +393,11 @@ fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
             let found: Vec<&str> = sim.state.standing.waits.iter().map(|w| w.reason.code()).collect();
             shown(found.contains(code), format!("waits: {found:?}"))
         }
-        ["reconciling", code] => {
+        ["reconciling", code, words @ ..] => {
             let conditions = status(&sim.state).conditions;
-            let why =
-                conditions.iter().find(|c| c.kind == ConditionKind::Ready && !c.holds).map(|c| c.reason);
-            shown(why.is_some_and(|r| r.code() == *code), format!("{why:?}"))
+            let found = conditions.iter().find(|c| c.kind == ConditionKind::Ready && !c.holds);
+            let is_it = |c: &Condition| c.reason.code() == *code && c.message.contains(&words.join(" "));
+            shown(found.is_some_and(is_it), format!("{found:?}"))
         }
         ["resharding", words @ ..] => {
             let found = status(&sim.state).resharding.and_then(|r| r.message).unwrap_or_default();
