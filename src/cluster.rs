@@ -34,7 +34,7 @@ use valkeeper_journal::{Backend, Journal};
 
 /// Longest pause between two turns: the net under lost wake-ups. One INFO per member and second costs a server about
 /// 0.1 % of a core, and a silent server is noticed by it.
-const PROBE_PERIOD: Duration = Duration::from_secs(1);
+pub const PROBE_PERIOD: Duration = Duration::from_secs(1);
 
 /// Shortest pause between two turns of which the first changed nothing: a rule that asks to be woken in the past must not spin.
 const PAUSE_MIN: Duration = Duration::from_millis(5);
@@ -164,11 +164,12 @@ impl Cluster {
     }
 
     /// Waits for the next reason to look. When the time has come that a rule asked for, it is acted on without waiting for who
-    /// is silent; but not twice in a row (`last` is the pace of the look before), or a slow server would never be heard.
-    pub async fn wait(&self, wake_at: Option<Timestamp>, last: Pace) -> Pace {
+    /// is silent; but not twice in a row (`last` is the pace of the look before), or a slow server would never be heard. `again`: the
+    /// longest pause after news.
+    pub async fn wait(&self, wake_at: Option<Timestamp>, again: Option<Duration>, last: Pace) -> Pace {
         let now = Instant::now();
         let due = wake_at.map_or(now + PROBE_PERIOD, |at| self.clock.moment(at));
-        let until = due.clamp(now + PAUSE_MIN, now + PROBE_PERIOD);
+        let until = due.clamp(now + PAUSE_MIN, now + again.unwrap_or(PROBE_PERIOD));
         tokio::select! {
             biased;
             () = self.links.lost.notified() => Pace::Urgent,

@@ -3,7 +3,7 @@
 
 use crate::{
     claim::{self, Before},
-    cluster::{Cluster, ClusterId, Pace, Shell},
+    cluster::{Cluster, ClusterId, PROBE_PERIOD, Pace, Shell},
     execute,
     health::OutagePart,
     k8s,
@@ -32,6 +32,10 @@ const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// same. What is not done by then is tried again.
 const QUIET_MAX: Duration = Duration::from_secs(1);
 
+/// Pause before the next look after something was recorded: what has just changed mostly changes on. It doubles as long as nothing is
+/// decided, or slots that go one by one would have us look, and record, all the time.
+const NEWS_PAUSE_FIRST: Duration = Duration::from_millis(50);
+
 /// How a cluster's task ends without an error.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Ended {
@@ -45,7 +49,7 @@ pub enum Ended {
 /// What keeps this task from going on; [`Error::class`] says how to go on without it.
 pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<Ended, Error> {
     let mut cluster = claim::claim(shell, id, before).await?;
-    let mut pace = Pace::Normal;
+    let (mut pace, mut again) = (Pace::Normal, None);
     loop {
         let woken_at = Instant::now();
         let Some(seen) = observe::look(&mut cluster, pace).await? else { return close(&mut cluster).await };
@@ -68,8 +72,18 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<E
             tend(&mut cluster).await?;
         }
         // Outcomes change what is to be done next: look again at once.
-        pace = if executed.is_empty() { cluster.wait(turn.wake_at, pace).await } else { Pace::Urgent };
+        again = news_pause(again, records.len(), decisions.len());
+        pace = if executed.is_empty() { cluster.wait(turn.wake_at, again, pace).await } else { Pace::Urgent };
         cluster.executed = executed;
+    }
+}
+
+/// How soon to look again after a turn with so many records and decisions; `None` if nothing was new. `last`: after the turn before.
+fn news_pause(last: Option<Duration>, records: usize, decisions: usize) -> Option<Duration> {
+    match (records, decisions) {
+        (0, _) => None,
+        (_, 0) => Some(last.map_or(NEWS_PAUSE_FIRST, |last| (last * 2).min(PROBE_PERIOD))),
+        (_, _) => Some(NEWS_PAUSE_FIRST),
     }
 }
 
@@ -337,5 +351,16 @@ mod tests {
     fn a_doubt_is_transient_and_says_its_own_reason() {
         let doubt = Error::Journal(valkeeper_journal::Error::Unresolved("timeout".into()));
         assert_eq!((doubt.class(), doubt.reason()), (Class::Transient, StatusReason::AppendUnresolved));
+    }
+
+    #[test]
+    fn news_without_decisions_is_looked_at_ever_more_calmly() {
+        let mut last = None;
+        let pauses = [(3, 0), (1, 0), (1, 0), (2, 1), (1, 0), (0, 0), (1, 0)].map(|(records, decisions)| {
+            last = news_pause(last, records, decisions);
+            last.map(|pause| pause.as_millis())
+        });
+        assert_eq!(pauses, [Some(50), Some(100), Some(200), Some(50), Some(100), None, Some(50)]);
+        assert_eq!(news_pause(Some(PROBE_PERIOD), 1, 0), Some(PROBE_PERIOD));
     }
 }
