@@ -165,11 +165,11 @@ impl Cluster {
 
     /// Waits for the next reason to look. When the time has come that a rule asked for, it is acted on without waiting for who
     /// is silent; but not twice in a row (`last` is the pace of the look before), or a slow server would never be heard. `again`: the
-    /// longest pause after news.
-    pub async fn wait(&self, wake_at: Option<Timestamp>, again: Option<Duration>, last: Pace) -> Pace {
+    /// longest pause.
+    pub async fn wait(&self, wake_at: Option<Timestamp>, again: Duration, last: Pace) -> Pace {
         let now = Instant::now();
         let due = wake_at.map_or(now + PROBE_PERIOD, |at| self.clock.moment(at));
-        let until = due.clamp(now + PAUSE_MIN, now + again.unwrap_or(PROBE_PERIOD));
+        let until = due.clamp(now + PAUSE_MIN, now + again);
         tokio::select! {
             biased;
             () = self.links.lost.notified() => Pace::Urgent,

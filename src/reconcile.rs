@@ -32,8 +32,8 @@ const RESOLVE_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// same. What is not done by then is tried again.
 const QUIET_MAX: Duration = Duration::from_secs(1);
 
-/// Pause before the next look after something was recorded: what has just changed mostly changes on. It doubles as long as nothing is
-/// decided, or slots that go one by one would have us look, and record, all the time.
+/// Pause before the next look after something was recorded: what has just changed mostly changes on. It doubles from look to look until
+/// something is decided, or slots that go one by one would have us look, and record, all the time.
 const NEWS_PAUSE_FIRST: Duration = Duration::from_millis(50);
 
 /// How a cluster's task ends without an error.
@@ -49,7 +49,7 @@ pub enum Ended {
 /// What keeps this task from going on; [`Error::class`] says how to go on without it.
 pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<Ended, Error> {
     let mut cluster = claim::claim(shell, id, before).await?;
-    let (mut pace, mut again) = (Pace::Normal, None);
+    let (mut pace, mut again) = (Pace::Normal, PROBE_PERIOD);
     loop {
         let woken_at = Instant::now();
         let Some(seen) = observe::look(&mut cluster, pace).await? else { return close(&mut cluster).await };
@@ -78,13 +78,10 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<E
     }
 }
 
-/// How soon to look again after a turn with so many records and decisions; `None` if nothing was new. `last`: after the turn before.
-fn news_pause(last: Option<Duration>, records: usize, decisions: usize) -> Option<Duration> {
-    match (records, decisions) {
-        (0, _) => None,
-        (_, 0) => Some(last.map_or(NEWS_PAUSE_FIRST, |last| (last * 2).min(PROBE_PERIOD))),
-        (_, _) => Some(NEWS_PAUSE_FIRST),
-    }
+/// How soon to look again after a turn with so many records and decisions. `last`: after the turn before.
+fn news_pause(last: Duration, records: usize, decisions: usize) -> Duration {
+    let calm = last >= PROBE_PERIOD;
+    if decisions > 0 || records > 0 && calm { NEWS_PAUSE_FIRST } else { (last * 2).min(PROBE_PERIOD) }
 }
 
 /// The last record of a cluster that is gone: what became of its last decision.
@@ -354,13 +351,13 @@ mod tests {
     }
 
     #[test]
-    fn news_without_decisions_is_looked_at_ever_more_calmly() {
-        let mut last = None;
-        let pauses = [(3, 0), (1, 0), (1, 0), (2, 1), (1, 0), (0, 0), (1, 0)].map(|(records, decisions)| {
+    fn after_news_it_is_looked_ever_more_calmly_until_something_is_decided() {
+        let mut last = PROBE_PERIOD;
+        let turns = [(0, 0), (3, 0), (1, 0), (0, 0), (2, 1), (1, 0), (0, 0), (0, 0), (0, 0), (1, 0), (1, 0)];
+        let pauses = turns.map(|(records, decisions)| {
             last = news_pause(last, records, decisions);
-            last.map(|pause| pause.as_millis())
+            last.as_millis()
         });
-        assert_eq!(pauses, [Some(50), Some(100), Some(200), Some(50), Some(100), None, Some(50)]);
-        assert_eq!(news_pause(Some(PROBE_PERIOD), 1, 0), Some(PROBE_PERIOD));
+        assert_eq!(pauses, [1_000, 50, 100, 200, 50, 100, 200, 400, 800, 1_000, 50]);
     }
 }
