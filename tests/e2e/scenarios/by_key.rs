@@ -13,23 +13,22 @@ use crate::support::{
     keys::Keys,
     nodes::Nodes,
     resp::{PORT, Reply},
+    slots,
     subject::Subject,
     wait::until,
 };
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
-use std::time::Instant;
+use std::{net::IpAddr, time::Instant};
 use valkeeper::api::v1alpha1::ANNOTATION_REBALANCE;
 
 /// Version of the servers that know no atomic slot migration.
 const OLDER: &str = "8.1";
 /// Small keys over all slots while a few are half moved.
 const SPREAD: usize = 20_000;
-/// Of shard 0 in a new cluster: the slot of which a part of the keys is moved, one that is only open at its source, and one that is only
-/// open at the other end.
+/// Of one shard, whichever it is: the slot of which a part of the keys is moved, one that is only open at its source, and one that is
+/// only open at the other end.
 const HALF: [u16; 3] = [1_000, 1_001, 1_002];
-/// A slot of the shard that they are on their way to.
-const THERE: u16 = 16_000;
 /// Keys of the first, and how many of them are moved: `GETKEYSINSLOT` of a part, in a single `MIGRATE`.
 const KEYS: usize = 2_000;
 /// See there.
@@ -105,11 +104,11 @@ pub async fn half_moved(world: &World) -> anyhow::Result<String> {
     let nodes = Nodes::of(subject).await?;
     let crowd = Keys::write_into(&nodes, half..=half, KEYS, 0).await?;
     let run = Run::with(subject, Keys::write(subject, SPREAD).await?).await?;
-    nodes.ask(leave_half_moved).await?;
+    let there = nodes.ask(leave_half_moved).await?;
     let begun = Instant::now();
     until("every open slot to be closed", SETTLED_MAX, || nodes.ask(all_closed)).await?;
     let took = begun.elapsed();
-    let [owner, there] = nodes.ask(move |nodes| Ok([nodes.owner(half)?, nodes.owner(THERE)?])).await?;
+    let owner = nodes.ask(move |nodes| nodes.owner(half)).await?;
     if owner != there {
         bail!("slot {half} was going to {there} and is at {owner}");
     }
@@ -155,9 +154,13 @@ async fn versions(subject: &Subject) -> anyhow::Result<Vec<String>> {
     nodes.ask(ask).await
 }
 
-fn leave_half_moved(nodes: &Nodes) -> anyhow::Result<()> {
+/// Leaves slots half moved; where they are on their way to.
+fn leave_half_moved(nodes: &Nodes) -> anyhow::Result<IpAddr> {
     let [half, at_source, at_target] = HALF;
-    let (from, to) = (nodes.owner(half)?, nodes.owner(THERE)?);
+    let from = nodes.owner(half)?;
+    let runs = slots::runs(&mut nodes.any()?)?;
+    let (to, _) =
+        slots::counts(&runs).into_iter().find(|(owner, _)| *owner != from).context("only one owner")?;
     let (from_id, to_id) = (nodes.id(from)?, nodes.id(to)?);
     let open = |address, slot: u16, how, other: &str| {
         nodes.tell(address, &["CLUSTER", "SETSLOT", &slot.to_string(), how, other])
@@ -176,7 +179,7 @@ fn leave_half_moved(nodes: &Nodes) -> anyhow::Result<()> {
     let mut migrate = vec!["MIGRATE", &host, &port, "", "0", "5000", "AUTH", &nodes.password, "KEYS"];
     migrate.extend(names);
     match nodes.open(from)?.call(&migrate)? {
-        Reply::Text(_) => Ok(()),
+        Reply::Text(_) => Ok(to),
         other @ (Reply::Error(_) | Reply::Integer(_) | Reply::Nil | Reply::List(_)) => {
             bail!("MIGRATE: {other:?}")
         }
