@@ -135,9 +135,13 @@ fn held_up(state: &ClusterState) -> Option<String> {
         return Some("nothing more moves while spec.paused is true".to_owned());
     }
     let wait = state.standing.waits.iter().find(|wait| wait.step == StepName::Reshard)?;
-    let about = wait.about.map(|member| format!(" ({member})")).unwrap_or_default();
-    (wait.reason != WaitReason::SlotsMoving)
-        .then(|| format!("{}{about}: {}", wait.reason.code(), wait.reason.explain()))
+    let why = || format!("{}{}: {}", wait.reason.code(), whom(wait.about), wait.reason.explain());
+    (wait.reason != WaitReason::SlotsMoving).then(why)
+}
+
+/// The member that a sentence is about, in parentheses.
+fn whom(about: Option<MemberId>) -> String {
+    about.map(|member| format!(" ({member})")).unwrap_or_default()
 }
 
 /// A reason, and the sentence beside it.
@@ -211,10 +215,9 @@ fn stalled(state: &ClusterState) -> Option<Why> {
         return Some((ConditionReason::Block(BlockReason::SpecInvalid), error.clone()));
     }
     let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused)?;
-    let about = block.about.map(|m| format!(" ({m})")).unwrap_or_default();
     Some((
         ConditionReason::Block(block.reason),
-        format!("{}{about}: {}", block.scope, block.reason.explain()),
+        format!("{}{}: {}", block.scope, whom(block.about), block.reason.explain()),
     ))
 }
 
@@ -229,10 +232,9 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
         ));
     }
     if let Some(wait) = state.standing.waits.first() {
-        let about = wait.about.map(|m| format!(" ({m})")).unwrap_or_default();
         return Some((
             ConditionReason::Wait(wait.reason),
-            format!("{}{about}: {}", wait.scope, wait.reason.explain()),
+            format!("{}{}: {}", wait.scope, whom(wait.about), wait.reason.explain()),
         ));
     }
     if resharding(state).is_some() {

@@ -79,6 +79,14 @@ pub async fn upgrade(world: &World) -> anyhow::Result<String> {
     if new.iter().any(|version| version.starts_with(OLDER)) {
         bail!("{new:?} in the end");
     }
+    // Rollouts come first: no slot left or reached a server that knows no other way.
+    let journal = Journal::of(subject).await?;
+    if let Some(early) = journal.lines("key by key")?.first() {
+        bail!("{early}");
+    }
+    if journal.lines("SlotsHandedOver")?.is_empty() {
+        bail!("the journal has no slots handed over");
+    }
     let begun = Instant::now();
     subject.apply(&sized(FEW, REPLICAS)).await?;
     complete(subject, FEW).await.context("in")?;
