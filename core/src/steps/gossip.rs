@@ -9,7 +9,7 @@ use crate::{
     decide::{StepOutcome, View},
     decision::{BlockReason, Decision, Reason, Scope, StepName, WaitReason},
     effect::Effect,
-    ids::{MemberId, NodeId, ShardId},
+    ids::{MemberId, NodeId, ShardId, Timestamp},
     observation::NodeFacts,
     slots::{SLOTS, SlotSet},
     spec::Topology,
@@ -18,6 +18,11 @@ use crate::{
     topology,
 };
 use std::collections::{BTreeMap, BTreeSet};
+
+/// When to look again at nodes that do not agree just after slots have moved. Milliseconds.
+const LOOK_AGAIN_MS: i64 = 50;
+/// Nodes that do not agree for longer than this after slots have moved do so for another reason. Milliseconds.
+const SLOTS_MOVED_MS: i64 = 2_000;
 
 /// True if every shard's primary answers, all that answer know each other and every primary sees every slot served: slots can be handed
 /// over. A node that is gone owns nothing then.
@@ -64,8 +69,14 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         None if has_unaccounted(view, &speakers) => {
             StepOutcome::Blocked(BlockReason::SlotsUnaccounted, None, Vec::new())
         }
-        None => StepOutcome::Waiting(WaitReason::GossipUnsettled, None, None),
+        None => StepOutcome::Waiting(WaitReason::GossipUnsettled, None, look_again(view)),
     }
+}
+
+/// Soon, while slots move: a source that deletes what it gave answers no look for a moment, and the next job waits for it.
+fn look_again(view: &View<'_>) -> Option<Timestamp> {
+    let last = view.state.shards.values().filter_map(|shard| shard.handed_at).max()?;
+    (view.now.millis_since(last) < SLOTS_MOVED_MS).then(|| view.now.plus_millis(LOOK_AGAIN_MS))
 }
 
 fn speakers<'a>(view: &View<'a>) -> Speakers<'a> {
