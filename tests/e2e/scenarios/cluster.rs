@@ -197,7 +197,7 @@ pub(super) async fn settled(subject: &Subject, shards: u16, replicas: u16) -> an
 }
 
 /// A hash tag for each shard, in their order.
-async fn tags(subject: &Subject, shards: &[Shard]) -> anyhow::Result<Vec<Tag>> {
+pub(super) async fn tags(subject: &Subject, shards: &[Shard]) -> anyhow::Result<Vec<Tag>> {
     let first = shards.first().context("no shards")?;
     let mut node = subject.connect(&first.primary, CALL_TIMEOUT).await?;
     let by_owner = tokio::task::spawn_blocking(move || slots::tags(&mut node)).await??;

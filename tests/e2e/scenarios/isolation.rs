@@ -11,6 +11,7 @@ use crate::support::{
 };
 use anyhow::{Context, bail};
 use std::{
+    collections::{BTreeMap, HashSet},
     net::{IpAddr, UdpSocket},
     sync::{Arc, Mutex},
     time::{Duration, Instant},
@@ -25,9 +26,9 @@ const HELD: Duration = Duration::from_secs(8);
 /// How long a thawed primary may accept writes: its agent looks ten times a second, and the machine is busy.
 const THAWED_MAX: Duration = Duration::from_secs(1);
 /// The client on the primary's side.
-const INSIDE: &str = "inside";
+pub(super) const INSIDE: &str = "inside";
 /// The client of everyone else.
-const OUTSIDE: &str = "outside";
+pub(super) const OUTSIDE: &str = "outside";
 
 /// Cut from operator and members, with a client kept.
 pub async fn primary_isolated(world: &World) -> anyhow::Result<String> {
@@ -139,9 +140,24 @@ async fn follows(world: &World, old: &Member) -> anyhow::Result<()> {
     .map(|_| ())
 }
 
-/// How long both sides were writable, and what was acknowledged by a primary that nobody heard any more.
+/// What both sides saw, given what is there.
 async fn told(world: &World, logs: &[Log], since: Instant) -> anyhow::Result<String> {
+    let mut kept = BTreeMap::new();
+    for log in logs {
+        kept.insert(log.client, world.subject.set(&log.key, TIMEOUT_READ).await?);
+    }
+    two_sides(logs, &kept, since)
+}
+
+/// How long both sides were writable, and what was acknowledged by a primary that nobody heard any more. `kept`: by client, what is there
+/// now.
+pub(super) fn two_sides(
+    logs: &[Log],
+    kept: &BTreeMap<&'static str, HashSet<u64>>,
+    since: Instant,
+) -> anyhow::Result<String> {
     let log = |client: &str| logs.iter().find(|log| log.client == client).context("no such client");
+    let kept = |client: &str| kept.get(client).context("nobody read what the client wrote");
     let (inside, outside) = (log(INSIDE)?, log(OUTSIDE)?);
     let last = inside.last().context("nothing was acknowledged inside")?;
     let first = outside.first_since(since).context("nothing was acknowledged outside")?;
@@ -150,13 +166,11 @@ async fn told(world: &World, logs: &[Log], since: Instant) -> anyhow::Result<Str
     if !both.is_zero() {
         bail!("both sides accepted writes for {:.1} ms", ms(both));
     }
-    let kept = world.subject.set(&outside.key, TIMEOUT_READ).await?;
-    let lost = outside.missing(&kept).len();
+    let lost = outside.missing(kept(OUTSIDE)?).len();
     if lost > 0 {
         bail!("{lost} writes of the side that went on are lost");
     }
-    let kept = world.subject.set(&inside.key, TIMEOUT_READ).await?;
-    let missing = inside.missing(&kept);
+    let missing = inside.missing(kept(INSIDE)?);
     if let Some(early) = missing.iter().find(|at| **at + IN_FLIGHT < since) {
         bail!("a write {:.1} ms before the cut is lost", ms(since - *early));
     }

@@ -6,6 +6,7 @@ mod balance;
 mod by_key;
 mod cluster;
 mod cluster_life;
+mod cluster_lost;
 mod fencing;
 mod handover;
 mod isolation;
@@ -115,6 +116,8 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-kill-alone", WithAReadyLedger, false, cluster::kill_alone),
     scenario!("cluster-all-deleted", WithAReadyLedger, false, cluster::all_deleted),
     scenario!("cluster-frozen", WithAReadyLedger, true, silence::frozen_in_cluster),
+    scenario!("cluster-divided", WithAReadyLedger, true, cluster_lost::divided),
+    scenario!("cluster-volumes-lost", WithAReadyLedger, true, cluster_lost::volumes_lost),
     scenario!("cluster-pod-deleted", WithAReadyLedger, false, cluster_life::pod_deleted),
     scenario!("cluster-rollout", WithAReadyLedger, false, cluster_life::rollout),
     scenario!("cluster-five-two", WithAReadyLedger, false, cluster_life::five_two),
@@ -126,6 +129,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Those that take too long for every run: only when they are asked for by their whole name.
 pub const BY_HAND: &[Scenario] = &[
+    scenario!("cluster-cache", WithoutALedger, true, cluster_lost::cache),
     scenario!("cluster-switchover", WithAReadyLedger, false, cluster_life::switchover),
     scenario!("cluster-replicas", WithAReadyLedger, false, cluster_life::replicas),
     scenario!("reshard-operator", WithAReadyLedger, true, reshard::operator_killed),

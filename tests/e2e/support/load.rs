@@ -101,7 +101,9 @@ impl Load {
         let (mut acknowledged, mut writers, mut keys) = (Vec::new(), Vec::new(), Vec::new());
         for (client, target) in targets {
             let key = match &target {
-                Target::Owner { members: _, tag } => tag.key(&format!("tests:{run}:{client}")),
+                Target::Owner { members: _, tag } | Target::PrimaryAt { member: _, tag } => {
+                    tag.key(&format!("tests:{run}:{client}"))
+                }
                 Target::Members(_) | Target::Service(_) | Target::Member(_) => {
                     format!("tests:{run}:{client}")
                 }
@@ -202,6 +204,13 @@ pub enum Target {
     Service(IpAddr),
     /// One member, whatever it is: a refusal is no reason to connect again.
     Member(IpAddr),
+    /// One node of a Valkey Cluster while it says that it is a primary, by a client that reaches no other.
+    PrimaryAt {
+        /// Its address.
+        member: IpAddr,
+        /// Tag of the writer's key.
+        tag: Tag,
+    },
     /// Whoever serves the slot of the tag, by what these nodes of a Valkey Cluster say.
     Owner {
         /// Addresses to ask.
@@ -267,17 +276,19 @@ impl Writer {
         Connection::open(&self.reach, address, &self.password, timeout).ok()
     }
 
+    fn open_primary(&self, address: IpAddr) -> Option<Connection> {
+        let mut connection = self.open(address)?;
+        (connection.role().ok()? == Role::Primary).then_some(connection)
+    }
+
     fn connect(&self) -> Option<Connection> {
         match &self.target {
             Target::Service(address) | Target::Member(address) => self.open(*address),
             Target::Members(members) => {
                 let members = members.lock().ok()?.clone();
-                let primary = |address| {
-                    let mut connection = self.open(address)?;
-                    (connection.role().ok()? == Role::Primary).then_some(connection)
-                };
-                members.into_iter().find_map(primary)
+                members.into_iter().find_map(|address| self.open_primary(address))
             }
+            Target::PrimaryAt { member, tag: _ } => self.open_primary(*member),
             Target::Owner { members, tag } => {
                 let members = members.lock().ok()?.clone();
                 self.connect_to_owner(members, tag)

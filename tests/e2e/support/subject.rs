@@ -233,6 +233,16 @@ impl Subject {
         Ok(())
     }
 
+    /// Deletes the claim of a member's volume; it goes with the pod that uses it.
+    pub async fn delete_claim_of(&self, pod: &str) -> anyhow::Result<()> {
+        let api: Api<PersistentVolumeClaim> = Api::namespaced(self.client.clone(), &self.namespace);
+        let claims = self.claims().await?;
+        let suffix = format!("-{pod}");
+        let claim = claims.iter().find(|claim| claim.ends_with(&suffix));
+        api.delete(claim.with_context(|| format!("{pod} has no claim"))?, &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     /// Names of its workloads and Services.
     pub async fn objects(&self) -> anyhow::Result<Vec<String>> {
         let sets: Api<StatefulSet> = Api::namespaced(self.client.clone(), &self.namespace);
