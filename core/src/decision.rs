@@ -102,6 +102,8 @@ reasons! {
         /// All slots are where they shall be as far as it is known: not every server told how many keys are in its slots, as its users are an
         /// older operator's or it was too slow over and over, so its slots counted like the others'.
         BalancedUncounted,
+        /// The wish that slots be evened out was taken back: they stay where they are by now, and none is on its way any more.
+        RebalanceWithdrawn,
         /// A shard that shall not be there any more has given its last slot: its workload is deleted. Its claims stay.
         ShardRemoved,
         /// An owned object differed from what the spec renders to.
@@ -361,6 +363,21 @@ pub struct Operation {
     /// and large, and what slot goes when is chosen anew all the time.
     #[serde(default, skip_serializing_if = "SlotSet::is_empty")]
     pub settled: SlotSet,
+}
+
+/// How an operation is named that the spec asked for, before its generation.
+const BY_SPEC: &str = "generation ";
+
+impl Operation {
+    /// Who asked, where it was the spec.
+    pub fn by_spec(generation: i64) -> String {
+        format!("{BY_SPEC}{generation}")
+    }
+
+    /// True if the spec asked, and no wish that can be taken back by itself.
+    pub fn is_by_spec(&self) -> bool {
+        self.asked_by.starts_with(BY_SPEC)
+    }
 }
 
 fn is_zero(count: &u32) -> bool {

@@ -103,6 +103,7 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
         2 => (2..6_u16).prop_map(|n| format!("set shards={n}")),
         1 => prop_oneof![Just("Slots"), Just("Keys"), Just("Bytes")].prop_map(|by| format!("set balance={by}")),
         1 => (0..9_u8).prop_map(|n| format!("set rebalance=rebalance@{n}")),
+        1 => Just("set rebalance=no".to_owned()),
         1 => (0..15_000_u16, 1..400_u16).prop_map(|(slot, keys)| format!("fill {slot}-{} {keys}", slot + 999)),
         1 => Just("tells-no-keys".to_owned()),
         1 => (0..16_384_u16, who.clone(), who)

@@ -302,7 +302,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
                 _ => return Err("balance is Slots, Keys or Bytes".into()),
             }
         }
-        "rebalance" => spec.rebalance = Some(value.to_owned()),
+        "rebalance" => spec.rebalance = (value != "no").then(|| value.to_owned()),
         "release" => sim.world.release = value.to_owned(),
         "deleting" => sim.world.deleting = value == "true",
         "revision" => sim.world.revision = Digest(value.to_owned()),

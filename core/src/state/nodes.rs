@@ -2,7 +2,7 @@
 
 use super::{ClusterState, MemberState, ShardState, Weighed};
 use crate::{
-    decision::{Decision, OperationKind, Reason, Scope},
+    decision::{Decision, Operation, OperationKind, Reason, Scope},
     effect::{Effect, Means},
     ids::{MemberId, ShardId, Timestamp},
     observation::NodeFacts,
@@ -112,6 +112,10 @@ impl ClusterState {
         }
         for open in self.operations.iter_mut().filter(|open| open.kind == OperationKind::Reshard) {
             open.settled = SlotSet::default();
+            // Whoever asked for it, it is what the spec wants now, also when his wish is taken back.
+            if (before.shards, before.balance) != (spec.shards, spec.balance) {
+                open.asked_by = Operation::by_spec(spec.generation);
+            }
         }
         for shard in self.shards.values_mut() {
             shard.weighed = None;

@@ -6,7 +6,8 @@
 //! Story: cluster_scale_out, cluster_scale_in, cluster_scale_reverted, cluster_scale_paused, cluster_scale_never_starts,
 //!   cluster_scale_in_with_replicas, cluster_scale_in_replica_lost, cluster_reshard_source_killed, cluster_reshard_target_killed,
 //!   cluster_reshard_refused, cluster_reshard_hangs, cluster_scale_by_key, cluster_scale_by_key_killed, cluster_scale_by_key_reverted,
-//!   cluster_scale_by_key_switchover, cluster_slots_half_moved, cluster_balance_by_keys, cluster_balance_untold, cluster_rebalance.
+//!   cluster_scale_by_key_switchover, cluster_slots_half_moved, cluster_balance_by_keys, cluster_balance_untold, cluster_rebalance,
+//!   cluster_rebalance_withdrawn.
 
 use crate::{
     config::is_atomic,
@@ -125,7 +126,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     decision.operation = (open.is_none() && is_handed_over).then(|| OperationChange::Open {
         kind: OperationKind::Reshard,
         phase: Phase::Moving,
-        asked_by: open_wish(view.state).unwrap_or_else(|| format!("generation {}", view.spec.generation)),
+        asked_by: open_wish(view.state).unwrap_or_else(|| Operation::by_spec(view.spec.generation)),
         member: None,
     });
     StepOutcome::Decided(Box::new(decision))
@@ -153,7 +154,15 @@ fn is_asked(state: &ClusterState) -> bool {
     spec.shard_ids().any(|id| is_empty(state, id))
         || state.shards.keys().any(|id| !is_wanted(*id) && !is_empty(state, *id))
         || is_wished(state)
-        || state.operation(OperationKind::Reshard, Scope::Cluster).is_some()
+        || state
+            .operation(OperationKind::Reshard, Scope::Cluster)
+            .is_some_and(|open| !is_withdrawn(state, open))
+}
+
+/// True if slots were being evened out because the user wished it, and he does not any more.
+fn is_withdrawn(state: &ClusterState, open: &Operation) -> bool {
+    let wish = state.spec.as_ref().and_then(|spec| spec.rebalance.as_ref());
+    !open.is_by_spec() && wish != Some(&open.asked_by) && open_wish(state).is_none()
 }
 
 /// True if the user wishes slots to be evened out, or to be even by something else than they are. Slots that are still to be given out are
@@ -415,7 +424,12 @@ fn both_atomic(view: &View<'_>, source: MemberId, target: MemberId) -> bool {
 fn close(state: &ClusterState) -> StepOutcome {
     let by_load = state.spec.as_ref().is_some_and(|spec| spec.balance != Balance::Slots);
     let untold = weighed(state).iter().any(|w| w.weights.is_none());
-    let reason = if by_load && untold { Reason::BalancedUncounted } else { Reason::ReshardComplete };
+    let open = state.operation(OperationKind::Reshard, Scope::Cluster);
+    let reason = match open {
+        Some(open) if is_withdrawn(state, open) => Reason::RebalanceWithdrawn,
+        Some(_) | None if by_load && untold => Reason::BalancedUncounted,
+        Some(_) | None => Reason::ReshardComplete,
+    };
     let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, reason);
     decision.operation = Some(OperationChange::Close { kind: OperationKind::Reshard });
     StepOutcome::Decided(Box::new(decision))

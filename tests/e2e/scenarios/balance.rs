@@ -57,6 +57,7 @@ pub async fn by_keys(world: &World) -> anyhow::Result<String> {
     let later = Keys::write_into(&nodes, LATER_CROWD, LATER, 0).await?;
     let second = uneven(subject).await?;
     still(subject).await?;
+    withdrawn(subject).await.context("a wish that is taken back")?;
     let begun = Instant::now();
     subject.annotate(ANNOTATION_REBALANCE, "e2e-1").await?;
     let by_wish = balanced_by_keys(subject, "rebalance@e2e-1").await.context("by the user's wish")?;
@@ -112,6 +113,33 @@ async fn balanced_by_keys(subject: &Subject, asked_by: &str) -> anyhow::Result<S
         bail!("asked by {}, ended {}", last["asked_by"], last["ended"]);
     }
     Ok(sizes)
+}
+
+/// Takes a wish back as soon as slots have moved for it: they stay where they are by then.
+async fn withdrawn(subject: &Subject) -> anyhow::Result<()> {
+    let before = counts(subject).await?;
+    subject.annotate(ANNOTATION_REBALANCE, "e2e-withdrawn").await?;
+    until("slots to move", RESHARD_MAX, || async {
+        if counts(subject).await? == before { bail!("{before:?} still") } else { Ok(()) }
+    })
+    .await?;
+    subject.annotate_no_more(ANNOTATION_REBALANCE).await?;
+    let ended = until("the reshard to end", RESHARD_MAX, || async {
+        let reshards = Journal::of(subject).await?.reshards()?;
+        let last = reshards.last().context("the journal has no reshard")?;
+        match last["ended"][1].as_str() {
+            Some(ended) if last["asked_by"].as_str().is_some_and(|by| by.contains("e2e-withdrawn")) => {
+                Ok(ended.to_owned())
+            }
+            _ => bail!("asked by {}, ended {}", last["asked_by"], last["ended"]),
+        }
+    });
+    let (ended, _) = ended.await?;
+    if ended != "RebalanceWithdrawn" {
+        bail!("it ended as {ended}");
+    }
+    complete(subject).await?;
+    still(subject).await
 }
 
 /// Waits until the operator has nothing to do and every node knows it; then all slots are served.

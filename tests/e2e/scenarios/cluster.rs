@@ -155,7 +155,7 @@ async fn nodes_say(subject: &Subject, count: usize, more: &[(&str, &str)]) -> an
 }
 
 /// Each shard's primary, if it is one by its own word and its label, with all replicas in sync.
-async fn shards_now(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<Vec<Shard>> {
+pub(super) async fn shards_now(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<Vec<Shard>> {
     let roles = subject.roles().await?;
     let mut found = Vec::new();
     for number in 0..shards {
@@ -439,7 +439,9 @@ impl Outages {
             0 => String::new(),
             _ => format!(" (of the others {})", told(&self.others)),
         };
-        Ok(format!("outage {}{others}; {}", told(&self.hit), self.loss.loss))
+        let hit =
+            if self.hit.is_empty() { "outage".to_owned() } else { format!("outage {}", told(&self.hit)) };
+        Ok(format!("{hit}{others}; {}", self.loss.loss))
     }
 }
 

@@ -178,7 +178,7 @@ pub async fn five_two(world: &World) -> anyhow::Result<String> {
 }
 
 /// Waits until all is as it shall be by the operator's word and by every node's.
-async fn whole(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<Vec<Shard>> {
+pub(super) async fn whole(subject: &Subject, shards: u16, replicas: u16) -> anyhow::Result<Vec<Shard>> {
     let found = settled(subject, shards, replicas).await?;
     subject.ready().await?;
     let count = members_of(shards, replicas);
@@ -222,7 +222,7 @@ fn same_but(before: &[Shard], after: &[Shard], moved: Option<u16>) -> anyhow::Re
 }
 
 /// A member of a shard that is not its primary.
-async fn replica_of(subject: &Subject, shard: &Shard) -> anyhow::Result<Member> {
+pub(super) async fn replica_of(subject: &Subject, shard: &Shard) -> anyhow::Result<Member> {
     let prefix = format!("{}-{}-", subject.name, shard.number);
     let is_it = |member: &Member| member.name.starts_with(&prefix) && member.name != shard.primary.name;
     let found = subject.members().await?.into_iter().find(is_it);

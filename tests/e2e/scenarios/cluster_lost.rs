@@ -4,9 +4,10 @@
 use super::{
     World,
     cluster::{
-        GOSSIP_MAX, Outages, REPLICAS, SETTLED_MAX, SHARDS, Shard, acquainted, client, kept, kill_alone,
-        killed, load, load_of, members_of, settled, sized, tags,
+        Outages, REPLICAS, SETTLED_MAX, SHARDS, Shard, client, kept, kill_alone, killed, load, load_of,
+        settled, sized, tags,
     },
+    cluster_life::{replica_of, whole},
     isolation::{INSIDE, OUTSIDE, own_address, two_sides},
     remove_with_claims,
 };
@@ -16,7 +17,7 @@ use crate::support::{
     load::{Load, Target},
     net::{From, cut},
     process::{pid_in_pod, signal, wipe_data},
-    subject::{Member, PATIENCE, Subject},
+    subject::{PATIENCE, Subject},
     wait::until,
 };
 use anyhow::{Context, bail};
@@ -61,7 +62,7 @@ pub async fn divided(world: &World) -> anyhow::Result<String> {
     if shard(&after, HIT)?.primary.name == hit.primary.name {
         bail!("{} is primary again, although another was elected", hit.primary.name);
     }
-    whole(subject).await?;
+    whole(subject, SHARDS, REPLICAS).await?;
     let outages = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, since)])).await?;
     let logs = sides.finish()?;
     let mut kept_by_side = BTreeMap::new();
@@ -85,7 +86,7 @@ pub async fn volumes_lost(world: &World) -> anyhow::Result<String> {
     subject.delete_claim_of(&replica.name).await?;
     subject.delete_pod(&replica.name).await?;
     another_node(subject, &replica.name, &node).await?;
-    whole(subject).await?;
+    whole(subject, SHARDS, REPLICAS).await?;
     let replaced = begun.elapsed();
     let quiet = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, begun)])).await?;
     quiet.nothing_is_excused()?;
@@ -99,7 +100,7 @@ pub async fn volumes_lost(world: &World) -> anyhow::Result<String> {
     let fault = signal(pid, "KILL")?;
     load.flows(SETTLED_MAX).await.context("after the primary's loss")?;
     another_node(subject, &primary.name, &node).await?;
-    whole(subject).await?;
+    whole(subject, SHARDS, REPLICAS).await?;
     let healed = fault.elapsed();
     let outages = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, fault)])).await?;
     keys.read(subject).await?;
@@ -145,7 +146,7 @@ async fn agent_killed(subject: &Subject) -> anyhow::Result<String> {
     let load = load(subject, &before).await?;
     let fault = signal(pid_in_pod(&shard(&before, HIT)?.primary.uid, "valkeeper-agent")?, "KILL")?;
     load.flows(SETTLED_MAX).await?;
-    whole(subject).await?;
+    whole(subject, SHARDS, REPLICAS).await?;
     Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, fault)])).await?.line()
 }
 
@@ -162,7 +163,7 @@ async fn shard_lost(subject: &Subject) -> anyhow::Result<String> {
     }
     let key = tag.key("tests:reclaimed");
     let (_, served) = until("the lost shard's slots to be served", PATIENCE, || write(subject, &key)).await?;
-    whole(subject).await?;
+    whole(subject, SHARDS, REPLICAS).await?;
     let ready = fault.elapsed();
     if Journal::of(subject).await?.lines("SlotsReclaimed")?.is_empty() {
         bail!("nobody decided that the slots of shard {HIT} are given out again");
@@ -183,30 +184,12 @@ async fn write(subject: &Subject, key: &str) -> anyhow::Result<()> {
     if reply.text() == Some("OK") { Ok(()) } else { bail!("{reply:?}") }
 }
 
-/// Waits until all is as it shall be by the operator's word and by every node's: nobody knows a node that is no member's.
-async fn whole(subject: &Subject) -> anyhow::Result<()> {
-    settled(subject, SHARDS, REPLICAS).await?;
-    subject.ready().await?;
-    let count = members_of(SHARDS, REPLICAS);
-    until("every node to know its fellows and nobody else", GOSSIP_MAX, || acquainted(subject, count))
-        .await?;
-    Ok(())
-}
-
-fn shard(shards: &[Shard], number: u16) -> anyhow::Result<&Shard> {
+pub(super) fn shard(shards: &[Shard], number: u16) -> anyhow::Result<&Shard> {
     shards.iter().find(|shard| shard.number == number).with_context(|| format!("there is no shard {number}"))
 }
 
-/// A member of a shard that is not its primary.
-async fn replica_of(subject: &Subject, shard: &Shard) -> anyhow::Result<Member> {
-    let prefix = format!("{}-{}-", subject.name, shard.number);
-    let is_it = |member: &Member| member.name.starts_with(&prefix) && member.name != shard.primary.name;
-    let found = subject.members().await?.into_iter().find(is_it);
-    found.with_context(|| format!("shard {} has no replica", shard.number))
-}
-
 /// The id of a member's node, by its own word.
-async fn node_id(subject: &Subject, name: &str) -> anyhow::Result<String> {
+pub(super) async fn node_id(subject: &Subject, name: &str) -> anyhow::Result<String> {
     let members = subject.members().await?;
     let member =
         members.iter().find(|member| member.name == name).with_context(|| format!("no pod {name}"))?;

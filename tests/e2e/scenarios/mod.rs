@@ -5,6 +5,7 @@ mod bad_input;
 mod balance;
 mod by_key;
 mod cluster;
+mod cluster_by_hand;
 mod cluster_life;
 mod cluster_lost;
 mod fencing;
@@ -118,6 +119,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-frozen", WithAReadyLedger, true, silence::frozen_in_cluster),
     scenario!("cluster-divided", WithAReadyLedger, true, cluster_lost::divided),
     scenario!("cluster-volumes-lost", WithAReadyLedger, true, cluster_lost::volumes_lost),
+    scenario!("cluster-told-otherwise", WithAReadyLedger, false, cluster_by_hand::told_otherwise),
     scenario!("cluster-pod-deleted", WithAReadyLedger, false, cluster_life::pod_deleted),
     scenario!("cluster-rollout", WithAReadyLedger, false, cluster_life::rollout),
     scenario!("cluster-five-two", WithAReadyLedger, false, cluster_life::five_two),

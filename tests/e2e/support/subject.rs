@@ -94,6 +94,13 @@ impl Subject {
         Ok(())
     }
 
+    /// Takes an annotation of the resource away.
+    pub async fn annotate_no_more(&self, key: &str) -> anyhow::Result<()> {
+        let body = json!({ "metadata": { "annotations": { key: null } } });
+        self.api().patch(&self.name, &PatchParams::default(), &Patch::Merge(&body)).await?;
+        Ok(())
+    }
+
     /// The resource.
     pub async fn get(&self) -> anyhow::Result<ValkeyCluster> {
         Ok(self.api().get(&self.name).await?)
