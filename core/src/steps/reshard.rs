@@ -126,10 +126,16 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     decision.operation = (open.is_none() && is_handed_over).then(|| OperationChange::Open {
         kind: OperationKind::Reshard,
         phase: Phase::Moving,
-        asked_by: open_wish(view.state).unwrap_or_else(|| Operation::by_spec(view.spec.generation)),
+        asked_by: asked_by(view),
         member: None,
     });
     StepOutcome::Decided(Box::new(decision))
+}
+
+/// A wish is named only where nothing else asks: it can be taken back, and what the spec asks for goes on.
+fn asked_by(view: &View<'_>) -> String {
+    let wish = open_wish(view.state).filter(|_| !is_specified(view.state));
+    wish.unwrap_or_else(|| Operation::by_spec(view.spec.generation))
 }
 
 /// What has to move: from when somebody asks for it until all is even. Slots that a person has given to another shard stay there otherwise.
@@ -144,19 +150,21 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
     plan(&owned, &wanted, Loads::of(counted, spec.balance).as_ref(), &settled.unwrap_or_default())
 }
 
-/// True while slots are evened out, or shall be: a shard that shall be there owns nothing, one that shall not be there owns anything, they
-/// shall be even by something else than they are, or the user wishes it.
+/// True while slots are evened out, or shall be: as the spec has it, or the user wishes it.
 fn is_asked(state: &ClusterState) -> bool {
-    let Some(spec) = state.spec.as_ref().filter(|spec| spec.topology == Topology::Cluster) else {
-        return false;
-    };
-    let is_wanted = |id: ShardId| id.0 < spec.shards;
-    spec.shard_ids().any(|id| is_empty(state, id))
-        || state.shards.keys().any(|id| !is_wanted(*id) && !is_empty(state, *id))
-        || is_wished(state)
-        || state
-            .operation(OperationKind::Reshard, Scope::Cluster)
-            .is_some_and(|open| !is_withdrawn(state, open))
+    let open = state.operation(OperationKind::Reshard, Scope::Cluster);
+    let topology = state.spec.as_ref().map(|spec| spec.topology);
+    topology == Some(Topology::Cluster)
+        && (is_specified(state) || is_wished(state) || open.is_some_and(|open| !is_withdrawn(state, open)))
+}
+
+/// True if it is the spec by which slots are not where they shall be: a shard that shall be there owns nothing, one that shall not be there
+/// owns anything, or they shall be even by something else than they are.
+fn is_specified(state: &ClusterState) -> bool {
+    let Some(spec) = &state.spec else { return false };
+    spec.balance != state.balanced_by
+        || spec.shard_ids().any(|id| is_empty(state, id))
+        || state.shards.keys().any(|id| id.0 >= spec.shards && !is_empty(state, *id))
 }
 
 /// True if slots were being evened out because the user wished it, and he does not any more.
