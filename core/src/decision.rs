@@ -166,8 +166,8 @@ reasons! {
         /// growing pauses. Where Valkey or the agent said why, the words are beside this.
         HandoverOfSlotsFailed,
         /// For more than two minutes nothing has changed of slots that are on their way atomically, and Valkey neither ends the handover nor
-        /// fails it. That is so where one slot has very many keys; if not, look at the logs of both servers. Put spec.shards back to cancel
-        /// it; a restart of either server ends it, too, and no slot is lost by that.
+        /// fails it. That is so where one slot has very many keys; if not, look at the logs of both servers. Put spec.shards back, or take the
+        /// annotation away that asked for it, to cancel it; a restart of either server ends it, too, and no slot is lost by that.
         HandoverOfSlotsHangs,
         /// The nodes of the Valkey Cluster do not all know each other yet, or not every slot is served by every primary's view; or a planned
         /// handover waits until a majority of the primaries and the member that shall take over know each other where they are now.
@@ -346,7 +346,7 @@ pub struct Operation {
     pub scope: Scope,
     /// Phase.
     pub phase: Phase,
-    /// Who asked: `operator` or the text of the user's token.
+    /// Who asked: `operator`, the spec by its generation, or the text of the user's token.
     pub asked_by: String,
     /// The member it is about: the lost primary, the wanted primary, the member being restarted.
     pub member: Option<MemberId>,

@@ -8,7 +8,7 @@ pub use outcomes::failure_key;
 
 use crate::{
     agent::Brief,
-    decision::{Decision, Operation, OperationChange, OperationKind, Scope, Standing},
+    decision::{Decision, Operation, OperationChange, OperationKind, Reason, Scope, Standing},
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
@@ -443,6 +443,10 @@ impl ClusterState {
         }
         if decision.operation == Some(OperationChange::Close { kind: OperationKind::Reshard }) {
             self.note_balanced();
+            // What was cancelled is awaited by nobody: another may give it there by hand.
+            if decision.reason == Reason::RebalanceWithdrawn {
+                self.shards.values_mut().for_each(|shard| shard.awaited = SlotSet::default());
+            }
         }
         // A wish that is fulfilled or given up must not come true again after a later failover.
         let closes_switchover =

@@ -110,6 +110,10 @@ impl ClusterState {
         if wish(before) == wish(spec) {
             return;
         }
+        // Each text is a wish once, also one that did not come true.
+        if before.rebalance != spec.rebalance {
+            self.spent_tokens.extend(before.rebalance.clone());
+        }
         for open in self.operations.iter_mut().filter(|open| open.kind == OperationKind::Reshard) {
             open.settled = SlotSet::default();
             // Whoever asked for it, it is what the spec wants now, also when his wish is taken back.

@@ -73,10 +73,12 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
 }
 
-/// Soon, while slots move: a source that deletes what it gave answers no look for a moment, and the next job waits for it.
+/// Soon, where the next job waits for it: a source that deletes what it gave answers no look for a moment.
 fn look_again(view: &View<'_>) -> Option<Timestamp> {
     let last = view.state.shards.values().filter_map(|shard| shard.handed_at).max()?;
-    (view.now.millis_since(last) < SLOTS_MOVED_MS).then(|| view.now.plus_millis(LOOK_AGAIN_MS))
+    let by_key = view.state.shards.values().any(|shard| !shard.by_key.is_empty());
+    let waited_for = !by_key && !is_quiet(view) && view.now.millis_since(last) < SLOTS_MOVED_MS;
+    waited_for.then(|| view.now.plus_millis(LOOK_AGAIN_MS))
 }
 
 fn speakers<'a>(view: &View<'a>) -> Speakers<'a> {

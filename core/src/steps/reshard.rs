@@ -7,7 +7,7 @@
 //!   cluster_scale_in_with_replicas, cluster_scale_in_replica_lost, cluster_reshard_source_killed, cluster_reshard_target_killed,
 //!   cluster_reshard_refused, cluster_reshard_hangs, cluster_scale_by_key, cluster_scale_by_key_killed, cluster_scale_by_key_reverted,
 //!   cluster_scale_by_key_switchover, cluster_slots_half_moved, cluster_balance_by_keys, cluster_balance_untold, cluster_rebalance,
-//!   cluster_rebalance_withdrawn.
+//!   cluster_rebalance_withdrawn, cluster_rebalance_withdrawn_by_key, cluster_rebalance_beside_shards.
 
 use crate::{
     config::is_atomic,
@@ -72,17 +72,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     // Each of these says so itself.
     let rests = view.spec.paused || view.state.spec_error.is_some() || !gossip::is_quiet(view);
     if wanted.is_empty() && moves.is_empty() && unwanted.is_empty() {
-        // Whoever gave everything away is not gone at once.
-        let shards = view.state.spec.as_ref().map_or(view.spec.shards, |spec| spec.shards);
-        let going = view.state.members.keys().find(|id| id.shard.0 >= shards);
-        // What was wished for may be so already, as far as it can be.
-        let ends = open.is_some() || is_wished(view.state) && !rests;
-        return match (uncounted, going) {
-            (Some(why), _) if ends => waiting(why),
-            (_, Some(member)) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
-            (None, None) if ends => close(view.state),
-            (_, None) => StepOutcome::Satisfied,
-        };
+        return rest(view, uncounted, rests);
     }
     if rests {
         return StepOutcome::Satisfied;
@@ -132,6 +122,25 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     StepOutcome::Decided(Box::new(decision))
 }
 
+/// Nothing has to move: ends what is open, once that is known.
+fn rest(view: &View<'_>, uncounted: Option<Hindrance>, rests: bool) -> StepOutcome {
+    let open = view.state.operation(OperationKind::Reshard, Scope::Cluster);
+    if open.is_some_and(|open| is_withdrawn(view.state, open)) {
+        return withdraw(view);
+    }
+    // Whoever gave everything away is not gone at once.
+    let shards = view.state.spec.as_ref().map_or(view.spec.shards, |spec| spec.shards);
+    let going = view.state.members.keys().find(|id| id.shard.0 >= shards);
+    // What was wished for may be so already, as far as it can be.
+    let ends = open.is_some() || is_wished(view.state) && !rests;
+    match (uncounted, going) {
+        (Some(why), _) if ends => waiting(why),
+        (_, Some(member)) => StepOutcome::Waiting(WaitReason::ShardGoing, Some(*member), None),
+        (None, None) if ends => close(view.state),
+        (_, None) => StepOutcome::Satisfied,
+    }
+}
+
 /// A wish is named only where nothing else asks: it can be taken back, and what the spec asks for goes on.
 fn asked_by(view: &View<'_>) -> String {
     let wish = open_wish(view.state).filter(|_| !is_specified(view.state));
@@ -150,12 +159,13 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
     plan(&owned, &wanted, Loads::of(counted, spec.balance).as_ref(), &settled.unwrap_or_default())
 }
 
-/// True while slots are evened out, or shall be: as the spec has it, or the user wishes it.
+/// True while slots are evened out, or shall be: as the spec has it, or the user wishes it. What he wishes no more ends first.
 fn is_asked(state: &ClusterState) -> bool {
-    let open = state.operation(OperationKind::Reshard, Scope::Cluster);
-    let topology = state.spec.as_ref().map(|spec| spec.topology);
-    topology == Some(Topology::Cluster)
-        && (is_specified(state) || is_wished(state) || open.is_some_and(|open| !is_withdrawn(state, open)))
+    let Some(Topology::Cluster) = state.spec.as_ref().map(|spec| spec.topology) else { return false };
+    match state.operation(OperationKind::Reshard, Scope::Cluster) {
+        Some(open) => !is_withdrawn(state, open),
+        None => is_specified(state) || is_wished(state),
+    }
 }
 
 /// True if it is the spec by which slots are not where they shall be: a shard that shall be there owns nothing, one that shall not be there
@@ -432,12 +442,20 @@ fn both_atomic(view: &View<'_>, source: MemberId, target: MemberId) -> bool {
 fn close(state: &ClusterState) -> StepOutcome {
     let by_load = state.spec.as_ref().is_some_and(|spec| spec.balance != Balance::Slots);
     let untold = weighed(state).iter().any(|w| w.weights.is_none());
-    let open = state.operation(OperationKind::Reshard, Scope::Cluster);
-    let reason = match open {
-        Some(open) if is_withdrawn(state, open) => Reason::RebalanceWithdrawn,
-        Some(_) | None if by_load && untold => Reason::BalancedUncounted,
-        Some(_) | None => Reason::ReshardComplete,
-    };
+    let reason = if by_load && untold { Reason::BalancedUncounted } else { Reason::ReshardComplete };
+    closed(reason)
+}
+
+/// Ends what the user wishes no more, once it is seen that nothing is on its way.
+fn withdraw(view: &View<'_>) -> StepOutcome {
+    if gossip::is_quiet(view) && !view.state.are_slots_moving(view.now) {
+        return closed(Reason::RebalanceWithdrawn);
+    }
+    let soon = view.now.plus_millis(LOOK_AGAIN_BY_KEY_MS);
+    StepOutcome::Waiting(WaitReason::SlotsMoving, None, Some(soon))
+}
+
+fn closed(reason: Reason) -> StepOutcome {
     let mut decision = Decision::new(StepName::Reshard, Scope::Cluster, reason);
     decision.operation = Some(OperationChange::Close { kind: OperationKind::Reshard });
     StepOutcome::Decided(Box::new(decision))

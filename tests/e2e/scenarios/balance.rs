@@ -24,8 +24,8 @@ const SPREAD: usize = 40_000;
 const CROWDED: usize = 200_000;
 /// That third: the slots of shard 0 of a new cluster.
 const CROWD: RangeInclusive<u16> = 0..=5_460;
-/// Keys that come to others later.
-const LATER: usize = 100_000;
+/// Keys that come to others later: five jobs and more, so that there is a middle in which a wish can be taken back.
+const LATER: usize = 300_000;
 /// Where: slots that stay with shard 2 while it only gets some.
 const LATER_CROWD: RangeInclusive<u16> = 12_000..=16_383;
 /// How far from the mean a shard may be. Percent.
@@ -139,6 +139,7 @@ async fn withdrawn(subject: &Subject) -> anyhow::Result<()> {
         bail!("it ended as {ended}");
     }
     complete(subject).await?;
+    uneven(subject).await?;
     still(subject).await
 }
 
