@@ -8,11 +8,11 @@
 )]
 
 use valkeeper_core::{
-    decision::{Decision, WaitReason},
+    decision::{Decision, Reason, WaitReason},
     effect::Effect,
     event::{Event, Record},
     ids::{MemberId, ReplId},
-    observation::{Link, MemberFacts, Observed, Seen, ServerFacts, ServerRole, Source},
+    observation::{Link, MemberFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
     projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
     spec::SwitchoverWish,
@@ -204,4 +204,62 @@ fn what_was_counted_ten_minutes_ago_is_counted_again_before_anything_moves() {
         sim.records.iter().filter(by_0).count()
     };
     assert_eq!((counted("run 500s"), counted("run 700s")), (1, 2));
+}
+
+/// The world a moment after a job of a reshard has begun, its source not heard in this look.
+fn unheard_source(after_ms: i64) -> Turn {
+    let mut sim =
+        after("cluster topology=Cluster shards=2 replicas=0\nrun\nwrite 20 to 0\nset shards=3\nrun 1150ms");
+    assert!(sim.state.shards.values().any(|shard| shard.handed_at.is_some()), "no slot was on its way");
+    let mut seen = sim.world.look(&sim.state);
+    seen.members.get_mut(&member(0)).expect("looked at").server = Observed::Unknown(Why::Silent);
+    seen.evidence.readings.remove(&member(0));
+    turn(&sim.state, &seen, sim.world.now().plus_millis(after_ms))
+}
+
+#[test]
+fn a_source_that_is_not_heard_just_after_slots_moved_is_looked_at_soon_and_later_at_the_usual_pace() {
+    let until_next = |made: &Turn| made.wake_at.map(|at| at.millis_since(made.now));
+    let soon = unheard_source(0);
+    assert!(waits_for(&soon, WaitReason::GossipUnsettled));
+    assert_eq!(until_next(&soon), Some(50));
+    assert!(until_next(&unheard_source(5_000)) != Some(50));
+}
+
+#[test]
+fn what_was_cancelled_with_a_wish_is_awaited_by_nobody() {
+    let sim = after(
+        "cluster topology=Cluster shards=3 replicas=0 balance=Keys\nrun\nwrite 10 to 0\nfill 6000-6999 300\nhang-slots\n\
+         set rebalance=rebalance@1\nrun 5s\nset rebalance=no\nrun\nexpect decided RebalanceWithdrawn",
+    );
+    assert!(sim.state.shards.values().all(|shard| shard.awaited.is_empty()));
+}
+
+#[test]
+fn a_wish_that_is_taken_back_does_not_end_before_every_primary_is_heard_and_nothing_moves() {
+    let mut sim = after(
+        "cluster topology=Cluster shards=3 replicas=0 balance=Keys\nrun\nwrite 10 to 0\nfill 6000-6999 300\nhang-slots\n\
+         set rebalance=rebalance@1\nrun 5s\nexpect waiting SlotsMoving",
+    );
+    sim.world.spec.rebalance = None;
+    let mut seen = sim.world.look(&sim.state);
+    let ended = |made: &Turn| decisions(made).iter().any(|d| d.reason == Reason::RebalanceWithdrawn);
+    for node in seen.members.values_mut().filter_map(|facts| facts.node.as_mut()) {
+        node.exports.clear();
+        node.exports_unread = true;
+    }
+    assert!(!ended(&turn(&sim.state, &seen, sim.world.now())), "nobody said what is under way");
+    for id in seen.members.keys().copied().collect::<Vec<_>>() {
+        seen.members.get_mut(&id).expect("looked at").server = Observed::Unknown(Why::Silent);
+        seen.evidence.readings.remove(&id);
+    }
+    assert!(!ended(&turn(&sim.state, &seen, sim.world.now())), "nobody was heard");
+}
+
+#[test]
+fn a_wish_that_was_taken_back_before_it_came_true_does_not_come_true_by_the_same_text() {
+    let spent = "cluster topology=Cluster shards=3 replicas=0 balance=Keys\nrun\nfill 6000-6999 300\nset paused=true rebalance=rebalance@1\n\
+                 run\nset rebalance=no\nrun\nset paused=false rebalance=rebalance@1\nrun\nexpect not-decided SlotsHandedOver\n\
+                 set rebalance=rebalance@2\nrun\nexpect decided SlotsHandedOver\nexpect even-keys 10";
+    after(spent);
 }

@@ -14,15 +14,13 @@ use crate::{
     slots::{SLOTS, SlotSet},
     spec::Topology,
     state::failure_key,
-    steps::{retry_at, unless_failing},
+    steps::{
+        reshard::{JOB_QUICK_MS, LOOK_AGAIN_MS},
+        retry_at, unless_failing,
+    },
     topology,
 };
 use std::collections::{BTreeMap, BTreeSet};
-
-/// When to look again at nodes that do not agree just after slots have moved. Milliseconds.
-const LOOK_AGAIN_MS: i64 = 50;
-/// Nodes that do not agree for longer than this after slots have moved do so for another reason. Milliseconds.
-const SLOTS_MOVED_MS: i64 = 2_000;
 
 /// True if every shard's primary answers, all that answer know each other and every primary sees every slot served: slots can be handed
 /// over. A node that is gone owns nothing then.
@@ -77,7 +75,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
 fn look_again(view: &View<'_>) -> Option<Timestamp> {
     let last = view.state.shards.values().filter_map(|shard| shard.handed_at).max()?;
     let by_key = view.state.shards.values().any(|shard| !shard.by_key.is_empty());
-    let waited_for = !by_key && !is_quiet(view) && view.now.millis_since(last) < SLOTS_MOVED_MS;
+    let waited_for = !by_key && !is_quiet(view) && view.now.millis_since(last) < JOB_QUICK_MS;
     waited_for.then(|| view.now.plus_millis(LOOK_AGAIN_MS))
 }
 

@@ -33,9 +33,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 /// When to look again at slots that are on their way: a job was seen to take 0.1 to 0.6 s, and the next one waits for it to be seen.
 /// Milliseconds.
-const LOOK_AGAIN_MS: i64 = 50;
+pub(super) const LOOK_AGAIN_MS: i64 = 50;
 /// Most jobs have ended after this; one that has not takes its time. Milliseconds.
-const JOB_QUICK_MS: i64 = 2_000;
+pub(super) const JOB_QUICK_MS: i64 = 2_000;
 /// When to look again at a job that hangs: looking often is of no use. Milliseconds.
 const LOOK_AGAIN_LONG_MS: i64 = 5_000;
 /// A job of a second's worth of keys that takes longer than this hangs: Valkey gives up by itself after a minute without any word. Milliseconds.

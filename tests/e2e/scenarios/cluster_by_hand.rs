@@ -3,9 +3,7 @@
 
 use super::{
     World,
-    cluster::{
-        Outages, REPLICAS, SETTLED_MAX, SHARDS, Shard, acquainted, load, members_of, settled, shards_now,
-    },
+    cluster::{Outages, REPLICAS, SETTLED_MAX, SHARDS, acquainted, load, members_of, settled, shards_now},
     cluster_life::{replica_of, whole},
     cluster_lost::{node_id, shard},
 };
@@ -24,24 +22,32 @@ use std::{collections::BTreeMap, time::Instant};
 const KEYS: usize = 30_000;
 /// The slot that its owner gives up.
 const TAKEN: u16 = 6_000;
+/// Keys in it.
+const KEYS_TAKEN: usize = 500;
 
-/// A primary moved, a replica sent to another shard, one that forgets everything and is nobody's, a member forgotten by another, and a slot
-/// of which its owner knows nothing any more.
+/// A primary moved, a replica sent to another shard, one that is reset, a member forgotten by the others, a slot that its owner gives up.
 pub async fn told_otherwise(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
     settled(subject, SHARDS, REPLICAS).await?;
     let keys = Keys::write(subject, KEYS).await?;
+    let in_slot = Keys::write_into(&Nodes::of(subject).await?, TAKEN..=TAKEN, KEYS_TAKEN, 0).await?;
     let mut told = Vec::new();
-    told.push(story(subject, "a primary moved", &["ExternalPromotion"], moved(subject)).await?);
+    let to = replica_of(subject, shard(&settled(subject, SHARDS, REPLICAS).await?, 1)?).await?;
+    told.push(story(subject, "a primary moved", &["ExternalPromotion"], moved(subject, &to)).await?);
+    let stays = shard(&settled(subject, SHARDS, REPLICAS).await?, 1)?.primary.name.clone();
+    if stays != to.name {
+        bail!("{} was made primary by hand, and {stays} is", to.name);
+    }
     let decided = ["MemberAttached"];
     told.push(story(subject, "a replica of another shard", &decided, of_another_shard(subject)).await?);
     let decided = ["NodesMet", "NodesForgotten"];
     told.push(story(subject, "a replica reset", &decided, reset(subject)).await?);
-    // Nothing is decided: the node that was forgotten makes itself known again.
+    // The node makes itself known again: nothing has to be decided.
     told.push(story(subject, "a member forgotten", &[], forgotten(subject)).await?);
     told.push(story(subject, "a slot without an owner", &["SlotsReclaimed"], taken(subject)).await?);
+    in_slot.read(subject).await.context("of the slot that was given up")?;
     keys.read(subject).await?;
-    Ok(format!("{}; {} keys read", told.join(" | "), keys.count()))
+    Ok(format!("{}; {} keys read", told.join(" | "), keys.count() + in_slot.count()))
 }
 
 /// One of them under load: how long until all is as it shall be, and what clients saw. Each of `decided` must be in the journal for it.
@@ -53,7 +59,7 @@ async fn story(
 ) -> anyhow::Result<String> {
     let shards = settled(subject, SHARDS, REPLICAS).await?;
     let load = load(subject, &shards).await?;
-    let before = counts(subject, decided).await?;
+    let before = last(subject, decided).await?;
     let begun = Instant::now();
     let healed = async {
         act.await?;
@@ -62,8 +68,8 @@ async fn story(
     };
     let healed = healed.await.with_context(|| name.to_owned())?;
     load.flows(SETTLED_MAX).await.with_context(|| name.to_owned())?;
-    let after = counts(subject, decided).await?;
-    if let Some((reason, _)) = after.iter().find(|(reason, count)| before.get(*reason) == Some(*count)) {
+    let after = last(subject, decided).await?;
+    if let Some((reason, _)) = after.iter().find(|(reason, line)| before.get(*reason) == Some(*line)) {
         bail!("{name}: nothing was decided for {reason}");
     }
     let faults = (0..SHARDS).map(|number| (number, begun)).collect::<BTreeMap<_, _>>();
@@ -72,19 +78,18 @@ async fn story(
     Ok(format!("{name}: whole after {:.1} s, {}", healed.as_secs_f64(), outages.line()?))
 }
 
-/// How often each of these was decided so far.
-async fn counts<'a>(subject: &Subject, reasons: &[&'a str]) -> anyhow::Result<BTreeMap<&'a str, usize>> {
+/// The last record of each of these reasons.
+async fn last<'a>(subject: &Subject, reasons: &[&'a str]) -> anyhow::Result<BTreeMap<&'a str, String>> {
     let journal = Journal::of(subject).await?;
-    reasons.iter().map(|reason| Ok((*reason, journal.lines(reason)?.len()))).collect()
+    let last = |reason: &&'a str| Ok((*reason, journal.lines(reason)?.pop().unwrap_or_default()));
+    reasons.iter().map(last).collect()
 }
 
-/// The handover that a person asks a replica for: it is what he wants, and stays.
-async fn moved(subject: &Subject) -> anyhow::Result<()> {
-    let shards = settled(subject, SHARDS, REPLICAS).await?;
-    let replica = replica_of(subject, shard(&shards, 1)?).await?;
-    tell(subject, &replica, &["CLUSTER", "FAILOVER"]).await?;
+/// The handover that a person asks a replica for.
+async fn moved(subject: &Subject, replica: &Member) -> anyhow::Result<()> {
+    tell(subject, replica, &["CLUSTER", "FAILOVER"]).await?;
     until(&format!("{} to be primary and labelled so", replica.name), SETTLED_MAX, || async {
-        let now = settled_now(subject).await?;
+        let now = shards_now(subject, SHARDS, REPLICAS).await?;
         let primary = &shard(&now, 1)?.primary;
         if primary.name == replica.name { Ok(()) } else { bail!("it is {}", primary.name) }
     })
@@ -121,7 +126,7 @@ async fn forgotten(subject: &Subject) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// A slot that its owner is told to give up, keys and all.
+/// A slot that its owner is told to give up; the keys in it are there still.
 async fn taken(subject: &Subject) -> anyhow::Result<()> {
     let take = |nodes: &Nodes| nodes.tell(nodes.owner(TAKEN)?, &["CLUSTER", "DELSLOTS", &TAKEN.to_string()]);
     Nodes::of(subject).await?.ask(take).await
@@ -131,7 +136,7 @@ async fn taken(subject: &Subject) -> anyhow::Result<()> {
 async fn back_in(subject: &Subject, member: &Member, number: u16) -> anyhow::Result<()> {
     until(&format!("{} to follow its shard's primary", member.name), SETTLED_MAX, || async {
         let roles = subject.roles().await?;
-        let now = settled_now(subject).await?;
+        let now = shards_now(subject, SHARDS, REPLICAS).await?;
         let primary = shard(&now, number)?.primary.address.context("no address")?.to_string();
         match roles.iter().find(|(other, _)| other.name == member.name) {
             Some((_, Role::Replica { of, link })) if *of == primary && link == "connected" => Ok(()),
@@ -140,11 +145,6 @@ async fn back_in(subject: &Subject, member: &Member, number: u16) -> anyhow::Res
     })
     .await?;
     Ok(())
-}
-
-/// Shards as they are at this moment, or why they are not settled.
-async fn settled_now(subject: &Subject) -> anyhow::Result<Vec<Shard>> {
-    shards_now(subject, SHARDS, REPLICAS).await
 }
 
 async fn tell(subject: &Subject, member: &Member, words: &[&str]) -> anyhow::Result<()> {

@@ -5,7 +5,7 @@ use super::{
     World,
     cluster::{
         Outages, REPLICAS, SETTLED_MAX, SHARDS, Shard, client, kept, kill_alone, killed, load, load_of,
-        settled, sized, tags,
+        none_of, settled, sized, tags,
     },
     cluster_life::{replica_of, whole},
     isolation::{INSIDE, OUTSIDE, own_address, two_sides},
@@ -16,14 +16,17 @@ use crate::support::{
     keys::Keys,
     load::{Load, Target},
     net::{From, cut},
+    nodes::Nodes,
     process::{pid_in_pod, signal, wipe_data},
-    subject::{PATIENCE, Subject},
+    resp::Reply,
+    subject::{Member, PATIENCE, Subject},
     wait::until,
 };
 use anyhow::{Context, bail};
 use serde_json::{Value, json};
 use std::{
     collections::BTreeMap,
+    ops::RangeInclusive,
     time::{Duration, Instant},
 };
 
@@ -35,6 +38,8 @@ const KEYS: usize = 30_000;
 const HIT: u16 = 1;
 /// The writers of the others.
 const OTHERS: [&str; 2] = ["0", "2"];
+/// Slots of one of them in a new cluster.
+const OTHER_SLOTS: RangeInclusive<u16> = 0..=5_460;
 /// Kills of one shard's primary in a row.
 const KILLS: usize = 3;
 /// Bound on each wait of a client that writes single keys.
@@ -72,8 +77,8 @@ pub async fn divided(world: &World) -> anyhow::Result<String> {
     Ok(format!("{}; {}", two_sides(&logs, &kept_by_side, since)?, outages.line()?))
 }
 
-/// A replica's claim and pod deleted, then all files of a primary under its server and the pod's processes killed: both come back as other
-/// nodes under the same name, and nobody knows those of before.
+/// A replica's claim and pod are deleted; then a primary's files are removed while its server stands still, and its agent is killed. Both
+/// come back as other nodes under the same name, and nobody knows those of before.
 pub async fn volumes_lost(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
     let before = settled(subject, SHARDS, REPLICAS).await?;
@@ -88,16 +93,19 @@ pub async fn volumes_lost(world: &World) -> anyhow::Result<String> {
     another_node(subject, &replica.name, &node).await?;
     whole(subject, SHARDS, REPLICAS).await?;
     let replaced = begun.elapsed();
-    let quiet = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, begun)])).await?;
-    quiet.nothing_is_excused()?;
+    let outages = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, begun)])).await?;
+    outages.nothing_is_excused().context("of a replica's volume")?;
 
     let before = settled(subject, SHARDS, REPLICAS).await?;
     let primary = &shard(&before, HIT)?.primary;
     let node = node_id(subject, &primary.name).await?;
     let load = self::load(subject, &before).await?;
-    let pid = pid_in_pod(&primary.uid, "valkeeper-agent")?;
+    let (server, agent) =
+        (pid_in_pod(&primary.uid, "valkey-server")?, pid_in_pod(&primary.uid, "valkeeper-agent")?);
+    // It would write down once more who it is.
+    let fault = signal(server, "STOP")?;
     wipe_data(primary, true)?;
-    let fault = signal(pid, "KILL")?;
+    signal(agent, "KILL")?;
     load.flows(SETTLED_MAX).await.context("after the primary's loss")?;
     another_node(subject, &primary.name, &node).await?;
     whole(subject, SHARDS, REPLICAS).await?;
@@ -140,7 +148,7 @@ pub async fn cache(world: &World) -> anyhow::Result<String> {
     Ok(told.join(" | "))
 }
 
-/// A primary's agent killed, and so its container: it is back in a moment, as the node that it was and without a key.
+/// A primary's agent killed, and so its container, which is back in a moment.
 async fn agent_killed(subject: &Subject) -> anyhow::Result<String> {
     let before = settled(subject, SHARDS, REPLICAS).await?;
     let load = load(subject, &before).await?;
@@ -155,14 +163,28 @@ async fn shard_lost(subject: &Subject) -> anyhow::Result<String> {
     let before = settled(subject, SHARDS, REPLICAS).await?;
     let others: Vec<Shard> = before.iter().filter(|shard| shard.number != HIT).cloned().collect();
     let tag = tags(subject, &before).await?.into_iter().nth(usize::from(HIT)).context("no tag")?;
+    let key = tag.key("tests:lost");
+    if ask(subject, &["SET", &key, "1"]).await?.text() != Some("OK") {
+        bail!("{key} was not written");
+    }
+    // The slots are where a new cluster has them: nothing has moved here.
+    let keys = Keys::write_into(&Nodes::of(subject).await?, OTHER_SLOTS, KEYS, 0).await?;
     let load = load_of(subject, &others, &OTHERS).await?;
     let prefix = format!("{}-{HIT}-", subject.name);
+    let members = subject.members().await?;
+    let lost: Vec<&Member> = members.iter().filter(|member| member.name.starts_with(&prefix)).collect();
     let fault = Instant::now();
-    for member in subject.members().await?.iter().filter(|member| member.name.starts_with(&prefix)) {
+    for member in &lost {
         subject.delete_pod(&member.name).await?;
     }
-    let key = tag.key("tests:reclaimed");
-    let (_, served) = until("the lost shard's slots to be served", PATIENCE, || write(subject, &key)).await?;
+    let old = lost.iter().map(|member| member.uid.clone()).collect();
+    until("new pods of the shard", PATIENCE, || none_of(subject, &old)).await?;
+    until("the lost shard's slots to be served, empty", PATIENCE, || async {
+        let reply = ask(subject, &["GET", &key]).await?;
+        if reply == Reply::Nil { Ok(()) } else { bail!("{key} is {reply:?}") }
+    })
+    .await?;
+    let served = fault.elapsed();
     whole(subject, SHARDS, REPLICAS).await?;
     let ready = fault.elapsed();
     if Journal::of(subject).await?.lines("SlotsReclaimed")?.is_empty() {
@@ -171,6 +193,7 @@ async fn shard_lost(subject: &Subject) -> anyhow::Result<String> {
     load.flows(SETTLED_MAX).await?;
     let outages = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, fault)])).await?;
     outages.nothing_is_excused()?;
+    keys.read(subject).await.context("of the other shards")?;
     let (served, ready) = (served.as_secs_f64(), ready.as_secs_f64());
     Ok(format!(
         "a whole shard lost: its slots served again after {served:.1} s, whole after {ready:.1} s; {}",
@@ -178,10 +201,11 @@ async fn shard_lost(subject: &Subject) -> anyhow::Result<String> {
     ))
 }
 
-async fn write(subject: &Subject, key: &str) -> anyhow::Result<()> {
-    let (mut client, key) = (client(subject, CALL_TIMEOUT).await?, key.to_owned());
-    let reply = tokio::task::spawn_blocking(move || client.call(&["SET", &key, "1"])).await??;
-    if reply.text() == Some("OK") { Ok(()) } else { bail!("{reply:?}") }
+async fn ask(subject: &Subject, words: &[&str]) -> anyhow::Result<Reply> {
+    let mut client = client(subject, CALL_TIMEOUT).await?;
+    let words: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let call = move || client.call(&words.iter().map(String::as_str).collect::<Vec<_>>());
+    Ok(tokio::task::spawn_blocking(call).await??)
 }
 
 pub(super) fn shard(shards: &[Shard], number: u16) -> anyhow::Result<&Shard> {

@@ -162,6 +162,9 @@ pub(super) fn two_sides(
     let last = inside.last().context("nothing was acknowledged inside")?;
     let first = outside.first_since(since).context("nothing was acknowledged outside")?;
     let ms = |d: Duration| d.as_secs_f64() * 1000.0;
+    if last <= since {
+        bail!("nothing was acknowledged inside after the cut: it was cut off, too");
+    }
     let both = last.checked_duration_since(first).unwrap_or_default();
     if !both.is_zero() {
         bail!("both sides accepted writes for {:.1} ms", ms(both));
