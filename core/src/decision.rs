@@ -58,6 +58,9 @@ reasons! {
         /// The silent primary cannot be confirmed by a majority any more, and its agent has stopped its writes by now: the
         /// most advanced replica becomes primary, after a majority has promised not to support the old one.
         PrimaryIsolated,
+        /// The primary answers, but the cluster bus does not reach it: a majority of the primaries holds it for dead, and it refuses its
+        /// clients. Its agent ends it, and a replica in sync that the bus does reach takes over. Look at what blocks port 16379 of its pod.
+        PrimaryShutOut,
         /// All members of a shard hold at the boot gate: the most advanced history resumes.
         ShardResumed,
         /// Someone else made another member primary: the live cluster is right, and the operator follows it.

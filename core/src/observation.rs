@@ -299,6 +299,11 @@ pub struct NodeFacts {
 }
 
 impl NodeFacts {
+    /// True if it has met this node and knows it at that IP address.
+    pub fn knows_at(&self, node: &NodeId, address: &str) -> bool {
+        self.knows.get(node).is_some_and(|known| known.as_deref() == Some(address))
+    }
+
     /// True while it is handing slots over atomically, as far as it said.
     pub fn has_job(&self) -> bool {
         self.exports.iter().any(|export| match export.state {

@@ -42,6 +42,9 @@ pub struct MemberState {
     /// When the server's facts last changed, within this epoch.
     #[serde(default)]
     pub server_changed_at: Timestamp,
+    /// Since when its node refuses its clients, as was seen within this epoch, if it does.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub down_since: Option<Timestamp>,
     /// Since when the source and link of the server are what they are, within this epoch.
     #[serde(default)]
     pub link_since: Timestamp,
@@ -270,7 +273,9 @@ impl ClusterState {
                 known.facts.agent = agent.clone();
             }
             Event::NodeChanged { member, node } => {
-                let before = self.members.entry(*member).or_default().facts.node.replace(node.clone());
+                let known = self.members.entry(*member).or_default();
+                known.down_since = node.down.then(|| known.down_since.unwrap_or(record.time));
+                let before = known.facts.node.replace(node.clone());
                 self.note_node(member.shard, before.as_ref(), node);
                 self.forget_removed();
             }
@@ -326,6 +331,7 @@ impl ClusterState {
             member.facts = MemberFacts::default();
             (member.server_since, member.pod_since) = (now, now);
             (member.server_changed_at, member.link_since) = (now, now);
+            member.down_since = None;
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);

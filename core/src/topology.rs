@@ -6,7 +6,7 @@ pub mod half_moved;
 mod replication;
 pub mod reshard;
 
-pub use cluster::is_heard;
+pub use cluster::{is_heard, is_held_for_dead};
 
 use crate::{
     agent::{Brief, isolation::MEMBERS_MIN},

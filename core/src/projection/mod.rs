@@ -1,4 +1,5 @@
 //! Readers of state for people: nothing here decides.
 
+mod bus;
 pub mod reason;
 pub mod status;

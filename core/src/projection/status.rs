@@ -5,7 +5,10 @@ use crate::{
     decision::{BlockReason, Operation, OperationKind, Reason, Scope, StepName, WaitReason},
     ids::{MemberId, ShardId},
     observation::Evidence,
-    projection::reason::{ConditionReason, StatusReason},
+    projection::{
+        bus,
+        reason::{ConditionReason, StatusReason},
+    },
     spec::DesiredCluster,
     state::ClusterState,
     steps::{objects, reshard},
@@ -135,8 +138,20 @@ fn held_up(state: &ClusterState) -> Option<String> {
         return Some("nothing more moves while spec.paused is true".to_owned());
     }
     let wait = state.standing.waits.iter().find(|wait| wait.step == StepName::Reshard)?;
-    let why = || format!("{}{}: {}", wait.reason.code(), whom(wait.about), wait.reason.explain());
+    let why = || format!("{}{}: {}", wait.reason.code(), whom(wait.about), explained(state, wait.reason));
     (wait.reason != WaitReason::SlotsMoving).then(why)
+}
+
+/// Why a step waits, and for whom, where its reason says only what for.
+fn explained(state: &ClusterState, reason: WaitReason) -> String {
+    let may_be_the_bus = [WaitReason::GossipUnsettled, WaitReason::ReplicaSyncing].contains(&reason);
+    let more = if may_be_the_bus { trouble(state) } else { String::new() };
+    format!("{}{more}", reason.explain())
+}
+
+/// What nodes say of each other that they should not, in parentheses.
+fn trouble(state: &ClusterState) -> String {
+    bus::trouble(state).map(|trouble| format!(" ({trouble})")).unwrap_or_default()
 }
 
 /// The member that a sentence is about, in parentheses.
@@ -225,7 +240,12 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     // A failover is what matters, however long something else goes on.
     let is_failover = |open: &&Operation| open.kind == OperationKind::Failover;
     if let Some(open) = state.operations.iter().find(is_failover).or(state.operations.first()) {
-        let more = if open.kind == OperationKind::Reshard { progress(state) } else { String::new() };
+        let more = match open.kind {
+            OperationKind::Reshard => progress(state),
+            // An old primary that the bus does not reach keeps it open.
+            OperationKind::Failover => trouble(state),
+            OperationKind::Switchover | OperationKind::Rollout => String::new(),
+        };
         return Some((
             under_way(open.kind),
             format!("{:?} of {} is under way [j:{}]{more}", open.kind, open.scope, open.id),
@@ -234,7 +254,7 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     if let Some(wait) = state.standing.waits.first() {
         return Some((
             ConditionReason::Wait(wait.reason),
-            format!("{}{}: {}", wait.scope, whom(wait.about), wait.reason.explain()),
+            format!("{}{}: {}", wait.scope, whom(wait.about), explained(state, wait.reason)),
         ));
     }
     if resharding(state).is_some() {
@@ -256,6 +276,6 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
         ));
     }
     (ready < wanted).then(|| {
-        (ConditionReason::Wait(WaitReason::ReplicaSyncing), format!("{ready} of {wanted} members are ready"))
+        (ConditionReason::Wait(WaitReason::ReplicaSyncing), format!("{ready} of {wanted} members are ready{}", trouble(state)))
     })
 }

@@ -137,6 +137,7 @@ impl World {
         let Some(pod) = self.places.get(&id).and_then(|p| p.pod.as_ref()) else { return false };
         pod.process.as_ref().is_some_and(|p| p.is_primary() && !p.frozen)
             && !pod.agent.as_ref().is_some_and(|a| a.writes_stopped(now))
+            && !self.is_shut_out(id)
     }
 
     /// The operator speaks to an agent.

@@ -69,14 +69,41 @@ impl World {
         self.places.iter().find(|(_, p)| p.node.as_ref().is_some_and(|n| is_its(&n.id))).map(|(id, _)| *id)
     }
 
-    /// Members whose server is on the bus, gated or not, and their addresses.
-    fn on_the_bus(&self) -> BTreeMap<MemberId, String> {
+    /// Members whose server runs, gated or not, and their addresses.
+    fn running(&self) -> BTreeMap<MemberId, String> {
         let up = |(id, place): (&MemberId, &super::world::Place)| {
             let pod = place.pod.as_ref()?;
             pod.process.as_ref().filter(|p| !p.frozen)?;
             Some((*id, pod.address.clone()))
         };
         self.places.iter().filter_map(up).collect()
+    }
+
+    /// Those of them that the bus reaches.
+    fn on_the_bus(&self) -> BTreeMap<MemberId, String> {
+        let mut up = self.running();
+        up.retain(|id, _| !self.off_bus.contains(id));
+        up
+    }
+
+    /// The bus reaches a member no more, or again: all else does.
+    pub fn set_off_bus(&mut self, id: MemberId, off: bool) {
+        if off {
+            self.off_bus.insert(id)
+        } else {
+            self.off_bus.remove(&id)
+        };
+        self.gossip();
+    }
+
+    /// True if it has been off the bus for so long that it refuses its clients: it reaches no majority of the primaries.
+    pub(super) fn is_shut_out(&self, id: MemberId) -> bool {
+        let node = self.places.get(&id).and_then(|p| p.node.as_ref());
+        self.off_bus.contains(&id) && node.is_some_and(|node| self.is_held_for_dead(&node.id))
+    }
+
+    fn is_held_for_dead(&self, node: &NodeId) -> bool {
+        self.down_since.get(node).is_some_and(|since| self.now.millis_since(*since) >= NODE_TIMEOUT_MS)
     }
 
     /// Pairs of members in contact: at least one knows the other where it is.
@@ -187,7 +214,9 @@ impl World {
         let ids: Vec<MemberId> = self.on_the_bus().into_keys().collect();
         for id in ids {
             let Some(primary) = self.node(id).ok().and_then(|n| n.primary.clone()) else { continue };
-            let dead = self.down_since.get(&primary).is_some_and(due);
+            // Whose link to its primary is up does not stand for election: its agent keeps it from that.
+            let linked = self.member_of(&primary).is_some_and(|of| self.off_bus.contains(&of));
+            let dead = !linked && self.down_since.get(&primary).is_some_and(due);
             // Nobody votes for one that never had its primary's data (`cluster-replica-validity-factor`).
             let has_data = |p: &Process| p.is_complete() && p.drawn.as_ref() != Some(&p.replid);
             let fit = self
@@ -236,7 +265,7 @@ impl World {
 
     /// An open server is what its node is.
     fn obey_roles(&mut self) {
-        let ids: Vec<MemberId> = self.on_the_bus().into_keys().collect();
+        let ids: Vec<MemberId> = self.running().into_keys().collect();
         for id in ids {
             let of = self.node(id).ok().and_then(|n| n.primary.clone());
             let source = of.as_ref().map(|p| self.member_of(p));
@@ -359,10 +388,9 @@ impl World {
     /// What a member's node says.
     pub(super) fn node_facts(&self, id: MemberId) -> Option<NodeFacts> {
         let node = self.places.get(&id)?.node.as_ref().filter(|_| self.is_cluster())?;
-        let dead = |known: &NodeId| {
-            self.down_since.get(known).is_some_and(|since| self.now.millis_since(*since) >= NODE_TIMEOUT_MS)
-        };
-        let failed: BTreeSet<NodeId> = node.knows.keys().filter(|known| dead(known)).cloned().collect();
+        let down = self.is_shut_out(id);
+        let dead = |known: &&NodeId| down || self.is_held_for_dead(known);
+        let failed: BTreeSet<NodeId> = node.knows.keys().filter(dead).cloned().collect();
         let others = self.places.values().filter_map(|p| p.node.as_ref());
         let served = others.filter(|n| {
             n.primary.is_none()
@@ -383,7 +411,7 @@ impl World {
             exports_unread: false,
             migrating: node.migrating.clone(),
             importing: node.importing.clone(),
-            down: false,
+            down,
         })
     }
 

@@ -191,6 +191,14 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_cut(id, false);
             Ok(())
         }),
+        ["bus-cut", ids @ ..] => each(ids, |id| {
+            sim.world.set_off_bus(id, true);
+            Ok(())
+        }),
+        ["bus-heal", ids @ ..] => each(ids, |id| {
+            sim.world.set_off_bus(id, false);
+            Ok(())
+        }),
         ["node-silent", ids @ ..] => each(ids, |id| {
             sim.world.set_node_silent(id, true);
             Ok(())

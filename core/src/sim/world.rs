@@ -82,6 +82,8 @@ pub struct World {
     /// For how long two members of a shard accepted writes at the same time. Milliseconds.
     pub both_writable_ms: i64,
     pub(super) cut: BTreeSet<MemberId>,
+    /// Members that the cluster bus does not reach.
+    pub(super) off_bus: BTreeSet<MemberId>,
     pub(super) routes: BTreeMap<ShardId, RouteFacts>,
     pub(super) live: BTreeMap<ObjectRef, (LiveObject, u16)>,
     pub(super) acked: BTreeMap<ShardId, BTreeSet<u64>>,
@@ -135,6 +137,7 @@ impl World {
             heard_at: BTreeMap::new(),
             both_writable_ms: 0,
             cut: BTreeSet::new(),
+            off_bus: BTreeSet::new(),
             routes: BTreeMap::new(),
             live: BTreeMap::new(),
             acked: BTreeMap::new(),

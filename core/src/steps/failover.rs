@@ -1,8 +1,9 @@
 //! Wants: every shard that ever had a primary to have one that serves, after an unplanned loss too.
 //! Proof: the holder of the grant answers as primary; lost is only who is proven gone, restarted, or silent and fenced.
 //! Refuses: to promote on silence alone, a member that is loading, blank or half synchronised, and while unsure.
-//! Story: primary_killed, primary_frozen, primary_isolated, primary_restarts_before_anyone_looks.
+//! Story: primary_killed, primary_frozen, primary_isolated, primary_restarts_before_anyone_looks, cluster_bus_cut.
 
+mod shut_out;
 mod silence;
 
 use crate::{
@@ -37,7 +38,9 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         return StepOutcome::Satisfied;
     }
     let reason = match condition {
-        Condition::Serving => return finish(view, shard, holder),
+        Condition::Serving => {
+            return shut_out::step(view, shard, holder).unwrap_or_else(|| finish(view, shard, holder));
+        }
         Condition::NotLooked => return StepOutcome::Waiting(WaitReason::NotObserved, Some(holder), None),
         Condition::FollowingForeign => return blocked(BlockReason::ForeignPrimary, holder),
         Condition::Silent => return silence::step(view, shard, holder),
@@ -104,8 +107,13 @@ fn blocked(reason: BlockReason, about: MemberId) -> StepOutcome {
     StepOutcome::Blocked(reason, Some(about), Vec::new())
 }
 
+/// True for what begins with a fence.
+fn is_fenced_by(cause: Reason) -> bool {
+    cause == Reason::PrimarySilent || cause == Reason::PrimaryShutOut
+}
+
 fn lost_reason(view: &View<'_>, shard: ShardId, holder: MemberId) -> Reason {
-    let fenced = |o: &Operation| o.cause == Reason::PrimarySilent && o.member == Some(holder);
+    let fenced = |o: &Operation| is_fenced_by(o.cause) && o.member == Some(holder);
     match view.state.operation(OperationKind::Failover, Scope::Shard(shard)) {
         Some(open) if fenced(open) => Reason::PrimaryFenced,
         Some(_) | None => Reason::PrimaryGone,
@@ -115,7 +123,7 @@ fn lost_reason(view: &View<'_>, shard: ShardId, holder: MemberId) -> Reason {
 /// The holder was granted the shard but its promotion was not done: whatever began the operation is still the reason.
 fn unfinished_reason(view: &View<'_>, shard: ShardId) -> Reason {
     match view.state.operation(OperationKind::Failover, Scope::Shard(shard)).map(|o| o.cause) {
-        Some(Reason::PrimarySilent) => Reason::PrimaryFenced,
+        Some(cause) if is_fenced_by(cause) => Reason::PrimaryFenced,
         Some(cause) => cause,
         None => Reason::PrimaryGone,
     }

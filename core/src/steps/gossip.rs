@@ -113,8 +113,7 @@ fn agree(view: &View<'_>, speakers: &Speakers<'_>) -> bool {
 
 /// `at` knows `other` by its id, at its address. Of itself a node may show an address of before; others go by theirs.
 fn is_known(at: &Speaker<'_>, other: &Speaker<'_>) -> bool {
-    at.node.id == other.node.id
-        || at.node.knows.get(&other.node.id).is_some_and(|known| known.as_deref() == Some(other.address))
+    at.node.id == other.node.id || at.node.knows_at(&other.node.id, other.address)
 }
 
 /// The slots of a new cluster: one run for each shard, as even as can be.

@@ -60,10 +60,9 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
 pub fn is_heard(view: &View<'_>, candidate: MemberId) -> bool {
     let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
     let knows = |a: MemberId, b: MemberId| {
-        let (node, other) = (node_of(view, a), node_of(view, b));
-        let at = node.zip(other).and_then(|(node, other)| node.knows.get(&other.id));
         let address = view.member(b).and_then(|m| m.address());
-        address.is_some() && at.is_some_and(|at| at.as_deref() == address)
+        let pair = node_of(view, a).zip(node_of(view, b)).zip(address);
+        pair.is_some_and(|((node, other), address)| node.knows_at(&other.id, address))
     };
     let (mut voters, mut hear) = (0_usize, 0_usize);
     for shard in owners {
@@ -72,6 +71,23 @@ pub fn is_heard(view: &View<'_>, candidate: MemberId) -> bool {
         hear += usize::from(serving_primary(view, shard).is_some_and(hears));
     }
     hear > voters / 2
+}
+
+/// True if a majority of the primaries holds the member's node for dead, in this look.
+pub fn is_held_for_dead(view: &View<'_>, member: MemberId) -> bool {
+    let Some(node) = node_of(view, member) else { return false };
+    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
+    let (mut voters, mut against) = (0_usize, 0_usize);
+    for shard in owners {
+        voters += 1;
+        let says_so = |primary: MemberId| {
+            view.reading(primary).is_some()
+                && primary != member
+                && node_of(view, primary).is_some_and(|by| by.failed.contains(&node.id))
+        };
+        against += usize::from(serving_primary(view, shard).is_some_and(says_so));
+    }
+    against > voters / 2
 }
 
 /// `CLUSTER FAILOVER` on the replica; the old primary takes part and follows.

@@ -134,11 +134,8 @@ fn silent_since(view: &View<'_>, holder: MemberId) -> Timestamp {
 /// The fastest fence that is to be had.
 fn fence(view: &View<'_>, shard: ShardId, holder: MemberId, chosen: MemberId) -> Option<Fence> {
     let member = view.member(holder)?;
-    if let Some(agent) = member.agent()
-        && let Some(address) = member.address()
-    {
-        let (address, run_id) = (address.to_owned(), agent.run_id.clone());
-        return Some(Fence::Agent(Server { member: holder, address, run_id }));
+    if let Some(server) = fence_by_agent(view, holder) {
+        return Some(Fence::Agent(server));
     }
     // Someone who is primary by another's word is not promoted: nobody can tell whose data is right before the holder is gone.
     let is_primary = view.member(chosen).is_some_and(|m| m.is_primary());
@@ -147,6 +144,13 @@ fn fence(view: &View<'_>, shard: ShardId, holder: MemberId, chosen: MemberId) ->
     }
     let pod = member.facts.pod.present()?;
     topology::can_be_fenced(view, holder).then(|| Fence::Pod(pod.uid.clone()))
+}
+
+/// The server that its agent shall end, if that answers.
+pub fn fence_by_agent(view: &View<'_>, holder: MemberId) -> Option<Server> {
+    let member = view.member(holder)?;
+    let (address, run_id) = (member.address()?.to_owned(), member.agent()?.run_id.clone());
+    Some(Server { member: holder, address, run_id })
 }
 
 /// The members whose promise leaves the holder without a majority, if there is an isolation window and enough of them answer.
