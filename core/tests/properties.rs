@@ -53,6 +53,8 @@ fn single_fault_of_a_valkey_cluster() -> impl Strategy<Value = String> {
             format!("{fill}\nset balance=Keys\n{kill}\nset balance=Slots\nrun\nexpect balanced")
         }),
         who.clone().prop_map(|(s, o)| format!("part {s}-{o}\nrun 10s\nunite\nrun")),
+        (who.clone(), 10..120_u16)
+            .prop_map(|((s, o), t)| format!("bus-cut {s}-{o}\nrun {}ms\nbus-heal {s}-{o}\nrun", t * 100)),
         who.prop_map(|(s, o)| format!("try freeze-pod {s}-{o}\nrun 10s\ntry thaw-pod {s}-{o}\nrun")),
         Just("kill 0-0 1-0\nrun".to_owned()),
         (2..9_u8).prop_map(|r| format!("set revision=rev-{r}\nrun")),
@@ -94,6 +96,8 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
         1 => Just("node-silent"),
         1 => Just("node-back"),
         1 => Just("part"),
+        2 => Just("bus-cut"),
+        1 => Just("bus-heal"),
     ];
     prop_oneof![
         10 => (verb, who.clone()).prop_map(|(verb, (s, o))| format!("{verb} {s}-{o}")),
@@ -196,7 +200,7 @@ proptest! {
         text.push_str(&events.join("\n"));
         text.push_str("\nunite\nset shards=3\nstart-operator\n");
         for (s, o) in (0..5).flat_map(|s| (0..2).map(move |o| (s, o))) {
-            text.push_str(&format!("try thaw {s}-{o}\nnode-back {s}-{o}\n"));
+            text.push_str(&format!("try thaw {s}-{o}\nnode-back {s}-{o}\nbus-heal {s}-{o}\n"));
         }
         let end = if durable { "expect ready-or-blocked HistoriesDiverge" } else { "expect ready" };
         text.push_str(&format!("run\n{end}\nexpect quiet\n"));

@@ -276,6 +276,9 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
         ));
     }
     (ready < wanted).then(|| {
-        (ConditionReason::Wait(WaitReason::ReplicaSyncing), format!("{ready} of {wanted} members are ready{}", trouble(state)))
+        (
+            ConditionReason::Wait(WaitReason::ReplicaSyncing),
+            format!("{ready} of {wanted} members are ready{}", trouble(state)),
+        )
     })
 }

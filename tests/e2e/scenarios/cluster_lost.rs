@@ -15,7 +15,7 @@ use crate::support::{
     journal::Journal,
     keys::Keys,
     load::{Load, Target},
-    net::{From, cut},
+    net::{From, cut, cut_port},
     nodes::Nodes,
     process::{pid_in_pod, signal, wipe_data},
     resp::Reply,
@@ -42,6 +42,8 @@ const OTHERS: [&str; 2] = ["0", "2"];
 const OTHER_SLOTS: RangeInclusive<u16> = 0..=5_460;
 /// Kills of one shard's primary in a row.
 const KILLS: usize = 3;
+/// Where nodes talk to each other.
+const BUS_PORT: u16 = 16_379;
 /// Bound on each wait of a client that writes single keys.
 const CALL_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -75,6 +77,55 @@ pub async fn divided(world: &World) -> anyhow::Result<String> {
         kept_by_side.insert(log.client, kept(subject, &log.key).await?);
     }
     Ok(format!("{}; {}", two_sides(&logs, &kept_by_side, since)?, outages.line()?))
+}
+
+/// The cluster bus reaches one primary no more, and everything else does: operator, clients, its replica. That refuses its clients then, and
+/// its replica takes over; Ready says who does not hear whom, and the old primary follows when the bus reaches it again.
+pub async fn bus_cut(world: &World) -> anyhow::Result<String> {
+    let subject = &world.ledger;
+    let before = settled(subject, SHARDS, REPLICAS).await?;
+    let keys = Keys::write(subject, KEYS).await?;
+    let hit = shard(&before, HIT)?;
+    let load = self::load(subject, &before).await?;
+    let decided =
+        async || Ok::<usize, anyhow::Error>(Journal::of(subject).await?.lines("PrimaryShutOut")?.len());
+    let known = decided().await?;
+    let broken = cut_port(&hit.primary, BUS_PORT)?;
+    let since = broken.since;
+    until("the primary to be replaced", SETTLED_MAX, || async {
+        if decided().await? > known {
+            Ok(())
+        } else {
+            bail!("nobody decided that {} is shut out", hit.primary.name)
+        }
+    })
+    .await?;
+    load.flows(SETTLED_MAX).await.context("with the old primary off the bus")?;
+    let off = format!(
+        "port {BUS_PORT}: {} and ",
+        hit.primary.name.trim_start_matches(&format!("{}-", subject.name))
+    );
+    until("Ready to say who does not hear whom", PATIENCE, || async {
+        let (ready, _) = subject.condition("Ready", "False", PATIENCE).await?;
+        if ready.message.contains(&off) { Ok(()) } else { bail!("{}: {}", ready.reason, ready.message) }
+    })
+    .await?;
+    let healed = broken.heal()?;
+    whole(subject, SHARDS, REPLICAS).await?;
+    let took = healed.elapsed().as_secs_f64();
+    let after = settled(subject, SHARDS, REPLICAS).await?;
+    if shard(&after, HIT)?.primary.name == hit.primary.name {
+        bail!("{} is primary again, although another took its place", hit.primary.name);
+    }
+    let outages = Outages::of(subject, &load.finish()?, &BTreeMap::from([(HIT, since)])).await?;
+    keys.read(subject).await?;
+    Ok(format!(
+        "{} -> {}; whole {took:.1} s after the bus was; {}; {} keys read",
+        hit.primary.name,
+        shard(&after, HIT)?.primary.name,
+        outages.line()?,
+        keys.count(),
+    ))
 }
 
 /// A replica's claim and pod are deleted; then a primary's files are removed while its server stands still, and its agent is killed. Both

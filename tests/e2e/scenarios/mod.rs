@@ -118,6 +118,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-all-deleted", WithAReadyLedger, false, cluster::all_deleted),
     scenario!("cluster-frozen", WithAReadyLedger, true, silence::frozen_in_cluster),
     scenario!("cluster-divided", WithAReadyLedger, true, cluster_lost::divided),
+    scenario!("cluster-bus-cut", WithAReadyLedger, true, cluster_lost::bus_cut),
     scenario!("cluster-volumes-lost", WithAReadyLedger, true, cluster_lost::volumes_lost),
     scenario!("cluster-told-otherwise", WithAReadyLedger, false, cluster_by_hand::told_otherwise),
     scenario!("cluster-pod-deleted", WithAReadyLedger, false, cluster_life::pod_deleted),

@@ -74,6 +74,24 @@ pub fn cut_calls(pid: u32, to: &[IpAddr], port: u16) -> anyhow::Result<Cut> {
     Ok(cut)
 }
 
+/// Drops what comes for a port of a member, and what it sends to that port of anybody. Packets are dropped as by a wrong rule of a firewall:
+/// all else goes on.
+pub fn cut_port(member: &Member, port: u16) -> anyhow::Result<Cut> {
+    let pid = pid_in_pod(&member.uid, "valkey-server")?;
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    let mut cut = Cut { namespace, since: Instant::now(), port: Some(port), healed: true };
+    let seconds = CUT_MAX.as_secs();
+    cut.nft(&format!(
+        "table {TABLE} {{\n\
+         set blocked {{ type ipv4_addr; flags interval, timeout; timeout {seconds}s; elements = {{ 0.0.0.0/0 }}; }}\n\
+         chain incoming {{ type filter hook input priority 0; ip saddr @blocked tcp dport {port} drop; }}\n\
+         chain outgoing {{ type filter hook output priority 0; ip daddr @blocked tcp dport {port} drop; }}\n\
+         }}\n",
+    ))?;
+    cut.healed = false;
+    Ok(cut)
+}
+
 fn rules(blocked: &[String], kept: &[String]) -> String {
     let seconds = CUT_MAX.as_secs();
     format!(

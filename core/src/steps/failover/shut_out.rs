@@ -16,8 +16,9 @@ use crate::{
     topology::{self, choice},
 };
 
-/// A primary that has restarted refuses its clients for two seconds, and is held for dead for a while longer. Milliseconds.
-const AFTER_START_MS: i64 = 4_000;
+/// A primary that starts, or is reached again, refuses its clients for two seconds, while others may still hold it for dead (`CLUSTER_WRITABLE_DELAY`
+/// and the rejoin delay of valkey's cluster_legacy.c). Milliseconds, on top of the window.
+const AFTER_START_MS: i64 = 2_000;
 
 /// Judges a holder that serves as far as its server goes. `None`: nothing is amiss, or nothing better is to be had.
 pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<StepOutcome> {
