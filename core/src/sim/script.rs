@@ -407,6 +407,11 @@ fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
             let is_it = |c: &Condition| c.reason.code() == *code && c.message.contains(&words.join(" "));
             shown(found.is_some_and(is_it), format!("{found:?}"))
         }
+        ["not-ready", words @ ..] => {
+            let conditions = status(&sim.state).conditions;
+            let found = conditions.iter().find(|c| c.kind == ConditionKind::Ready && !c.holds);
+            shown(found.is_some_and(|c| c.message.contains(&words.join(" "))), format!("{found:?}"))
+        }
         ["resharding", words @ ..] => {
             let found = status(&sim.state).resharding.and_then(|r| r.message).unwrap_or_default();
             shown(found.ends_with(&words.join(" ")), found)

@@ -109,11 +109,17 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     effects
 }
 
-/// `CLUSTER REPLICATE` the primary's node, if the member's agent answers and its node has met that one.
+/// `CLUSTER REPLICATE` the primary's node, if the member's agent answers and its node has met that one. At the gate it must own no slot by its own
+/// word: Valkey refuses that, and gossip has yet to tell it that they are another's.
 pub fn attach(view: &View<'_>, member: MemberId, primary: MemberId) -> Option<Effect> {
     view.member(member)?.agent()?;
     let to: &NodeId = &node_of(view, primary)?.id;
-    node_of(view, member)?.knows.get(to)?;
+    let node = node_of(view, member)?;
+    node.knows.get(to)?;
+    let is_gated = matches!(replica_link(view, member), Some((Source::Gate { .. }, _)));
+    if is_gated && node.primary.is_none() && !node.slots.is_empty() {
+        return None;
+    }
     let to_address = view.member(primary)?.address()?.to_owned();
     Some(Effect::Attach { server: server(view, member)?, to: primary, to_address, node: Some(to.clone()) })
 }
