@@ -53,7 +53,7 @@ reasons! {
         /// The primary has not answered within the detection window and no replica hears from it: it is fenced, by its agent
         /// that ends the server, or by deleting its pod, so that it cannot accept writes when it wakes.
         PrimarySilent,
-        /// The silent primary's server or pod is gone: the most advanced replica of the same history becomes primary.
+        /// The silent or shut out primary's server or pod is gone: the most advanced replica of the same history becomes primary.
         PrimaryFenced,
         /// The silent primary cannot be confirmed by a majority any more, and its agent has stopped its writes by now: the
         /// most advanced replica becomes primary, after a majority has promised not to support the old one.

@@ -90,7 +90,7 @@ pub enum Effect {
         /// IP address of its pod.
         address: String,
     },
-    /// The agent ends a server that does not answer, with SIGKILL, and starts another at the gate. Verified when the process
+    /// The agent ends a server that does not answer, or that the cluster bus does not reach, with SIGKILL, and starts another at the gate. Verified when the process
     /// is gone.
     Fence {
         /// The server. Its run id must be the one the agent started last.
@@ -277,7 +277,7 @@ impl std::fmt::Display for Effect {
                 write!(f, "{member} promises to support only {candidate}")
             }
             Effect::Brief { member, address: _ } => write!(f, "brief the agent of {member}"),
-            Effect::Fence { server } => write!(f, "end the silent server of {}", server.member),
+            Effect::Fence { server } => write!(f, "end the server of {}", server.member),
             Effect::Attach { server, to, to_address, node: _ } => {
                 write!(f, "attach {} to {to} ({to_address})", server.member)
             }

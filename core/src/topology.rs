@@ -6,7 +6,7 @@ pub mod half_moved;
 mod replication;
 pub mod reshard;
 
-pub use cluster::{is_heard, is_held_for_dead};
+pub use cluster::{is_electable, is_heard, is_shut_out};
 
 use crate::{
     agent::{Brief, isolation::MEMBERS_MIN},

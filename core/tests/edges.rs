@@ -12,7 +12,7 @@ use valkeeper_core::{
     effect::Effect,
     event::{Event, Record},
     ids::{MemberId, ReplId},
-    observation::{Link, MemberFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
+    observation::{Link, MemberFacts, NodeFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
     projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
     spec::SwitchoverWish,
@@ -262,4 +262,41 @@ fn a_wish_that_was_taken_back_before_it_came_true_does_not_come_true_by_the_same
                  run\nset rebalance=no\nrun\nset paused=false rebalance=rebalance@1\nrun\nexpect not-decided SlotsHandedOver\n\
                  set rebalance=rebalance@2\nrun\nexpect decided SlotsHandedOver\nexpect even-keys 10";
     after(spent);
+}
+
+/// A look in which a primary has been off the cluster bus for long enough, changed by `but`; whether its replica takes its place.
+fn replaces_who_is_off_the_bus(but: impl Fn(&mut Seen)) -> bool {
+    let sim = after(
+        "cluster topology=Cluster shards=3 replicas=1\nrun\nwrite 20 to 0\nbus-cut 0-0\nrun 6s\nexpect not-decided PrimaryShutOut",
+    );
+    let available =
+        status(&sim.state).conditions.into_iter().find(|c| c.kind == ConditionKind::PrimaryAvailable);
+    assert!(available.is_some_and(|c| !c.holds), "a primary that refuses its clients is not available");
+    let mut seen = sim.world.look(&sim.state);
+    but(&mut seen);
+    let made = turn(&sim.state, &seen, sim.world.now().plus_millis(2_000));
+    decisions(&made).iter().any(|d| d.reason == Reason::PrimaryShutOut)
+}
+
+#[test]
+fn a_primary_off_the_bus_is_ended_only_if_all_say_so_and_nothing_is_lost_by_it() {
+    let node = |seen: &mut Seen, id: MemberId, change: &dyn Fn(&mut NodeFacts)| {
+        change(seen.members.get_mut(&id).and_then(|facts| facts.node.as_mut()).expect("a node"));
+    };
+    let other = |shard: u16| MemberId::new(shard, 0);
+    assert!(replaces_who_is_off_the_bus(|_| {}));
+    assert!(!replaces_who_is_off_the_bus(|seen| {
+        seen.evidence.readings.get_mut(&member(1)).expect("read").offset -= 1;
+    }));
+    assert!(!replaces_who_is_off_the_bus(|seen| {
+        seen.evidence.readings.get_mut(&member(1)).expect("read").last_io_ms = Some(3_000);
+    }));
+    assert!(!replaces_who_is_off_the_bus(|seen| drop(seen.evidence.readings.remove(&member(0)))));
+    assert!(!replaces_who_is_off_the_bus(|seen| node(seen, member(0), &|node| node.failed.clear())));
+    assert!(!replaces_who_is_off_the_bus(|seen| node(seen, other(1), &|node| node.failed.clear())));
+    assert!(!replaces_who_is_off_the_bus(|seen| node(seen, other(1), &|node| node.down = true)));
+    assert!(!replaces_who_is_off_the_bus(|seen| {
+        let replica = seen.members.get(&member(1)).and_then(|facts| facts.node.clone()).expect("a node").id;
+        node(seen, other(1), &|node| drop(node.failed.insert(replica.clone())));
+    }));
 }

@@ -45,7 +45,8 @@ pub fn trouble(state: &ClusterState) -> Option<String> {
 }
 
 fn speaker(member: &MemberState) -> Option<Speaker<'_>> {
-    member.server()?;
+    // One that loads does not talk on the bus meanwhile.
+    member.server().filter(|server| !server.loading)?;
     Some(Speaker { node: member.node()?, address: member.address()? })
 }
 

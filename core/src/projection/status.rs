@@ -184,6 +184,11 @@ struct Served {
     unserved: Option<ShardId>,
 }
 
+/// The primary of a shard, if its node refuses its clients.
+fn refusing(state: &ClusterState, shard: ShardId) -> Option<MemberId> {
+    state.members_of(shard).find(|(_, m)| m.is_primary() && m.down_since.is_some()).map(|(id, _)| id)
+}
+
 fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
     let evidence = Evidence::default();
     let view = View { state, evidence: &evidence, now: state.head_time, spec, decided: &[] };
@@ -193,9 +198,11 @@ fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
         |id: &MemberId| primaries.iter().any(|(s, p)| *s == id.shard && topology::is_ready(&view, *id, *p));
     let ready = u32::try_from(spec.members().filter(is_ready).count()).unwrap_or(u32::MAX);
     let wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
-    let unserved = spec
-        .shard_ids()
-        .find(|s| !primaries.iter().any(|(shard, p)| shard == s && topology::is_routed(&view, *p)));
+    let is_served = |s: ShardId| {
+        let routed = primaries.iter().any(|(shard, p)| *shard == s && topology::is_routed(&view, *p));
+        routed && refusing(state, s).is_none()
+    };
+    let unserved = spec.shard_ids().find(|s| !is_served(*s));
     Served { primaries, ready, wanted, unserved }
 }
 
@@ -212,10 +219,17 @@ fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Conditi
             let scope = Scope::Shard(shard);
             let block = state.standing.blocks.iter().find(|b| b.scope == scope);
             let wait = state.standing.waits.iter().find(|w| w.scope == scope);
-            let (reason, text) = match (block, wait) {
-                (Some(b), _) => (ConditionReason::Block(b.reason), b.reason.explain()),
-                (None, Some(w)) => (ConditionReason::Wait(w.reason), w.reason.explain()),
-                (None, None) => {
+            let (reason, text) = match (block, refusing(state, shard), wait) {
+                (Some(b), _, _) => (ConditionReason::Block(b.reason), b.reason.explain()),
+                (None, Some(_), _) => {
+                    let reason = WaitReason::GossipUnsettled;
+                    (
+                        ConditionReason::Wait(reason),
+                        "its primary answers and refuses its clients (cluster_state:fail)",
+                    )
+                }
+                (None, None, Some(w)) => (ConditionReason::Wait(w.reason), w.reason.explain()),
+                (None, None, None) => {
                     (StatusReason::PrimaryUnknown.into(), "no member is seen to be primary and routed")
                 }
             };

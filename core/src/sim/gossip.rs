@@ -215,7 +215,9 @@ impl World {
         for id in ids {
             let Some(primary) = self.node(id).ok().and_then(|n| n.primary.clone()) else { continue };
             // Whose link to its primary is up does not stand for election: its agent keeps it from that.
-            let linked = self.member_of(&primary).is_some_and(|of| self.off_bus.contains(&of));
+            let running = self.running();
+            let is_linked = |of: &MemberId| self.off_bus.contains(of) && running.contains_key(of);
+            let linked = self.member_of(&primary).as_ref().is_some_and(is_linked);
             let dead = !linked && self.down_since.get(&primary).is_some_and(due);
             // Nobody votes for one that never had its primary's data (`cluster-replica-validity-factor`).
             let has_data = |p: &Process| p.is_complete() && p.drawn.as_ref() != Some(&p.replid);

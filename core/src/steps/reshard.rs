@@ -25,7 +25,7 @@ use crate::{
     topology::{
         self,
         half_moved::{given_up, half_moved, shard_of},
-        reshard::{JOB, JOB_BY_KEY, Move, first_job, plan},
+        reshard::{Course, JOB, JOB_BY_KEY, Move, first_job, plan},
     },
     weights::{Loads, UNIT, share},
 };
@@ -154,9 +154,11 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
         state.shards.iter().map(|(id, shard)| (*id, shard.slots.clone())).collect();
     let wanted: BTreeSet<ShardId> = spec.shard_ids().collect();
     let settled = state.operation(OperationKind::Reshard, Scope::Cluster).map(|open| open.settled.clone());
+    let awaited = state.shards.iter().map(|(id, shard)| (*id, shard.awaited.clone())).collect();
+    let course = Course { settled: settled.unwrap_or_default(), awaited };
     let weighed = weighed(state);
     let counted = weighed.iter().filter_map(|w| w.weights.as_ref());
-    plan(&owned, &wanted, Loads::of(counted, spec.balance).as_ref(), &settled.unwrap_or_default())
+    plan(&owned, &wanted, Loads::of(counted, spec.balance).as_ref(), &course)
 }
 
 /// True while slots are evened out, or shall be: as the spec has it, or the user wishes it. What he wishes no more ends first.

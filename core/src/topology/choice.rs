@@ -8,7 +8,7 @@ use crate::{
     observation::{Link, Observed, ServerFacts, ServerRole, Source},
     spec::Profile,
     state::{MemberState, ShardState},
-    topology::HEARS_BELOW_MS,
+    topology::{HEARS_BELOW_MS, is_electable},
 };
 
 /// How far a member's history can be compared with the shard's. Later is better.
@@ -66,8 +66,8 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
         }
     }
     reject_forks(view, &mut eligible, &mut rejected);
-    // Best first; of equals, the lowest ordinal.
-    eligible.sort_by(|a, b| b.0.cmp(&a.0).then(a.1.cmp(&b.1)));
+    // Best first; of equals, one that others would elect, then the lowest ordinal.
+    eligible.sort_by_cached_key(|(rank, id)| (std::cmp::Reverse(*rank), !is_electable(view, *id), *id));
     let chosen = settle(view, &known, &eligible);
     let best = chosen.and_then(|c| eligible.iter().find(|e| e.1 == c)).map(|e| e.0);
     let mut candidates: Vec<Candidate> =

@@ -41,18 +41,20 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
     if view.shard(chosen.shard).slots.is_empty() {
         return Some(Promotion::Takeover);
     }
-    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
-    let (mut voters, mut votes) = (0_usize, 0_usize);
-    for shard in owners {
-        voters += 1;
-        let votes_for = |primary: MemberId| {
-            // Without slots it has no vote: a shard that began anew gets them back only when all primaries are there.
-            let has_vote = |node: &NodeFacts| node.primary.is_none() && !node.slots.is_empty();
-            view.reading(primary).is_some() && node_of(view, primary).is_some_and(has_vote)
-        };
-        votes += usize::from(shard != chosen.shard && serving_primary(view, shard).is_some_and(votes_for));
-    }
-    Some(if votes > voters / 2 { Promotion::Force } else { Promotion::Takeover })
+    Some(if is_electable(view, chosen) { Promotion::Force } else { Promotion::Takeover })
+}
+
+/// True if a majority of the primaries would vote for the member's node, as far as their words in this look tell.
+pub fn is_electable(view: &View<'_>, member: MemberId) -> bool {
+    let Some(node) = node_of(view, member) else { return false };
+    let votes = |by: &MemberId| {
+        // One that refuses its clients has just started and does not vote, or reaches no majority itself. Without slots it has no vote: a shard
+        // that began anew gets them back only when all primaries are there.
+        let has_vote = |by: &NodeFacts| by.primary.is_none() && !by.slots.is_empty() && !by.down;
+        let would = |by: &NodeFacts| has_vote(by) && !by.failed.contains(&node.id);
+        view.reading(*by).is_some() && node_of(view, *by).is_some_and(would)
+    };
+    primaries(view).filter(|by| by.shard != member.shard && votes(by)).count() > voters(view) / 2
 }
 
 /// True if a majority of the primaries and the member's node know each other where they are now: nobody votes for whom he does not hear.
@@ -73,21 +75,32 @@ pub fn is_heard(view: &View<'_>, candidate: MemberId) -> bool {
     hear > voters / 2
 }
 
-/// True if a majority of the primaries holds the member's node for dead, in this look.
-pub fn is_held_for_dead(view: &View<'_>, member: MemberId) -> bool {
-    let Some(node) = node_of(view, member) else { return false };
-    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
-    let (mut voters, mut against) = (0_usize, 0_usize);
-    for shard in owners {
-        voters += 1;
-        let says_so = |primary: MemberId| {
-            view.reading(primary).is_some()
-                && primary != member
-                && node_of(view, primary).is_some_and(|by| by.failed.contains(&node.id))
-        };
-        against += usize::from(serving_primary(view, shard).is_some_and(says_so));
-    }
-    against > voters / 2
+/// True if a majority of the primaries serves and holds the member's node for dead, and that refuses its clients and hears no majority of them.
+pub fn is_shut_out(view: &View<'_>, member: MemberId) -> bool {
+    let Some(node) = node_of(view, member).filter(|node| node.down && view.reading(member).is_some()) else {
+        return false;
+    };
+    let heard = primaries(view).filter(|id| {
+        let other = node_of(view, *id).filter(|_| *id != member);
+        other.is_none_or(|other| !node.failed.contains(&other.id))
+    });
+    let says_so = |by: &MemberId| {
+        let other = node_of(view, *by).filter(|by| !by.down);
+        view.reading(*by).is_some() && other.is_some_and(|by| by.failed.contains(&node.id))
+    };
+    let against = primaries(view).filter(|by| *by != member && says_so(by)).count();
+    against > voters(view) / 2 && heard.count() <= voters(view) / 2
+}
+
+/// How many shards have slots, and so a vote.
+fn voters(view: &View<'_>) -> usize {
+    view.state.shards.values().filter(|shard| !shard.slots.is_empty()).count()
+}
+
+/// The serving primaries of shards that have slots.
+fn primaries(view: &View<'_>) -> impl Iterator<Item = MemberId> {
+    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty());
+    owners.filter_map(|(id, _)| serving_primary(view, *id))
 }
 
 /// `CLUSTER FAILOVER` on the replica; the old primary takes part and follows.

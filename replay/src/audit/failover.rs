@@ -12,7 +12,7 @@ use crate::{
 use serde::Serialize;
 use std::fmt::Write;
 use valkeeper_core::{
-    decision::{Candidate, Decision, Discard, Operation, OperationChange, OperationKind, Scope},
+    decision::{Candidate, Decision, Discard, Operation, OperationChange, OperationKind, Reason, Scope},
     effect::{Effect, Outcome},
     event::{Event, Record},
     ids::{MemberId, ReplId, Seq, Timestamp},
@@ -119,6 +119,8 @@ struct Opening {
     seq: Seq,
     scope: Scope,
     lost: Option<MemberId>,
+    /// True if it began because the old primary refused its clients, which answered all the while.
+    refused: bool,
     /// True if the record of it is in the stream.
     recorded: bool,
 }
@@ -129,11 +131,19 @@ impl Opening {
             Some(OperationChange::Open { member, .. }) => member.or(decision.about),
             Some(OperationChange::Advance { .. } | OperationChange::Close { .. }) | None => decision.about,
         };
-        Opening { seq, scope: decision.scope, lost, recorded: true }
+        let refused = decision.reason == Reason::PrimaryShutOut;
+        Opening { seq, scope: decision.scope, lost, refused, recorded: true }
     }
 
     fn gone(operation: &Operation) -> Opening {
-        Opening { seq: operation.id, scope: operation.scope, lost: operation.member, recorded: false }
+        let refused = operation.cause == Reason::PrimaryShutOut;
+        Opening {
+            seq: operation.id,
+            scope: operation.scope,
+            lost: operation.member,
+            refused,
+            recorded: false,
+        }
     }
 }
 
@@ -272,9 +282,10 @@ impl<'a> Story<'a> {
         let lost = self.opening.lost?;
         let last = self.before.iter().rposition(|r| is_primary(&r.event, lost));
         let since = self.before.get(last.map_or(0, |i| i + 1)..)?;
-        since
-            .iter()
-            .find(|r| matches!(&r.event, Event::ServerChanged { member, server: _ } if *member == lost))
+        let gone = |e: &Event| matches!(e, Event::ServerChanged { member, server: _ } if *member == lost);
+        let refuses =
+            |e: &Event| matches!(e, Event::NodeChanged { member, node } if *member == lost && node.down);
+        since.iter().find(|r| gone(&r.event) || self.opening.refused && refuses(&r.event))
     }
 
     /// When an effect of a decision of this scope was verified.

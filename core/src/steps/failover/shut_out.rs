@@ -1,19 +1,19 @@
 //! Wants: a shard of a Valkey Cluster whose primary answers the operator, but not the other nodes, to be served all the same.
-//! Proof: the primary's own word that it refuses its clients, for longer than it does after any start; a majority of the primaries that hold
-//!   it for dead; a replica in sync that they do hear; all of it said in this look. Its agent ends its server first.
+//! Proof, all of it said in this look: the primary refuses its clients, has done so for longer than after any start, and hears no majority of the
+//!   primaries; a majority of those serves and holds it for dead; a replica has all that it has, and they hear that. Its agent ends its server first.
 //! Refuses: as long as no replica would do better; without its agent; with failover by hand only.
-//! Story: cluster_bus_cut, cluster_bus_cut_replica.
+//! Story: cluster_bus_cut, cluster_bus_cut_pair, cluster_bus_cut_replica.
 
-use super::{blocked, enter, silence::fence_by_agent};
+use super::{enter, silence::fence_by_agent};
 use crate::{
     decide::{StepOutcome, View},
-    decision::{BlockReason, Decision, Phase, Reason, Scope, StepName},
+    decision::{Decision, Phase, Reason, Scope, StepName},
     effect::Effect,
     ids::{MemberId, ShardId},
     observation::Link,
     spec::FailoverMode,
     steps::unless_failing,
-    topology::{self, choice},
+    topology::{self, HEARS_BELOW_MS, choice},
 };
 
 /// A primary that starts, or is reached again, refuses its clients for two seconds, while others may still hold it for dead (`CLUSTER_WRITABLE_DELAY`
@@ -24,14 +24,16 @@ const AFTER_START_MS: i64 = 2_000;
 pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<StepOutcome> {
     let since = view.member(holder)?.down_since?;
     let patience_ms = view.spec.failover.detection_window_ms + AFTER_START_MS;
-    if view.now.millis_since(since) < patience_ms || !topology::is_held_for_dead(view, holder) {
+    let by_hand = view.spec.failover.mode == FailoverMode::Manual;
+    if by_hand || view.now.millis_since(since) < patience_ms || !topology::is_shut_out(view, holder) {
+        return None;
+    }
+    if choice::unread(view, shard, Some(holder)).is_some() {
         return None;
     }
     let found = choice::choose(view, shard, Some(holder));
+    // What is chosen once it is ended is the same: of equals, one that is heard.
     found.chosen.filter(|chosen| would_serve(view, *chosen, holder))?;
-    if view.spec.failover.mode == FailoverMode::Manual {
-        return Some(blocked(BlockReason::FailoverManual, holder));
-    }
     let server = fence_by_agent(view, holder)?;
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::PrimaryShutOut);
     decision.about = Some(holder);
@@ -41,9 +43,16 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<StepOut
     Some(unless_failing(view, decision))
 }
 
-/// It has everything, and the others hear it.
+/// It has all that the holder has, which accepts nothing any more, and the others hear it.
 fn would_serve(view: &View<'_>, chosen: MemberId, holder: MemberId) -> bool {
     let follows = topology::follows(view, chosen, holder);
     let is_linked = topology::replica_link(view, chosen).is_some_and(|(_, link)| link == Link::Up);
-    follows && is_linked && topology::is_heard(view, chosen) && !topology::is_held_for_dead(view, chosen)
+    let has_all = view.reading(chosen).zip(view.reading(holder)).is_some_and(|(it, holder)| {
+        it.offset >= holder.offset && it.last_io_ms.is_some_and(|ms| ms < HEARS_BELOW_MS)
+    });
+    follows
+        && is_linked
+        && has_all
+        && topology::is_heard(view, chosen)
+        && topology::is_electable(view, chosen)
 }
