@@ -266,15 +266,18 @@ fn a_wish_that_was_taken_back_before_it_came_true_does_not_come_true_by_the_same
 
 /// A look in which a primary has been off the cluster bus for long enough, changed by `but`; whether its replica takes its place.
 fn replaces_who_is_off_the_bus(but: impl Fn(&mut Seen)) -> bool {
-    let sim = after(
-        "cluster topology=Cluster shards=3 replicas=1\nrun\nwrite 20 to 0\nbus-cut 0-0\nrun 6s\nexpect not-decided PrimaryShutOut",
+    let mut sim = after(
+        "cluster topology=Cluster shards=3 replicas=1\nrun\nwrite 20 to 0\nbus-cut 0-0\nrun 4s\nexpect not-decided PrimaryShutOut",
     );
     let available =
         status(&sim.state).conditions.into_iter().find(|c| c.kind == ConditionKind::PrimaryAvailable);
     assert!(available.is_some_and(|c| !c.holds), "a primary that refuses its clients is not available");
+    // Five seconds: the window and two more.
+    let since = sim.world.now().plus_millis(-5_000);
+    sim.state.members.get_mut(&member(0)).expect("known").down_since = Some(since);
     let mut seen = sim.world.look(&sim.state);
     but(&mut seen);
-    let made = turn(&sim.state, &seen, sim.world.now().plus_millis(2_000));
+    let made = turn(&sim.state, &seen, sim.world.now());
     decisions(&made).iter().any(|d| d.reason == Reason::PrimaryShutOut)
 }
 
