@@ -1,5 +1,5 @@
 //! Wants: a shard of a Valkey Cluster whose primary answers the operator, but not the other nodes, to be served all the same.
-//! Proof, all of it said in this look: the primary refuses its clients, has done so for longer than after any start, and hears no majority of the
+//! Proof: all of it said in this look: the primary refuses its clients, has done so for longer than after any start, and hears no majority of the
 //!   primaries; a majority of those serves and holds it for dead; a replica has all that it has, and they hear that. Its agent ends its server first.
 //! Refuses: as long as no replica would do better; without its agent; with failover by hand only.
 //! Story: cluster_bus_cut, cluster_bus_cut_pair, cluster_bus_cut_replica.
