@@ -150,7 +150,8 @@ fn add_slots(
 }
 
 /// The one that knows most of the others where they are now, of equals the first, is told of the rest, and every replica of its
-/// primary, which it would hear of a second later; gossip does the rest.
+/// primary, which it would hear of a second later. Of two that know each other where they were, one is told: gossip tells a new address only of
+/// who is held for dead, and who is held for dead stays so for seconds. Gossip does the rest.
 fn introduce(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let knows = |at: &Speaker<'_>| speakers.values().filter(|other| is_known(at, other)).count();
     let best = speakers.iter().max_by_key(|(id, at)| (knows(at), std::cmp::Reverse(**id)));
@@ -160,10 +161,27 @@ fn introduce(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let others = speakers.keys().map(|member| (anchor, *member));
     let primary = |id: MemberId| topology::serving_primary(view, id.shard).map(|primary| (id, primary));
     let replicas = speakers.keys().filter(|id| **id != anchor).filter_map(|id| primary(*id));
-    for (from, member) in others.chain(replicas.filter(|(_, primary)| *primary != anchor)) {
+    let asked: BTreeSet<(MemberId, MemberId)> =
+        others.chain(replicas.filter(|(_, primary)| *primary != anchor)).collect();
+    for (from, member) in &asked {
+        decision.effects.extend(meet(view, speakers, *from, *member));
+    }
+    for (from, member) in
+        moved(speakers).filter(|(a, b)| !asked.contains(&(*a, *b)) && !asked.contains(&(*b, *a)))
+    {
         decision.effects.extend(meet(view, speakers, from, member));
     }
     some(decision)
+}
+
+/// Pairs of which one knows the other at another address than it has now; each pair once.
+fn moved(speakers: &Speakers<'_>) -> impl Iterator<Item = (MemberId, MemberId)> {
+    let knows_of = |a: &MemberId, b: &MemberId| {
+        let (at, other) = (speakers.get(a)?, speakers.get(b)?);
+        (at.node.knows.contains_key(&other.node.id) && !is_known(at, other)).then_some((*a, *b))
+    };
+    let pairs = speakers.keys().flat_map(|a| speakers.keys().filter(move |b| *b > a).map(move |b| (a, b)));
+    pairs.filter_map(move |(a, b)| knows_of(a, b).or_else(|| knows_of(b, a)))
 }
 
 /// Tells one of another, unless it knows it, or a handshake is under way: that is left to end by itself.
