@@ -362,6 +362,11 @@ impl ClusterState {
             known.blank_start = Some((facts.run_id.clone(), facts.replid.clone()));
         }
         known.server_changed_at = time;
+        let run_id = |server: &Observed<ServerFacts>| server.present().map(|facts| facts.run_id.clone());
+        if run_id(&known.facts.server) != run_id(server) {
+            // Another process refuses its clients for a while of its own.
+            known.down_since = known.down_since.map(|_| time);
+        }
         if link_of(server).is_none_or(|(_, link)| link == Link::Up) && server.present().is_some() {
             known.was_detached = None;
         }

@@ -22,14 +22,16 @@ impl ClusterState {
         self.note_slots(id);
     }
 
-    /// Whoever is known where it is now was met: the next introduction, to another address, is a first one again.
+    /// Whom a node knows where it is now it has met: their next introduction, at another address, is a first one again.
     fn note_met(&mut self, node: &NodeFacts) {
         let known = |m: &MemberState| {
             let at = m.node().and_then(|other| node.knows.get(&other.id));
             at.is_some_and(|at| at.is_some() && at.as_deref() == m.address())
         };
+        let is_it = |m: &MemberState| m.node().is_some_and(|its| its.id == node.id);
+        let Some((me, _)) = self.members.iter().find(|(_, m)| is_it(m)) else { return };
         for (id, _) in self.members.iter().filter(|(_, m)| known(m)) {
-            self.failures.remove(&format!("{}/meet/{id}", Scope::Cluster));
+            self.failures.remove(&format!("{}/meet/{me}/{id}", Scope::Cluster));
         }
     }
 
@@ -245,7 +247,7 @@ impl ClusterState {
     }
 
     /// True if the shard was told so lately to hand slots over that what is known of its node may be from before.
-    fn was_told_lately(&self, from: ShardId, now: Timestamp) -> bool {
+    pub fn was_told_lately(&self, from: ShardId, now: Timestamp) -> bool {
         let told = self.failures.get(&migration_key(from));
         told.is_some_and(|(_, at)| now.millis_since(*at) < TOLD_LATELY_MS)
     }
@@ -371,7 +373,8 @@ mod tests {
     #[test]
     fn introductions_that_come_to_nothing_are_counted_until_the_other_is_known_where_it_is() {
         let mut state = ClusterState::default();
-        let count = |state: &ClusterState| state.failures.get("cluster/meet/1-0").map(|(count, _)| *count);
+        let count =
+            |state: &ClusterState| state.failures.get("cluster/meet/0-0/1-0").map(|(count, _)| *count);
         add(&mut state, Event::PodChanged { member: OTHER, pod: pod("10.0.0.3") });
         add(&mut state, Event::NodeChanged { member: OTHER, node: node('b', &[]) });
         introduce(&mut state);

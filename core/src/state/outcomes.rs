@@ -106,7 +106,7 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Apply { object, .. } => format!("{scope}/apply/{object}"),
         Effect::Attach { server, .. } => format!("{scope}/attach/{}", server.member),
         Effect::Label { member, .. } => format!("{scope}/label/{member}"),
-        Effect::Meet { member, .. } => format!("{scope}/meet/{member}"),
+        Effect::Meet { server, member, .. } => format!("{scope}/meet/{}/{member}", server.member),
         Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
         Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
         Effect::MigrateSlots { server, .. } => migration_key(server.member.shard),

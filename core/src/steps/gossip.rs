@@ -22,6 +22,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
+/// Most introductions in one decision: a record has 64 KiB, one of these some 150 bytes, and each takes some milliseconds in which nobody looks.
+const MEETS_MAX: usize = 64;
+
 /// True if every shard's primary answers, all that answer know each other and every primary sees every slot served: slots can be handed
 /// over. A node that is gone owns nothing then.
 pub fn is_quiet(view: &View<'_>) -> bool {
@@ -163,14 +166,10 @@ fn introduce(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let replicas = speakers.keys().filter(|id| **id != anchor).filter_map(|id| primary(*id));
     let asked: BTreeSet<(MemberId, MemberId)> =
         others.chain(replicas.filter(|(_, primary)| *primary != anchor)).collect();
-    for (from, member) in &asked {
-        decision.effects.extend(meet(view, speakers, *from, *member));
-    }
-    for (from, member) in
-        moved(speakers).filter(|(a, b)| !asked.contains(&(*a, *b)) && !asked.contains(&(*b, *a)))
-    {
-        decision.effects.extend(meet(view, speakers, from, member));
-    }
+    let further = moved(speakers).filter(|(a, b)| !asked.contains(&(*a, *b)) && !asked.contains(&(*b, *a)));
+    let pairs = asked.iter().copied().chain(further);
+    let meets = pairs.filter_map(|(from, member)| meet(view, speakers, from, member));
+    decision.effects.extend(meets.take(MEETS_MAX));
     some(decision)
 }
 

@@ -154,11 +154,25 @@ pub fn planned(state: &ClusterState) -> Vec<Move> {
         state.shards.iter().map(|(id, shard)| (*id, shard.slots.clone())).collect();
     let wanted: BTreeSet<ShardId> = spec.shard_ids().collect();
     let settled = state.operation(OperationKind::Reshard, Scope::Cluster).map(|open| open.settled.clone());
-    let awaited = state.shards.iter().map(|(id, shard)| (*id, shard.awaited.clone())).collect();
-    let course = Course { settled: settled.unwrap_or_default(), awaited };
+    let course = Course { settled: settled.unwrap_or_default(), awaited: on_the_way(state) };
     let weighed = weighed(state);
     let counted = weighed.iter().filter_map(|w| w.weights.as_ref());
     plan(&owned, &wanted, Loads::of(counted, spec.balance).as_ref(), &course)
+}
+
+/// What is on its way, by who gets it. What was awaited and was cancelled or refused since is not.
+fn on_the_way(state: &ClusterState) -> BTreeMap<ShardId, SlotSet> {
+    let mut leaving = SlotSet::default();
+    for (from, shard) in &state.shards {
+        leaving = leaving.with(&shard.by_key);
+        if state.was_told_lately(*from, state.head_time) {
+            leaving = leaving.with(&shard.slots);
+        }
+        let exports = state.holder_node(*from).map(|node| node.exports.as_slice()).unwrap_or_default();
+        let running = exports.iter().filter(|export| export.state == ExportState::Running);
+        leaving = running.fold(leaving, |all, export| all.with(&export.slots));
+    }
+    state.shards.iter().map(|(to, shard)| (*to, shard.awaited.common(&leaving))).collect()
 }
 
 /// True while slots are evened out, or shall be: as the spec has it, or the user wishes it. What he wishes no more ends first.

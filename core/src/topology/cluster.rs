@@ -41,7 +41,22 @@ fn promotion(view: &View<'_>, chosen: MemberId) -> Option<Promotion> {
     if view.shard(chosen.shard).slots.is_empty() {
         return Some(Promotion::Takeover);
     }
-    Some(if is_electable(view, chosen) { Promotion::Force } else { Promotion::Takeover })
+    // Nobody takes over who does not hear those that serve: it may know owners of slots that are none any more.
+    let by_vote = is_electable(view, chosen) || is_deaf(view, chosen);
+    Some(if by_vote { Promotion::Force } else { Promotion::Takeover })
+}
+
+/// True if the member's node hears no majority of the other primaries that serve, as far as there are any.
+fn is_deaf(view: &View<'_>, member: MemberId) -> bool {
+    let Some(node) = node_of(view, member) else { return false };
+    let serves = |id: &MemberId| {
+        id.shard != member.shard
+            && view.reading(*id).is_some()
+            && node_of(view, *id).is_some_and(|by| !by.down)
+    };
+    let serving: Vec<MemberId> = primaries(view).filter(serves).collect();
+    let unheard = |id: &&MemberId| node_of(view, **id).is_some_and(|by| node.failed.contains(&by.id));
+    serving.iter().filter(unheard).count() * 2 > serving.len()
 }
 
 /// True if a majority of the primaries would vote for the member's node, as far as their words in this look tell.

@@ -280,7 +280,10 @@ impl<'a> Story<'a> {
     /// First record after the last that showed the old primary as primary: gone, silent, or something else.
     fn loss_seen(&self) -> Option<&'a Record> {
         let lost = self.opening.lost?;
-        let last = self.before.iter().rposition(|r| is_primary(&r.event, lost));
+        let serves =
+            |e: &Event| matches!(e, Event::NodeChanged { member, node } if *member == lost && !node.down);
+        let shown = |e: &Event| is_primary(e, lost) || self.opening.refused && serves(e);
+        let last = self.before.iter().rposition(|r| shown(&r.event));
         let since = self.before.get(last.map_or(0, |i| i + 1)..)?;
         let gone = |e: &Event| matches!(e, Event::ServerChanged { member, server: _ } if *member == lost);
         let refuses =
