@@ -276,7 +276,7 @@ impl ClusterState {
                 let known = self.members.entry(*member).or_default();
                 known.down_since = node.down.then(|| known.down_since.unwrap_or(record.time));
                 let before = known.facts.node.replace(node.clone());
-                self.note_node(member.shard, before.as_ref(), node);
+                self.note_node(*member, before.as_ref(), node);
                 self.forget_removed();
             }
             Event::SlotsWeighed { member, weights } => {

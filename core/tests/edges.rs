@@ -9,7 +9,7 @@
 
 use valkeeper_core::{
     decision::{Decision, Reason, WaitReason},
-    effect::Effect,
+    effect::{Effect, Promotion},
     event::{Event, Record},
     ids::{MemberId, ReplId},
     observation::{Link, MemberFacts, NodeFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
@@ -302,4 +302,52 @@ fn a_primary_off_the_bus_is_ended_only_if_all_say_so_and_nothing_is_lost_by_it()
         let replica = seen.members.get(&member(1)).and_then(|facts| facts.node.clone()).expect("a node").id;
         node(seen, other(1), &|node| node.failed.extend([replica.clone()]));
     }));
+}
+
+#[test]
+fn who_may_be_further_ahead_and_was_not_read_is_waited_for_before_a_primary_off_the_bus_is_ended() {
+    let mut sim =
+        after("cluster topology=Cluster shards=3 replicas=2\nrun\nwrite 20 to 0\nbus-cut 0-0\nrun 4s");
+    let since = sim.world.now().plus_millis(-5_000);
+    sim.state.members.get_mut(&member(0)).expect("known").down_since = Some(since);
+    let ends = |sim: &mut Sim, unread: bool| {
+        let mut seen = sim.world.look(&sim.state);
+        seen.evidence.readings.retain(|id, _| !unread || *id != member(2));
+        let made = turn(&sim.state, &seen, sim.world.now());
+        decisions(&made).iter().any(|d| d.reason == Reason::PrimaryShutOut)
+    };
+    assert!(!ends(&mut sim, true));
+    assert!(ends(&mut sim, false));
+}
+
+#[test]
+fn nobody_takes_over_who_hears_no_other_primary() {
+    let sim = after(
+        "cluster topology=Cluster shards=3 replicas=1 profile=Durable\nrun\nwrite 20 to 1\nbus-cut 1-1\nrun 5s\nkill 1-0\nrun 5s\n\
+         bus-heal 1-1\nrun\nexpect ready\nexpect no-write-lost",
+    );
+    let promotions: Vec<Promotion> = sim
+        .records
+        .iter()
+        .filter_map(|record| record.event.decided())
+        .flat_map(|decision| &decision.effects)
+        .filter_map(|effect| match effect {
+            Effect::Promote { server, by, .. } if server.member == MemberId::new(1, 1) => Some(*by),
+            _ => None,
+        })
+        .collect();
+    assert!(!promotions.is_empty() && !promotions.contains(&Promotion::Takeover), "{promotions:?}");
+}
+
+#[test]
+fn thirty_members_at_new_addresses_are_introduced_some_at_a_time() {
+    let all: Vec<String> = (0..5).flat_map(|s| (0..6).map(move |o| format!("{s}-{o}"))).collect();
+    let sim = after(&format!(
+        "cluster topology=Cluster shards=5 replicas=5 profile=Durable\nrun\nwrite 5 to 0\nstop-operator\ndelete-pod {}\nrun 60s\nstart-operator\nrun\n\
+         expect acquainted\nexpect ready",
+        all.join(" ")
+    ));
+    let decided = sim.records.iter().filter_map(|record| record.event.decided());
+    let meets = decided.filter(|d| d.reason == Reason::NodesMet).map(|d| d.effects.len());
+    assert_eq!(meets.max(), Some(64), "all 435 pairs at once are more than a record holds");
 }

@@ -181,12 +181,14 @@ struct Served {
     primaries: Vec<(ShardId, MemberId)>,
     ready: u32,
     wanted: u32,
-    unserved: Option<ShardId>,
+    unserved: Option<Unserved>,
 }
 
-/// The primary of a shard, if its node refuses its clients.
-fn refusing(state: &ClusterState, shard: ShardId) -> Option<MemberId> {
-    state.members_of(shard).find(|(_, m)| m.is_primary() && m.down_since.is_some()).map(|(id, _)| id)
+/// A shard without a primary that is routed and serves its clients.
+struct Unserved {
+    shard: ShardId,
+    /// Its primary, if it has one that answers and refuses them (`cluster_state:fail`).
+    refusing: Option<MemberId>,
 }
 
 fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
@@ -198,11 +200,13 @@ fn served(state: &ClusterState, spec: &DesiredCluster) -> Served {
         |id: &MemberId| primaries.iter().any(|(s, p)| *s == id.shard && topology::is_ready(&view, *id, *p));
     let ready = u32::try_from(spec.members().filter(is_ready).count()).unwrap_or(u32::MAX);
     let wanted = u32::try_from(spec.members().count()).unwrap_or(u32::MAX);
-    let is_served = |s: ShardId| {
-        let routed = primaries.iter().any(|(shard, p)| *shard == s && topology::is_routed(&view, *p));
-        routed && refusing(state, s).is_none()
-    };
-    let unserved = spec.shard_ids().find(|s| !is_served(*s));
+    let refuses = |p: &MemberId| state.members.get(p).is_some_and(|m| m.down_since.is_some());
+    let unserved = spec.shard_ids().find_map(|shard| {
+        let primary = primaries.iter().find(|(of, _)| *of == shard).map(|(_, p)| *p);
+        let refusing = primary.filter(refuses);
+        let is_served = refusing.is_none() && primary.is_some_and(|p| topology::is_routed(&view, p));
+        (!is_served).then_some(Unserved { shard, refusing })
+    });
     Served { primaries, ready, wanted, unserved }
 }
 
@@ -211,15 +215,15 @@ fn condition(kind: ConditionKind, holds: bool, why: Option<Why>, otherwise: &str
     Condition { kind, holds, reason, message }
 }
 
-fn primary_available(state: &ClusterState, unserved: Option<ShardId>) -> Condition {
+fn primary_available(state: &ClusterState, unserved: Option<Unserved>) -> Condition {
     let kind = ConditionKind::PrimaryAvailable;
     match (&state.spec, unserved) {
         (None, _) => condition(kind, false, Some(not_observed()), ""),
-        (Some(_), Some(shard)) => {
+        (Some(_), Some(Unserved { shard, refusing })) => {
             let scope = Scope::Shard(shard);
             let block = state.standing.blocks.iter().find(|b| b.scope == scope);
             let wait = state.standing.waits.iter().find(|w| w.scope == scope);
-            let (reason, text) = match (block, refusing(state, shard), wait) {
+            let (reason, text) = match (block, refusing, wait) {
                 (Some(b), _, _) => (ConditionReason::Block(b.reason), b.reason.explain()),
                 (None, Some(_), _) => {
                     let reason = WaitReason::GossipUnsettled;
@@ -256,7 +260,7 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     if let Some(open) = state.operations.iter().find(is_failover).or(state.operations.first()) {
         let more = match open.kind {
             OperationKind::Reshard => progress(state),
-            // An old primary that the bus does not reach keeps it open.
+            // An old primary that the bus does not reach, and that is back before it is over, keeps it open.
             OperationKind::Failover => trouble(state),
             OperationKind::Switchover | OperationKind::Rollout => String::new(),
         };

@@ -16,20 +16,18 @@ const TOLD_LATELY_MS: i64 = 3_000;
 
 impl ClusterState {
     /// What a node says now, and what it said before.
-    pub(super) fn note_node(&mut self, id: ShardId, before: Option<&NodeFacts>, node: &NodeFacts) {
-        self.note_met(node);
-        self.note_open(id, before, node);
-        self.note_slots(id);
+    pub(super) fn note_node(&mut self, of: MemberId, before: Option<&NodeFacts>, node: &NodeFacts) {
+        self.note_met(of, node);
+        self.note_open(of.shard, before, node);
+        self.note_slots(of.shard);
     }
 
     /// Whom a node knows where it is now it has met: their next introduction, at another address, is a first one again.
-    fn note_met(&mut self, node: &NodeFacts) {
+    fn note_met(&mut self, me: MemberId, node: &NodeFacts) {
         let known = |m: &MemberState| {
             let at = m.node().and_then(|other| node.knows.get(&other.id));
             at.is_some_and(|at| at.is_some() && at.as_deref() == m.address())
         };
-        let is_it = |m: &MemberState| m.node().is_some_and(|its| its.id == node.id);
-        let Some((me, _)) = self.members.iter().find(|(_, m)| is_it(m)) else { return };
         for (id, _) in self.members.iter().filter(|(_, m)| known(m)) {
             self.failures.remove(&format!("{}/meet/{me}/{id}", Scope::Cluster));
         }

@@ -1,5 +1,5 @@
 //! Wants: every shard that ever had a primary to have one that serves, after an unplanned loss too.
-//! Proof: the holder of the grant answers as primary; lost is only who is proven gone, restarted, or silent and fenced.
+//! Proof: the holder of the grant answers as primary; lost is only who is proven gone, restarted, or silent or shut out and fenced.
 //! Refuses: to promote on silence alone, a member that is loading, blank or half synchronised, and while unsure.
 //! Story: primary_killed, primary_frozen, primary_isolated, primary_restarts_before_anyone_looks, cluster_bus_cut.
 

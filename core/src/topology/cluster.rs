@@ -75,19 +75,13 @@ pub fn is_electable(view: &View<'_>, member: MemberId) -> bool {
 /// True if a majority of the primaries and the member's node know each other where they are now: nobody votes for whom he does not hear.
 /// After a restart at another address that takes gossip up to a second.
 pub fn is_heard(view: &View<'_>, candidate: MemberId) -> bool {
-    let owners = view.state.shards.iter().filter(|(_, shard)| !shard.slots.is_empty()).map(|(id, _)| *id);
     let knows = |a: MemberId, b: MemberId| {
         let address = view.member(b).and_then(|m| m.address());
         let pair = node_of(view, a).zip(node_of(view, b)).zip(address);
         pair.is_some_and(|((node, other), address)| node.knows_at(&other.id, address))
     };
-    let (mut voters, mut hear) = (0_usize, 0_usize);
-    for shard in owners {
-        voters += 1;
-        let hears = |primary: MemberId| knows(primary, candidate) && knows(candidate, primary);
-        hear += usize::from(serving_primary(view, shard).is_some_and(hears));
-    }
-    hear > voters / 2
+    let hears = |primary: &MemberId| knows(*primary, candidate) && knows(candidate, *primary);
+    primaries(view).filter(hears).count() > voters(view) / 2
 }
 
 /// True if a majority of the primaries serves and holds the member's node for dead, and that refuses its clients and hears no majority of them.
