@@ -328,6 +328,25 @@ async fn a_mirror_that_is_damaged_before_its_end_is_made_again_and_kept_aside() 
 }
 
 #[tokio::test]
+async fn a_first_store_of_which_one_object_was_written_after_all_were_deleted_is_written_anew() {
+    let (objects, mirror) = (Arc::new(MemoryObjects::new()), Arc::new(Memory::new()));
+    let (first, head) = in_objects(&objects).await;
+    let all = whole(&*first).await;
+    mirror.append(&stream(), None, &all.records, all.folded.as_ref()).await.unwrap();
+    let left = named(&objects, "-segment-").pop().unwrap();
+    objects.edit(|all| all.retain(|name, _| *name == left));
+    assert_eq!(named(&objects, ""), [left]);
+    let fresh: Arc<dyn Backend> = Arc::new(Tiered::new(Arc::new(Segments::new(objects.clone())), mirror));
+    let refused = Journal::open(fresh.clone(), stream()).await.map(drop).unwrap_err();
+    let why = format!("{refused:?}");
+    assert!(why.contains("is missing, but there are others of its stream"), "{why}");
+    fresh.repair(&stream(), place(&head)).await.unwrap();
+    let (journal, _) = Journal::open(fresh, stream()).await.unwrap();
+    assert_eq!(journal.head(), Some(&head));
+    assert_eq!(whole(&Segments::new(objects)).await, all);
+}
+
+#[tokio::test]
 async fn a_repair_counts_the_segments_beyond_a_head_that_cannot_be_read() {
     let (objects, older) = (Arc::new(MemoryObjects::new()), Arc::new(Memory::new()));
     let (first, head) = in_objects(&objects).await;

@@ -367,7 +367,7 @@ mod tests {
         #![proptest_config(ProptestConfig::with_cases(64))]
 
         #[test]
-        fn by_count_no_slot_moves_twice_whichever_job_ends_first(
+        fn by_count_no_slot_moves_twice_whichever_job_ends_first_or_fails(
             count in 1_u16..9, wanted in 1_u16..9, keys in 20_usize..900, order in any::<u64>()
         ) {
             // Even, as a reshard before has left it.
@@ -392,6 +392,10 @@ mod tests {
                 };
                 let ends = *under_way.keys().nth(mixed as usize).unwrap();
                 let job = under_way.remove(&ends).unwrap();
+                // Some fail, and are not on their way any more.
+                if mixed % 5 == 0 && step % 3 == 0 {
+                    continue;
+                }
                 prop_assert!(gone.common(&job.slots).is_empty(), "{} again, from {} to {}", job.slots, job.from, job.to);
                 gone = gone.with(&job.slots);
                 now = moved(&now, &[job]);
