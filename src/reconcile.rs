@@ -20,7 +20,7 @@ use valkeeper_core::{
     projection::reason::StatusReason,
     turn::turn,
 };
-use valkeeper_journal::Appended;
+use valkeeper_journal::{Appended, parts};
 
 /// First pause before a journal that gave no certain answer is asked again.
 const RESOLVE_PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -169,9 +169,14 @@ async fn record(cluster: &mut Cluster, events: Vec<Event>, now: Timestamp) -> Re
         return Ok(Appended::default());
     }
     let (shell, sent_at) = (Arc::clone(&cluster.shell), Instant::now());
-    shell.leadership.check()?;
-    let answer = cluster.journal.append(events, now).await;
-    let appended = settle(cluster, answer).await?;
+    let mut appended = Appended::default();
+    for part in parts(events) {
+        shell.leadership.check()?;
+        let answer = cluster.journal.append(part, now).await;
+        let Appended { records, decisions } = settle(cluster, answer).await?;
+        appended.records.extend(records);
+        appended.decisions.extend(decisions);
+    }
     shell.metrics.appended(sent_at.elapsed());
     cluster.executed = Vec::<Executed>::new();
     Ok(appended)

@@ -351,3 +351,16 @@ fn thirty_members_at_new_addresses_are_introduced_some_at_a_time() {
     let meets = decided.filter(|d| d.reason == Reason::NodesMet).map(|d| d.effects.len());
     assert_eq!(meets.max(), Some(64), "all 435 pairs at once are more than a record holds");
 }
+
+#[test]
+fn many_nodes_are_forgotten_some_at_a_time() {
+    let sim = after(
+        "cluster topology=Cluster shards=9 replicas=1 profile=Durable\nrun\nwrite 5 to 0\nset shards=4\nrun\nexpect acquainted\nexpect ready",
+    );
+    let decided = || sim.records.iter().filter_map(|record| record.event.decided());
+    let forgets: Vec<usize> =
+        decided().filter(|d| d.reason == Reason::NodesForgotten).map(|d| d.effects.len()).collect();
+    assert_eq!(forgets.iter().max(), Some(&64), "{forgets:?}");
+    let live = sim.state.members.values().filter_map(|m| m.facts.node.as_ref());
+    assert!(live.filter(|node| node.knows.len() == 7).count() >= 8, "nobody knows the ten that are gone");
+}

@@ -26,6 +26,9 @@ pub(crate) const FRAME_BYTES: usize = HEADER_BYTES + HASH_BYTES;
 /// Bytes of the envelope before the payload: codec 1, kind 2, schema 2, seq 8, epoch 8, time 8, prev 32, length 8.
 const ENVELOPE_BYTES: usize = 69;
 
+/// Bytes of a frame beyond its payload.
+pub(crate) const RECORD_OVERHEAD_BYTES: usize = FRAME_BYTES + ENVELOPE_BYTES;
+
 /// Everything the hash covers. Field order is byte order; fixed-width little-endian integers.
 #[derive(Encode, Decode)]
 struct Sealed {
@@ -77,7 +80,7 @@ fn sealed_bytes(
     prev: Hash,
     payload: Vec<u8>,
 ) -> Result<Box<[u8]>, RecordError> {
-    let bytes = FRAME_BYTES + ENVELOPE_BYTES + payload.len();
+    let bytes = RECORD_OVERHEAD_BYTES + payload.len();
     if bytes > RECORD_BYTES_MAX {
         return Err(RecordError::TooLarge { bytes, max: RECORD_BYTES_MAX });
     }

@@ -2,15 +2,21 @@
 //! begins with it, and its `Trimmed` record names it by its hash, so that the chain covers it, too.
 
 use crate::{
-    codec,
+    codec, gzip,
     lineage::Lineage,
     record::{Hash, Head, LEVEL_MAX, StreamId},
 };
 use serde::{Deserialize, Serialize};
+use std::borrow::Cow;
 use valkeeper_core::state::ClusterState;
 
-/// Largest text, in bytes: half of what a ConfigMap may hold. A state takes about 2 KiB and 2 KiB more per member.
-pub const FOLDED_BYTES_MAX: usize = 512 * 1024;
+/// Largest text, in bytes. A state takes about 2 KiB and 2 KiB more per member; in a Valkey Cluster every node names every other,
+/// some 90 bytes each with IPv6: about 1 MiB for 96 members, the most that a spec allows.
+pub const FOLDED_BYTES_MAX: usize = 2 * 1024 * 1024;
+
+/// Most bytes of it that are kept, packed if the text is longer: half of what a ConfigMap may hold, and what sled takes in one batch
+/// beside the largest of ours. The text of 96 members packs to a twentieth.
+pub const FOLDED_KEPT_BYTES_MAX: usize = 512 * 1024;
 
 /// Layout of the text. A reader that meets a higher one stops.
 const FORMAT: u32 = 1;
@@ -33,11 +39,13 @@ pub enum FoldedError {
         /// The level found.
         found: u32,
     },
-    /// It would exceed [`FOLDED_BYTES_MAX`].
-    #[error("what the stream folds to takes {bytes} bytes: at most {FOLDED_BYTES_MAX} are allowed")]
+    /// It would exceed [`FOLDED_BYTES_MAX`], or packed [`FOLDED_KEPT_BYTES_MAX`].
+    #[error("what the stream folds to takes {bytes} bytes: at most {max} are allowed")]
     TooLarge {
         /// Its size in bytes.
         bytes: usize,
+        /// The limit in bytes.
+        max: usize,
     },
 }
 
@@ -93,11 +101,37 @@ impl Folded {
         let version = env!("CARGO_PKG_VERSION").to_owned();
         let parts = Text { format: FORMAT, stream: stream.clone(), head, version, lineage, state };
         let text = serde_json::to_string(&parts).map_err(|e| FoldedError::Malformed(e.to_string()))?;
-        if text.len() > FOLDED_BYTES_MAX {
-            return Err(FoldedError::TooLarge { bytes: text.len() });
-        }
         let known = Box::new(Known { lineage, state: state.clone() });
-        Ok(Folded { stream: stream.clone(), head, known, text })
+        let folded = Folded { stream: stream.clone(), head, known, text };
+        for (bytes, max) in
+            [(folded.text.len(), FOLDED_BYTES_MAX), (folded.kept().len(), FOLDED_KEPT_BYTES_MAX)]
+        {
+            if bytes > max {
+                return Err(FoldedError::TooLarge { bytes, max });
+            }
+        }
+        Ok(folded)
+    }
+
+    /// What a store keeps of it: the text, packed if that is long.
+    pub(crate) fn kept(&self) -> Cow<'_, [u8]> {
+        match self.text.as_bytes() {
+            long if long.len() > FOLDED_KEPT_BYTES_MAX => Cow::Owned(gzip::pack(long)),
+            text => Cow::Borrowed(text),
+        }
+    }
+
+    /// Reads what was kept, packed or not: no text begins as gzip does.
+    ///
+    /// # Errors
+    /// As [`Folded::parse`].
+    pub(crate) fn parse_kept(kept: &[u8]) -> Result<Folded, FoldedError> {
+        let malformed = |e: &dyn std::fmt::Display| FoldedError::Malformed(e.to_string());
+        let plain = match kept {
+            [0x1f, 0x8b, ..] => gzip::unpack(kept, FOLDED_BYTES_MAX).map_err(|e| malformed(&e))?.into(),
+            text => Cow::Borrowed(text),
+        };
+        Folded::parse(std::str::from_utf8(&plain).map_err(|e| malformed(&e))?)
     }
 
     /// Reads a text. Whether it is the one that was written, its [`Folded::digest`] tells.

@@ -5,15 +5,19 @@
 mod common;
 
 use async_trait::async_trait;
-use common::{Scratch, at, baseline, big, fact, stream, whole};
-use std::sync::{
-    Arc,
-    atomic::{AtomicUsize, Ordering},
+use common::{Dice, Scratch, at, baseline, big, fact, stream, whole};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
 };
 use valkeeper_core::{
     event::{Event, Record},
-    ids::{Seq, Timestamp},
-    observation::SpecFact,
+    ids::{MemberId, NodeId, Seq, Timestamp},
+    observation::{NodeFacts, SpecFact},
+    slots::{SLOTS, SlotSet},
     state::ClusterState,
 };
 use valkeeper_journal::{
@@ -23,6 +27,7 @@ use valkeeper_journal::{
     backend::READ_ATTEMPTS_MAX,
     carry, export_line,
     memory::Fault,
+    parts,
     segments::MemoryObjects,
     verify, verify_chain, verify_lines,
 };
@@ -50,17 +55,22 @@ fn noise(seed: u16, bytes: usize) -> Event {
 
 type Open = Box<dyn Fn() -> Arc<dyn Backend>>;
 
-/// Each kind of store, with a limit for a stream.
+/// Each kind of store.
 fn stores() -> Vec<(&'static str, Open, Option<Scratch>)> {
+    stores_of(MAX)
+}
+
+/// Each kind of store, with a limit for a stream in bytes.
+fn stores_of(max: usize) -> Vec<(&'static str, Open, Option<Scratch>)> {
     let memory = Arc::new(Memory::new());
-    memory.set_limit(MAX);
+    memory.set_limit(max);
     let objects = Arc::new(MemoryObjects::new());
     let scratch = Scratch::new("cuts");
     let dir = scratch.path("store");
     vec![
         ("memory", Box::new(move || memory.clone()), None),
-        ("segments", Box::new(move || Arc::new(Segments::with_limit(objects.clone(), MAX))), None),
-        ("sled", Box::new(move || Arc::new(Sled::open_with_limit(&dir, MAX).unwrap())), Some(scratch)),
+        ("segments", Box::new(move || Arc::new(Segments::with_limit(objects.clone(), max))), None),
+        ("sled", Box::new(move || Arc::new(Sled::open_with_limit(&dir, max).unwrap())), Some(scratch)),
     ]
 }
 
@@ -397,4 +407,65 @@ async fn an_export_of_a_cut_stream_verifies_and_an_edit_of_its_first_line_shows(
     assert!(matches!(verify_lines(edited.as_bytes()).problems[..], [Problem::Unnamed { .. }]));
     let headless = format!("{}\n", lines.join("\n"));
     assert!(!verify_lines(headless.as_bytes()).is_intact());
+}
+
+/// Members of the largest cluster that a spec allows.
+const MEMBERS: u16 = 96;
+
+/// What the first look at the largest cluster brings, with IPv6: each node names every other.
+fn first_look() -> Vec<Event> {
+    let mut dice = Dice::of(96);
+    let mut groups = |n: usize| (0..n).map(|_| format!("{:04x}", dice.roll(0x1_0000))).collect::<Vec<_>>();
+    let names: Vec<(NodeId, String)> =
+        (0..MEMBERS).map(|_| (groups(10).concat().parse().unwrap(), groups(8).join(":"))).collect();
+    let id = |n: u16| names[usize::from(n)].0.clone();
+    let node = |n: u16| NodeFacts {
+        id: id(n),
+        primary: (n % 6 > 0).then(|| id(n - n % 6)),
+        epoch: u64::from(n / 6) + 1,
+        slots: SlotSet::default(),
+        knows: names
+            .iter()
+            .filter(|(other, _)| *other != id(n))
+            .map(|(id, at)| (id.clone(), Some(at.clone())))
+            .collect(),
+        meeting: BTreeSet::new(),
+        failed: BTreeSet::new(),
+        covered: SLOTS,
+        exports: Vec::new(),
+        exports_unread: false,
+        migrating: BTreeMap::new(),
+        importing: BTreeMap::new(),
+        down: false,
+    };
+    (0..MEMBERS).map(|n| Event::NodeChanged { member: MemberId::new(n / 6, n % 6), node: node(n) }).collect()
+}
+
+#[tokio::test]
+async fn what_is_seen_of_the_largest_cluster_is_recorded_and_cut() {
+    for (name, open, _scratch) in stores_of(48 * 1024 * 1024) {
+        let retention = Retention { keep_bytes: 0, keep_ms: None, may_go: MayGo::Any };
+        let mut told = Told::claimed(open(), Some(retention)).await;
+        let look = first_look();
+        let whole_look = told.append(look.clone(), at(2)).await;
+        assert!(
+            matches!(whole_look, Err(Error::BatchTooLarge { bytes: 700_000.., .. })),
+            "{name}: {whole_look:?}"
+        );
+        let parts = parts(look);
+        assert!(parts.len() > 2, "{name}: {} parts", parts.len());
+        for part in parts {
+            told.append(part, at(2)).await.unwrap();
+        }
+        // What the end holds is not cut: something must follow.
+        for n in 0..200 {
+            told.append(vec![noise(n, 2_000)], at(3)).await.unwrap();
+        }
+        assert_eq!(told.trim(at(4)).await, 1, "{name}");
+        drop(told.journal);
+        let left = check(name, &*open(), &told.records).await;
+        let folded = left.folded.unwrap();
+        assert!(folded.text().len() > 700_000, "{name}: {}", folded.text().len());
+        assert_eq!(folded.state().members.len(), usize::from(MEMBERS), "{name}");
+    }
 }

@@ -22,8 +22,9 @@ use crate::{
 };
 use std::collections::{BTreeMap, BTreeSet};
 
-/// Most introductions in one decision: a record has 64 KiB, one of these some 150 bytes, and each takes some milliseconds in which nobody looks.
-const MEETS_MAX: usize = 64;
+/// Most nodes that are told of another, or told to forget one, in one decision: a record has 64 KiB, one of these some 150 bytes, and each
+/// takes some milliseconds in which nobody looks.
+const TOLD_MAX: usize = 64;
 
 /// True if every shard's primary answers, all that answer know each other and every primary sees every slot served: slots can be handed
 /// over. A node that is gone owns nothing then.
@@ -169,7 +170,7 @@ fn introduce(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let further = moved(speakers).filter(|(a, b)| !asked.contains(&(*a, *b)) && !asked.contains(&(*b, *a)));
     let pairs = asked.iter().copied().chain(further);
     let meets = pairs.filter_map(|(from, member)| meet(view, speakers, from, member));
-    decision.effects.extend(meets.take(MEETS_MAX));
+    decision.effects.extend(meets.take(TOLD_MAX));
     some(decision)
 }
 
@@ -206,14 +207,13 @@ fn forget(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     let kept: BTreeSet<&NodeId> = reached.chain(followed).collect();
     let gone: BTreeSet<&NodeId> = strangers(speakers).filter(|id| !kept.contains(id)).collect();
     let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::NodesForgotten);
-    for (id, at) in speakers {
-        for node in at.node.knows.keys().filter(|known| gone.contains(known)) {
-            let effect = Effect::Forget { server: topology::server(view, *id)?, node: node.clone() };
-            if is_due(view, &effect) {
-                decision.effects.push(effect);
-            }
-        }
-    }
+    // One after the other by everybody: whoever still knows it tells the others again once a minute has passed.
+    let known = gone.iter().flat_map(|node| speakers.iter().map(move |(id, at)| (*node, *id, at)));
+    let known = known.filter(|(node, _, at)| at.node.knows.contains_key(*node));
+    let told = known.filter_map(|(node, id, _)| {
+        Some(Effect::Forget { server: topology::server(view, id)?, node: node.clone() })
+    });
+    decision.effects.extend(told.filter(|effect| is_due(view, effect)).take(TOLD_MAX));
     some(decision)
 }
 

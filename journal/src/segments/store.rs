@@ -236,12 +236,14 @@ impl Store {
             Ok(_version) => Ok(body.stored_bytes()),
             // Left by a crash, or by an attempt whose answer was lost.
             Err(ObjectsError::AlreadyExists) => match self.objects.get(name).await {
-                Ok(Some(Object { body, version: _ })) => match body.text(TEXT_BYTES_MAX) {
-                    Ok(there) if there == text => Ok(body.stored_bytes()),
-                    Ok(_) | Err(_) => {
-                        Err(AppendError::Poisoned(format!("object {name} exists with other content")))
+                Ok(Some(Object { body, version: _ })) => {
+                    match body.text(TEXT_BYTES_MAX.max(FOLDED_BYTES_MAX)) {
+                        Ok(there) if there == text => Ok(body.stored_bytes()),
+                        Ok(_) | Err(_) => {
+                            Err(AppendError::Poisoned(format!("object {name} exists with other content")))
+                        }
                     }
-                },
+                }
                 Ok(None) => Err(AppendError::Io(format!("object {name} came and went"))),
                 Err(e) => Err(AppendError::Io(format!("object {name}: {e}"))),
             },

@@ -13,7 +13,7 @@
 use crate::{
     anchor::{as_on_disk, failed, parent, sibling, sync_dir},
     backend::BackendError,
-    folded::{FOLDED_BYTES_MAX, Folded, FoldedError},
+    folded::{FOLDED_KEPT_BYTES_MAX, Folded, FoldedError},
     record::{BATCH_BYTES_MAX, StreamId},
 };
 use std::{
@@ -312,8 +312,8 @@ impl Tree {
             return Ok(None);
         }
         let bad = |source: FoldedError| BackendError::Folded { stream: stream.clone(), source };
-        let text = unframe(&value).ok_or_else(|| FoldedError::Malformed("its checksum is wrong".to_owned()));
-        let folded = text.and_then(|text| Folded::parse(&text)).map_err(bad)?;
+        let kept = unframe(&value).ok_or_else(|| FoldedError::Malformed("its checksum is wrong".to_owned()));
+        let folded = kept.and_then(Folded::parse_kept).map_err(bad)?;
         if folded.stream() != stream {
             let why = format!("it is the beginning of stream {}", folded.stream());
             return Err(bad(FoldedError::Malformed(why)));
@@ -336,7 +336,7 @@ impl Tree {
             for old in self.0.range(key(Seq(0), 0)..key(Seq(1), 0)).keys() {
                 batch.remove(old.map_err(|e| format!("read: {e}"))?);
             }
-            for (chunk, number) in frame(folded.text()).chunks(CHUNK_BYTES).zip(0..) {
+            for (chunk, number) in frame(&folded.kept()).chunks(CHUNK_BYTES).zip(0..) {
                 batch.insert(key(Seq(0), number).as_slice(), chunk);
             }
         }
@@ -390,20 +390,19 @@ fn parse_key(key: &[u8]) -> Result<(Seq, u16), BackendError> {
 }
 
 // A chunk's number is a u16: neither a batch nor a fold has so many.
-const _: () = assert!((BATCH_BYTES_MAX + FOLDED_BYTES_MAX) / CHUNK_BYTES < u16::MAX as usize);
+const _: () = assert!((BATCH_BYTES_MAX + FOLDED_KEPT_BYTES_MAX) / CHUNK_BYTES < u16::MAX as usize);
 
-fn frame(text: &str) -> Vec<u8> {
-    let length = (text.len() as u32).to_le_bytes();
-    let crc = crc32c::crc32c_append(crc32c::crc32c(&length), text.as_bytes()).to_le_bytes();
-    [&length[..], &crc, text.as_bytes()].concat()
+fn frame(kept: &[u8]) -> Vec<u8> {
+    let length = (kept.len() as u32).to_le_bytes();
+    let crc = crc32c::crc32c_append(crc32c::crc32c(&length), kept).to_le_bytes();
+    [&length[..], &crc, kept].concat()
 }
 
-fn unframe(value: &[u8]) -> Option<String> {
-    let (header, text) = value.split_first_chunk::<FOLDED_HEADER_BYTES>()?;
+fn unframe(value: &[u8]) -> Option<&[u8]> {
+    let (header, kept) = value.split_first_chunk::<FOLDED_HEADER_BYTES>()?;
     let (length, crc) = header.split_first_chunk::<4>()?;
-    let found = crc32c::crc32c_append(crc32c::crc32c(length), text).to_le_bytes();
-    let whole = u32::from_le_bytes(*length) as usize == text.len() && found == crc;
-    whole.then(|| String::from_utf8(text.to_vec()).ok())?
+    let found = crc32c::crc32c_append(crc32c::crc32c(length), kept).to_le_bytes();
+    (u32::from_le_bytes(*length) as usize == kept.len() && found == crc).then_some(kept)
 }
 
 fn too_short() -> BackendError {

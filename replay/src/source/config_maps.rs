@@ -7,7 +7,9 @@ use std::{
     sync::Arc,
 };
 use valkeeper_journal::{
-    Folded, Object, Segments, Stored, StreamId, Whole, import_line, read_all,
+    Folded, Object, Segments, Stored, StreamId, Whole,
+    folded::FOLDED_BYTES_MAX,
+    import_line, read_all,
     segments::{Body, MemoryObjects, TEXT_BYTES_MAX},
 };
 
@@ -82,8 +84,9 @@ fn salvage(id: &str, objects: &BTreeMap<String, Body>) -> Whole {
     let mut records: Vec<Stored> = Vec::new();
     let mut folded: Option<Folded> = None;
     for (name, body) in objects.iter().filter(|(name, _)| stream_id(name) == Some(id)) {
-        let Ok(text) = body.text(TEXT_BYTES_MAX) else { continue };
-        if name.contains(FOLDED_INFIX) {
+        let is_folded = name.contains(FOLDED_INFIX);
+        let Ok(text) = body.text(if is_folded { FOLDED_BYTES_MAX } else { TEXT_BYTES_MAX }) else { continue };
+        if is_folded {
             let found = Folded::parse(text.trim_end_matches('\n')).ok();
             folded = folded.into_iter().chain(found).max_by_key(|f| f.head().seq);
         } else {
