@@ -287,7 +287,7 @@ pub(super) async fn killed(world: &World, shards: u16, which: &[u16]) -> anyhow:
 }
 
 /// Kills primaries side by side; the time just before each kill, by shard.
-fn kill_at_once(world: &World, targets: &[&Shard]) -> anyhow::Result<BTreeMap<u16, Instant>> {
+pub(super) fn kill_at_once(world: &World, targets: &[&Shard]) -> anyhow::Result<BTreeMap<u16, Instant>> {
     let kill = |shard: &Shard| kill_server(world.place, &world.ledger.namespace, &shard.primary);
     std::thread::scope(|scope| {
         let kills: Vec<_> = targets.iter().map(|shard| (shard.number, scope.spawn(|| kill(shard)))).collect();

@@ -13,6 +13,7 @@ mod handover;
 mod isolation;
 mod keeping;
 mod kills;
+mod large;
 mod leadership;
 mod life;
 mod operator_away;
@@ -140,6 +141,7 @@ pub const BY_HAND: &[Scenario] = &[
     scenario!("reshard-by-key", WithoutALedger, true, by_key::source_killed),
     scenario!("cluster-upgrade", WithoutALedger, false, by_key::upgrade),
     scenario!("reshard-rounds", WithAReadyLedger, false, reshard::rounds),
+    scenario!("cluster-large", WithoutALedger, false, large::formed_and_taken_over),
 ];
 
 /// Everything a scenario works with.

@@ -1,0 +1,82 @@
+//! A Valkey Cluster so large that what an operator sees of it first is more than one batch of its journal: formed, taken over by
+//! another operator, and a primary of it killed.
+
+use super::{
+    World,
+    cluster::{Outages, SETTLED_MAX, kill_at_once, load_of, members_of, settled, sized},
+    remove_with_claims,
+};
+use crate::support::{
+    journal::{Journal, number},
+    subject::Subject,
+    wait::until,
+};
+use anyhow::{Context, bail};
+use serde_json::{Value, json};
+use std::time::{Duration, Instant};
+use valkeeper_journal::record::BATCH_BYTES_MAX;
+
+/// As many as kubelets on two cores start within [`STARTED_MAX`], and more than one batch tells of.
+const SHARDS: u16 = 11;
+const REPLICAS: u16 = 5;
+/// Until all is formed: two cores start about one pod in a second.
+const STARTED_MAX: Duration = Duration::from_secs(480);
+/// Until an operator that has just begun has looked at everybody.
+const LOOKED_MAX: Duration = Duration::from_secs(60);
+/// Whose primary is killed.
+const HIT: u16 = 1;
+
+/// Formed, looked at anew, and one primary lost.
+pub async fn formed_and_taken_over(world: &World) -> anyhow::Result<String> {
+    let subject = &world.ledger;
+    let mut spec = sized(SHARDS, REPLICAS);
+    spec["profile"] = json!("Cache");
+    spec["resources"] =
+        json!({ "requests": { "cpu": "5m", "memory": "16Mi" }, "limits": { "memory": "128Mi" } });
+    if let Some(fields) = spec.as_object_mut() {
+        fields.remove("persistence");
+    }
+    subject.apply(&spec).await?;
+    let (_, formed) = subject.condition("Ready", "True", STARTED_MAX).await?;
+    let before = settled(subject, SHARDS, REPLICAS).await?;
+
+    world.operator.scale(0).await?;
+    world.operator.scale(1).await?;
+    let (bytes, looked) = until("the new operator's first look", LOOKED_MAX, || first_look(subject)).await?;
+    if bytes <= BATCH_BYTES_MAX {
+        bail!("the first look has {bytes} bytes: one batch holds that");
+    }
+    subject.ready().await?;
+
+    let load = load_of(subject, &before, &["0", "1", "2"]).await?;
+    let target = before.iter().find(|shard| shard.number == HIT).context("no such shard")?;
+    let faults = kill_at_once(world, &[target])?;
+    load.flows(SETTLED_MAX).await.context("after the kill")?;
+    let fault = Instant::now();
+    settled(subject, SHARDS, REPLICAS).await?;
+    subject.ready().await?;
+    let whole = fault.elapsed();
+    let outages = Outages::of(subject, &load.finish()?, &faults).await?;
+    Journal::of(subject).await?.holds()?;
+    remove_with_claims(subject).await?;
+    Ok(format!(
+        "{} members Ready after {:.1} s; a new operator's first look has {bytes} bytes, recorded {:.1} s after it was ready; a primary \
+         killed: whole after {:.1} s; {}",
+        members_of(SHARDS, REPLICAS),
+        formed.as_secs_f64(),
+        looked.as_secs_f64(),
+        whole.as_secs_f64(),
+        outages.line()?,
+    ))
+}
+
+/// Bytes of the newest writer's first look at the nodes, as text.
+async fn first_look(subject: &Subject) -> anyhow::Result<usize> {
+    let records = Journal::of(subject).await?.records()?;
+    let begun = records.iter().rposition(|record| record.pointer("/event/EpochStarted").is_some());
+    let since = records.get(begun.context("nobody claimed the journal")?..).unwrap_or_default();
+    let is_node = |record: &&Value| record.pointer("/event/NodeChanged").is_some();
+    let first = since.iter().find(is_node).context("no node was looked at yet")?;
+    let same = since.iter().filter(|record| number(record, "time") == number(first, "time"));
+    Ok(same.map(|record| record.pointer("/event").map_or(0, |event| event.to_string().len())).sum())
+}
