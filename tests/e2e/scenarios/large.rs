@@ -41,8 +41,10 @@ pub async fn formed_and_taken_over(world: &World) -> anyhow::Result<String> {
     let before = settled(subject, SHARDS, REPLICAS).await?;
 
     world.operator.scale(0).await?;
+    let last = Journal::of(subject).await?.records()?.last().map(|record| number(record, "epoch"));
     world.operator.scale(1).await?;
-    let (bytes, looked) = until("the new operator's first look", LOOKED_MAX, || first_look(subject)).await?;
+    let look = || first_look(subject, last.unwrap_or_default());
+    let (bytes, looked) = until("the new operator's first look", LOOKED_MAX, look).await?;
     if bytes <= BATCH_BYTES_MAX {
         bail!("the first look has {bytes} bytes: one batch holds that");
     }
@@ -70,13 +72,12 @@ pub async fn formed_and_taken_over(world: &World) -> anyhow::Result<String> {
     ))
 }
 
-/// Bytes of the newest writer's first look at the nodes, as text.
-async fn first_look(subject: &Subject) -> anyhow::Result<usize> {
+/// Bytes of the first look at the nodes after that epoch, as text.
+async fn first_look(subject: &Subject, last: i64) -> anyhow::Result<usize> {
     let records = Journal::of(subject).await?.records()?;
-    let begun = records.iter().rposition(|record| record.pointer("/event/EpochStarted").is_some());
-    let since = records.get(begun.context("nobody claimed the journal")?..).unwrap_or_default();
-    let is_node = |record: &&Value| record.pointer("/event/NodeChanged").is_some();
-    let first = since.iter().find(is_node).context("no node was looked at yet")?;
-    let same = since.iter().filter(|record| number(record, "time") == number(first, "time"));
+    let is_look =
+        |record: &&Value| number(record, "epoch") > last && record.pointer("/event/NodeChanged").is_some();
+    let first = records.iter().find(is_look).context("no node was looked at yet")?;
+    let same = records.iter().filter(|record| number(record, "time") == number(first, "time"));
     Ok(same.map(|record| record.pointer("/event").map_or(0, |event| event.to_string().len())).sum())
 }
