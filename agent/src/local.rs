@@ -3,6 +3,7 @@
 mod node;
 mod slots;
 
+pub use node::Cancelled;
 pub use slots::{Session, SlotIs, Target};
 
 use crate::boot::Users;

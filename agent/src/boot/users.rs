@@ -20,7 +20,7 @@ const RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +clien
 /// What it needs in Cluster mode beside that. MIGRATESLOTS is not named: it came with 9.0, and a server that finds a word in its
 /// users' file which it does not know does not start; which version that is, nobody knows before. So it is all of CLUSTER, less what
 /// drops slots, data or the node at once, by names that every version since 8.0 knows. Keys are for MIGRATE alone, hence the selector (7.0).
-const RULES_CLUSTER: &str = "+acl|load +wait +cluster -cluster|reset -cluster|flushslots -cluster|delslots -cluster|delslotsrange \
+const RULES_CLUSTER: &str = "+acl|load +wait +eval_ro +cluster -cluster|reset -cluster|flushslots -cluster|delslots -cluster|delslotsrange \
     (+migrate ~*)";
 /// Whom a replica logs in as where the file does not say.
 const USER_DEFAULT: &str = "default";

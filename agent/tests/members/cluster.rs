@@ -101,7 +101,11 @@ impl Shard {
 
     /// Two primaries that know each other. All slots and these keys are the first one's.
     async fn pair(keys: usize) -> Shard {
-        let shard = Shard::with_nodes(2, NOTHING);
+        Shard::pair_with(keys, NOTHING).await
+    }
+
+    async fn pair_with(keys: usize, conf: &str) -> Shard {
+        let shard = Shard::with_nodes(2, conf);
         shard.begin(0, 5, "0-16383").await;
         shard.at_gate(1, EPOCH).await;
         shard.promote_by(1, 5, Promotion::Open).await.unwrap();
@@ -514,5 +518,27 @@ async fn what_the_server_refuses_to_hand_over_comes_back_in_its_own_words() {
     shard.agent(0).await.migrate_slots(request).await.unwrap();
     assert_eq!(refused.code(), Code::Unknown, "{refused}");
     assert!(refused.message().contains("already migrating slot 0"), "{refused}");
+    shard.moved(&"0-100".parse().unwrap()).await;
+}
+
+#[tokio::test]
+async fn slots_that_are_granted_already_are_not_taken_back() {
+    let shard = Shard::pair_with(10, &format!("{NOTHING}\nenable-debug-command yes")).await;
+    let (first, second) = (&shard.members[0], &shard.members[1]);
+    let request = shard.handing("0-100").await;
+    let cancel = proto::MigrateSlotsRequest { node_id: first.node().await.id.to_string(), ..request.clone() };
+    let granted = async || {
+        let jobs = first.run::<Vec<Vec<redis::Value>>>("CLUSTER GETSLOTMIGRATIONS").await.unwrap();
+        format!("{jobs:?}").contains("failover-granted").then_some(())
+    };
+    // The target has the word that the slots are its own, and has not taken them.
+    let () = second.run("DEBUG SLOTMIGRATION PREVENT-FAILOVER 1").await.unwrap();
+    shard.agent(0).await.migrate_slots(request).await.unwrap();
+    eventually("granted slots", granted).await;
+    let refused = shard.agent(0).await.migrate_slots(cancel).await.unwrap_err();
+    assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
+    assert!(refused.message().contains("granted"), "{refused}");
+    assert!(granted().await.is_some(), "nobody may write to them here");
+    let () = second.run("DEBUG SLOTMIGRATION PREVENT-FAILOVER 0").await.unwrap();
     shard.moved(&"0-100".parse().unwrap()).await;
 }

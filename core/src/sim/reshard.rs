@@ -16,6 +16,9 @@ const KEYS_A_WRITE: u64 = 16_000;
 /// What a job takes. Milliseconds.
 const JOB_MS: i64 = 150;
 
+/// So long before its end a job has granted its slots, and is not cancelled any more. Milliseconds.
+const GRANTED_MS: i64 = 50;
+
 /// A job, in its source's memory only.
 #[derive(Clone, Debug)]
 pub(super) struct Job {
@@ -41,12 +44,7 @@ impl World {
         }
         let node = self.node(from)?;
         if node.id == *to {
-            let running = |job: &&mut Job| job.from == from && job.state == ExportState::Running;
-            self.jobs
-                .iter_mut()
-                .filter(running)
-                .for_each(|j| j.state = ExportState::Failed("cancelled".to_owned()));
-            return Ok(());
+            return self.cancel_jobs(from);
         }
         if !node.migrating.is_empty() || !node.importing.is_empty() {
             return Err("Slots are being manually imported/migrated".to_owned());
@@ -68,6 +66,19 @@ impl World {
         self.jobs.retain(|job| job.from != from || job.state == ExportState::Running);
         let (to, slots, state) = (to.clone(), slots.clone(), ExportState::Running);
         self.jobs.push(Job { from, run_id, to, slots, ends_at, state });
+        Ok(())
+    }
+
+    /// `CLUSTER CANCELSLOTMIGRATIONS`, as agents say it.
+    fn cancel_jobs(&mut self, from: MemberId) -> Result<(), String> {
+        let granted_from = self.now.plus_millis(GRANTED_MS);
+        let is_running = |job: &Job| job.from == from && job.state == ExportState::Running;
+        if !self.slots_hang && self.jobs.iter().any(|job| is_running(job) && job.ends_at <= granted_from) {
+            return Err("slots are granted already, and go to their end".to_owned());
+        }
+        for job in self.jobs.iter_mut().filter(|job| is_running(job)) {
+            job.state = ExportState::Failed("cancelled".to_owned());
+        }
         Ok(())
     }
 

@@ -4,7 +4,7 @@
 use super::{Answer, Commands, address, failed, superseded};
 use crate::{
     handing::{self, Order},
-    local::{self, Look, SlotIs},
+    local::{self, Cancelled, Look, SlotIs},
     service::malformed,
 };
 use tonic::{Request, Status};
@@ -119,8 +119,12 @@ impl Commands {
             if by_key {
                 self.close_slots(&gives(&info, nodes.as_ref())?.open, &slots).await?;
             } else {
-                self.0.local.cancel_slot_migrations().await.map_err(|error| failed(&error))?;
-                tracing::info!(%slots, "the node hands nothing over any more");
+                match self.0.local.cancel_slot_migrations().await.map_err(|error| failed(&error))? {
+                    Cancelled::All => tracing::info!(%slots, "the node hands nothing over any more"),
+                    Cancelled::Granted => {
+                        return Err(superseded("slots are granted already, and go to their end"));
+                    }
+                }
             }
             return self.done();
         }
