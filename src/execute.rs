@@ -40,6 +40,9 @@ const PROMISE_MAX: Duration = Duration::from_millis(400);
 /// may have come back. Longer than any append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
 const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
 
+/// Most characters of the API server's words that are recorded.
+const WORDS_MAX: usize = 1_000;
+
 /// Bound on one effect. Every kind has tighter bounds of its own, except a handover, whose own limit comes on top of this.
 const EFFECT_MAX: Duration = Duration::from_secs(8);
 
@@ -205,7 +208,8 @@ fn of_request(ended: Result<Outcome, k8s::Error>) -> Outcome {
 
 /// What an answer of the API server says of the effect: a precondition that did not hold, or a failure.
 fn of_error(error: &k8s::Error) -> Outcome {
-    let text = k8s::chain(error);
+    // An admission webhook may say anything, and a record has a limit.
+    let text: String = k8s::chain(error).chars().take(WORDS_MAX).collect();
     match error {
         k8s::Error::Conflict { .. } | k8s::Error::NotFound { .. } => Outcome::Superseded(text),
         k8s::Error::Refused { .. }

@@ -1,5 +1,5 @@
 //! A turn: all of a driver's pass that is not I/O. Observations, closing of in-doubt decisions and new decisions come
-//! out as one batch, to be recorded by one durable append before anything is executed. Cannot fail.
+//! out as one batch, to be durable before anything is executed: by one append, unless it is too large for one. Cannot fail.
 
 use crate::{
     decide::decide,
@@ -15,7 +15,7 @@ use crate::{
 pub struct Turn {
     /// The time of the turn: to be given to the append.
     pub now: Timestamp,
-    /// To be appended in one write. Empty if nothing changed: a steady cluster records nothing.
+    /// To be appended. Empty if nothing changed: a steady cluster records nothing.
     pub events: Vec<Event>,
     /// When to look again even if nothing wakes the driver.
     pub wake_at: Option<Timestamp>,

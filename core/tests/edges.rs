@@ -7,16 +7,17 @@
     reason = "helpers of tests"
 )]
 
+use std::collections::BTreeSet;
 use valkeeper_core::{
     decision::{Decision, Reason, WaitReason},
     effect::{Effect, Promotion},
     event::{Event, Record},
-    ids::{MemberId, ReplId},
+    ids::{MemberId, ReplId, ShardId},
     observation::{Link, MemberFacts, NodeFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
     projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
     spec::SwitchoverWish,
-    turn::{Turn, turn},
+    turn::{Turn, changed, turn},
 };
 
 fn after(script: &str) -> Sim {
@@ -363,4 +364,40 @@ fn many_nodes_are_forgotten_some_at_a_time() {
     assert_eq!(forgets.iter().max(), Some(&64), "{forgets:?}");
     let live = sim.state.members.values().filter_map(|m| m.facts.node.as_ref());
     assert!(live.filter(|node| node.knows.len() == 7).count() >= 8, "nobody knows the ten that are gone");
+}
+
+/// The shard of which it tells what was seen.
+fn shard_seen(event: &Event) -> Option<ShardId> {
+    match event {
+        Event::PodChanged { member, .. }
+        | Event::ServerChanged { member, .. }
+        | Event::AgentChanged { member, .. }
+        | Event::NodeChanged { member, .. } => Some(member.shard),
+        _ => None,
+    }
+}
+
+#[test]
+fn a_look_of_which_a_part_was_recorded_before_a_crash_blocks_nothing() {
+    let script = "cluster topology=Cluster shards=4 replicas=2 profile=Durable\nrun\nwrite 20 to 1\nwrite 20 to 2\nkill 1-0 2-0";
+    let mut tried = BTreeSet::new();
+    for shards in 0..=4 {
+        let mut sim = after(script);
+        let seen = sim.world.look(&sim.state);
+        let events = changed(&sim.state, &seen);
+        let part: Vec<Event> =
+            events.into_iter().take_while(|e| shard_seen(e).is_none_or(|shard| shard.0 < shards)).collect();
+        tried.insert(part.len());
+        for event in part {
+            let seq = sim.records.last().expect("a story").seq.next();
+            let (epoch, time) = (sim.state.epoch, sim.world.now());
+            sim.records.push(Record { seq, epoch, time, event });
+        }
+        sim.start();
+        sim.run(None).unwrap_or_else(|e| panic!("{shards} of 4 shards were recorded: {e}"));
+        let status = status(&sim.state);
+        let ready = status.conditions.iter().find(|c| c.kind == ConditionKind::Ready);
+        assert!(ready.is_some_and(|c| c.holds), "{shards} of 4 shards were recorded: {ready:?}");
+    }
+    assert!(tried.len() > 2, "the parts differ: {tried:?}");
 }

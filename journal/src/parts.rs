@@ -4,35 +4,64 @@ use crate::{
     codec::RECORD_OVERHEAD_BYTES,
     record::{BATCH_BYTES_MAX, KINDS, Nature, RECORD_BYTES_MAX},
 };
-use valkeeper_core::event::Event;
+use valkeeper_core::{event::Event, ids::ShardId};
 
-/// The events of one turn, in order, in as many parts as there must be: one, unless they exceed [`BATCH_BYTES_MAX`]. Appended one
-/// after the other at the time of the turn, they read as one turn. What was seen and what was decided are cut apart first: a crash
-/// between them leaves what a turn without decisions would. Only decisions that do not fit together go in several parts; of those, some may
-/// be left without the others, as if the turn had not come to them.
-pub fn parts(events: Vec<Event>) -> Vec<Vec<Event>> {
+/// The events of one turn, in order: in one part, unless they exceed [`BATCH_BYTES_MAX`]. Otherwise only what was seen, in several parts
+/// to be appended one after the other at the time of the turn. What was decided is left out: so many appends take longer than a decision
+/// keeps, and the next look, which is small, decides anew. What was seen of one shard stays together: a crash between two parts shows its
+/// members as a shorter look would, and never a replica without its link beside a primary of which nothing was heard.
+///
+/// What the journal will refuse anyway is one part, so that it is refused whole. Decisions that exceed a batch by themselves are cut between any two.
+pub fn parts(mut events: Vec<Event>) -> Vec<Vec<Event>> {
     // So many fit, whatever they are.
     if events.len() <= BATCH_BYTES_MAX / RECORD_BYTES_MAX {
         return vec![events];
     }
     let sizes: Vec<usize> = events.iter().map(record_bytes).collect();
-    if sizes.iter().sum::<usize>() <= BATCH_BYTES_MAX {
+    if sizes.iter().sum::<usize>() <= BATCH_BYTES_MAX || sizes.iter().any(|bytes| *bytes > RECORD_BYTES_MAX) {
         return vec![events];
     }
-    let mut parts: Vec<Vec<Event>> = Vec::new();
-    let (mut room, mut is_judging) = (0, false);
-    for (event, bytes) in events.into_iter().zip(sizes) {
-        let judges = is_judgement(&event);
+    let seen = events.iter().position(is_judgement).unwrap_or(events.len());
+    if seen > 0 {
+        events.truncate(seen);
+    }
+    let sized: Vec<(Event, usize)> = events.into_iter().zip(sizes).collect();
+    let (mut parts, mut room) = (Vec::<Vec<Event>>::new(), 0);
+    for together in sized.chunk_by(|(a, _), (b, _)| shard(a).is_some() && shard(a) == shard(b)) {
+        let bytes: usize = together.iter().map(|(_, bytes)| bytes).sum();
+        let events = together.iter().map(|(event, _)| event.clone());
         match parts.last_mut() {
-            Some(part) if bytes <= room && judges == is_judging => part.push(event),
+            Some(part) if bytes <= room => part.extend(events),
             Some(_) | None => {
-                parts.push(vec![event]);
+                parts.push(events.collect());
                 room = BATCH_BYTES_MAX;
             }
         }
-        (room, is_judging) = (room.saturating_sub(bytes), judges);
+        room = room.saturating_sub(bytes);
     }
     parts
+}
+
+/// The shard of which it tells what was seen.
+fn shard(event: &Event) -> Option<ShardId> {
+    match event {
+        Event::PodChanged { member, .. }
+        | Event::ServerChanged { member, .. }
+        | Event::AgentChanged { member, .. }
+        | Event::NodeChanged { member, .. }
+        | Event::SlotsWeighed { member, .. } => Some(member.shard),
+        Event::RouteChanged { shard, .. } => Some(*shard),
+        Event::Baseline { .. }
+        | Event::EpochStarted { .. }
+        | Event::SpecChanged(_)
+        | Event::ObjectChanged { .. }
+        | Event::Decided { .. }
+        | Event::EffectsEnded(_)
+        | Event::DecisionClosed { .. }
+        | Event::StandingChanged { .. }
+        | Event::Trimmed { .. }
+        | Event::LevelRaised { .. } => None,
+    }
 }
 
 /// Bytes of its record.
@@ -56,7 +85,7 @@ mod tests {
     use valkeeper_core::{
         event::Record,
         ids::{MemberId, Seq, Timestamp, WriterEpoch},
-        observation::{Observed, SpecFact},
+        observation::{NodeFacts, SpecFact},
     };
 
     fn seen(bytes: usize) -> Event {
@@ -67,34 +96,50 @@ mod tests {
         one_of_each().into_iter().find(|event| event.decided().is_some()).unwrap()
     }
 
-    fn lengths(events: Vec<Event>) -> Vec<usize> {
-        let (before, parts) = (events.clone(), parts(events));
-        assert_eq!(parts.concat(), before, "all of it, in order");
-        parts.iter().map(Vec::len).collect()
+    /// What a node of that shard says, which knows a hundred others: some 5 kB.
+    fn of_shard(shard: u16) -> Event {
+        let node = one_of_each().into_iter().find_map(|event| match event {
+            Event::NodeChanged { member: _, node } => Some(node),
+            _ => None,
+        });
+        let id = |n: u64| format!("{n:040x}").parse().unwrap();
+        let node = NodeFacts { knows: (0..100).map(|n| (id(n), None)).collect(), ..node.unwrap() };
+        Event::NodeChanged { member: MemberId::new(shard, 0), node }
+    }
+
+    fn lengths(events: &[Event]) -> Vec<usize> {
+        parts(events.to_vec()).iter().map(Vec::len).collect()
     }
 
     #[test]
-    fn what_fits_is_one_part() {
-        assert_eq!(lengths(one_of_each()), [one_of_each().len()]);
-        let four = (0..4).map(|_| seen(60_000)).collect();
-        assert_eq!(lengths(four), [4]);
+    fn what_fits_is_one_part_and_so_is_what_is_refused() {
+        assert_eq!(parts(one_of_each()), [one_of_each()]);
+        assert_eq!(lengths(&[(); 4].map(|()| seen(60_000))), [4]);
+        let refused: Vec<Event> = [60_000; 9].into_iter().chain([70_000]).map(seen).collect();
+        assert_eq!(lengths(&refused), [10]);
     }
 
     #[test]
-    fn what_does_not_is_cut_between_what_was_seen_and_what_was_decided_first() {
+    fn what_does_not_fit_is_only_what_was_seen() {
         let look = |seen_n: usize, judged_n: usize| {
             let facts = (0..seen_n).map(|_| seen(20_000));
             facts.chain((0..judged_n).map(|_| judged())).collect::<Vec<_>>()
         };
-        assert_eq!(lengths(look(12, 2)), [14], "240 kB fit into 256 KiB");
-        assert_eq!(lengths(look(13, 2)), [13, 2]);
-        assert_eq!(lengths(look(14, 2)), [13, 1, 2]);
-        assert_eq!(lengths(look(26, 0)), [13, 13]);
-        let absent = Event::PodChanged { member: MemberId::new(0, 1), pod: Observed::Absent };
-        let decisions: Vec<Event> = std::iter::once(absent).chain((0..3_000).map(|_| judged())).collect();
-        let parts = lengths(decisions);
-        assert_eq!(parts.first(), Some(&1));
-        assert!(parts.len() > 2 && parts.iter().skip(2).all(|n| n <= parts.get(1).unwrap()), "{parts:?}");
+        assert_eq!(lengths(&look(12, 2)), [14], "240 kB fit into 256 KiB");
+        assert_eq!(lengths(&look(13, 2)), [13]);
+        assert_eq!(lengths(&look(27, 2)), [13, 13, 1]);
+        assert_eq!(parts(look(27, 2)).concat(), look(27, 0));
+        let decisions: Vec<Event> = (0..3_000).map(|_| judged()).collect();
+        assert!(lengths(&decisions).len() > 1);
+        assert_eq!(parts(decisions.clone()).concat(), decisions);
+    }
+
+    #[test]
+    fn what_was_seen_of_one_shard_stays_together() {
+        let look: Vec<Event> = (0..12).flat_map(|shard| (0..6).map(move |_| of_shard(shard))).collect();
+        let parts = parts(look.clone());
+        assert!(parts.len() > 1 && parts.iter().all(|part| part.len() % 6 == 0), "{:?}", lengths(&look));
+        assert_eq!(parts.concat(), look);
     }
 
     #[test]

@@ -1,4 +1,5 @@
-//! Turns, found again in a stream: the observations of one look and what was decided on them were appended together.
+//! Turns, found again in a stream: the observations of one look and what was decided on them were appended together, or, if
+//! they were too many, the observations alone.
 
 use crate::line;
 use valkeeper_core::{
