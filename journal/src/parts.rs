@@ -84,8 +84,8 @@ mod tests {
     };
     use valkeeper_core::{
         event::Record,
-        ids::{MemberId, Seq, Timestamp, WriterEpoch},
-        observation::{NodeFacts, SpecFact},
+        ids::{Seq, Timestamp, WriterEpoch},
+        observation::SpecFact,
     };
 
     fn seen(bytes: usize) -> Event {
@@ -98,13 +98,12 @@ mod tests {
 
     /// What a node of that shard says, which knows a hundred others: some 5 kB.
     fn of_shard(shard: u16) -> Event {
-        let node = one_of_each().into_iter().find_map(|event| match event {
-            Event::NodeChanged { member: _, node } => Some(node),
-            _ => None,
-        });
-        let id = |n: u64| format!("{n:040x}").parse().unwrap();
-        let node = NodeFacts { knows: (0..100).map(|n| (id(n), None)).collect(), ..node.unwrap() };
-        Event::NodeChanged { member: MemberId::new(shard, 0), node }
+        let mut event = one_of_each().into_iter().find(|event| event.kind() == 15).unwrap();
+        if let Event::NodeChanged { member, node } = &mut event {
+            let id = |n: u64| format!("{n:040x}").parse().unwrap();
+            (member.shard, node.knows) = (ShardId(shard), (0..100).map(|n| (id(n), None)).collect());
+        }
+        event
     }
 
     fn lengths(events: &[Event]) -> Vec<usize> {
