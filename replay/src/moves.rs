@@ -10,7 +10,7 @@ use serde::Serialize;
 use std::collections::BTreeMap;
 use valkeeper_core::{
     decision::Decision,
-    effect::{Effect, Outcome},
+    effect::{Effect, Means, Outcome},
     event::{Event, Record},
     ids::{MemberId, Seq, ShardId, Timestamp},
     observation::ExportState,
@@ -57,6 +57,11 @@ pub struct Job {
     pub arrived: Option<Stamp>,
     /// When it was seen to have come to nothing, with Valkey's words.
     pub failed: Option<(Stamp, String)>,
+    /// When its node said, with which words, that it came to nothing, though its slots had arrived: it served them on until it heard of that.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub disputed: Option<(Stamp, String)>,
+    #[serde(skip)]
+    is_atomic: bool,
     #[serde(skip)]
     missing: SlotSet,
 }
@@ -114,6 +119,7 @@ impl Moves {
             state.apply(record);
             if let Event::NodeChanged { member, node: _ } = &record.event {
                 moves.note_failures(&state, record.into(), Some(*member));
+                moves.note_disputes(&state, record.into(), *member);
             }
             let after = owned(&state);
             if after != before {
@@ -130,7 +136,7 @@ impl Moves {
         let end = joined.end(sent.seq);
         let outcomes = end.and_then(|record| Some((record.seq, &line::ended(record)?.outcomes)));
         for (at, effect) in decision.effects.iter().enumerate() {
-            let Effect::MigrateSlots { server, slots, to, node: _, keys, by: _ } = effect else { continue };
+            let Effect::MigrateSlots { server, slots, to, node: _, keys, by } = effect else { continue };
             if server.member == *to {
                 continue;
             }
@@ -156,6 +162,8 @@ impl Moves {
                 outcome,
                 arrived: None,
                 failed: None,
+                disputed: None,
+                is_atomic: *by == Means::Atomic,
                 missing: slots.clone(),
             });
         }
@@ -189,6 +197,20 @@ impl Moves {
                     ExportState::Failed(_) | ExportState::Running => None,
                 });
             job.failed = words.map(|words| (at, words));
+        }
+    }
+
+    /// Atomic jobs whose slots have arrived, and of which their node says the contrary.
+    fn note_disputes(&mut self, state: &ClusterState, at: Stamp, of: MemberId) {
+        let node = state.members.get(&of).and_then(|member| member.node());
+        for export in node.into_iter().flat_map(|node| &node.exports) {
+            let ExportState::Failed(words) = &export.state else { continue };
+            let last = self.jobs.iter_mut().rev().find(|job| job.from == of && job.slots == export.slots);
+            if let Some(job) =
+                last.filter(|job| job.is_atomic && job.arrived.is_some() && job.disputed.is_none())
+            {
+                job.disputed = Some((at, words.clone()));
+            }
         }
     }
 

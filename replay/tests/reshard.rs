@@ -7,7 +7,7 @@ use valkeeper_core::{
     effect::Effect,
     event::{Event, Record},
     ids::{MemberId, Seq},
-    observation::SpecFact,
+    observation::{Export, ExportState, SpecFact},
     sim::{Perturbation, Story},
     state::ClusterState,
 };
@@ -143,6 +143,33 @@ fn a_wish_that_changes_on_the_way_is_a_deviation_and_no_violation() {
     );
     assert!(back.beside.iter().any(|b| b.what.contains("4 x 2 members")), "{:?}", back.beside);
     assert_eq!(back.violations, []);
+}
+
+#[test]
+fn a_job_that_its_giver_cancelled_when_its_slots_had_arrived_is_told() {
+    let mut records = grown();
+    let (slots, arrived) = {
+        let all = audited(&records);
+        let job = all.first().unwrap().jobs.iter().find(|job| job.from.shard.0 == 0).unwrap();
+        (job.slots.clone(), job.arrived.unwrap().seq)
+    };
+    let is_said = |record: &&mut Record| {
+        let of = MemberId::new(0, 0);
+        record.seq >= arrived && matches!(record.event, Event::NodeChanged { member, .. } if member == of)
+    };
+    let Record { seq, event: Event::NodeChanged { member: _, node }, .. } =
+        records.iter_mut().find(is_said).unwrap()
+    else {
+        panic!("0-0 says nothing after {arrived}")
+    };
+    let seq = *seq;
+    let to = "2".repeat(40).parse().unwrap();
+    node.exports.push(Export { slots: slots.clone(), to, state: ExportState::Failed("cancelled".into()) });
+    let all = audited(&records);
+    let [one] = all.as_slice() else { panic!("{} reshards", all.len()) };
+    let told = one.deviations.iter().find(|told| told.contains("(cancelled)"));
+    let begins = format!("1025 ({slots}) slots arrived at {arrived}, and their giver 0-0 said at {seq} that");
+    assert!(told.is_some_and(|told| told.starts_with(&begins)), "{begins}: {:?}", one.deviations);
 }
 
 #[test]

@@ -176,6 +176,9 @@ impl Opening {
         let ended = closing.map(|(record, decision)| (Stamp::from(record), decision.reason.code()));
         let during = |seq: Seq| of_it(seq) && ended.is_none_or(|(end, _)| seq <= end.seq);
         let changes: Vec<Change> = moves.changes.iter().filter(|c| during(c.at.seq)).cloned().collect();
+        let jobs: Vec<Job> = moves.jobs.iter().filter(|job| of_it(job.sent.seq)).cloned().collect();
+        let mut deviations = deviations(&self.plan, &changes, ended.is_some());
+        deviations.extend(jobs.iter().filter_map(dispute));
         Reshard {
             id: self.id,
             is_cut: self.is_cut,
@@ -186,10 +189,10 @@ impl Opening {
             opened: self.opened,
             ended,
             plan: self.plan.clone(),
-            jobs: moves.jobs.iter().filter(|job| of_it(job.sent.seq)).cloned().collect(),
+            jobs,
             beside: beside(records, during),
             stall: stall(Stamp { seq: self.id, time: self.opened }, &changes),
-            deviations: deviations(&self.plan, &changes, ended.is_some()),
+            deviations,
             violations: violations.iter().filter(|(seq, _)| of_it(*seq)).cloned().collect(),
             changes,
         }
@@ -256,6 +259,19 @@ fn deviations(plan: &[Planned], changes: &[Change], is_over: bool) -> Vec<String
         told.push(format!("{} slots stayed where they were", named(&left)));
     }
     told
+}
+
+/// A job that was cancelled, or given up, by its giver when its taker had the slots already.
+fn dispute(job: &Job) -> Option<String> {
+    let (arrived, (at, words)) = (job.arrived?, job.disputed.as_ref()?);
+    Some(format!(
+        "{} slots arrived at {}, and their giver {} said at {} that they did not ({words}): what it acknowledged until it heard of \
+         it may be lost",
+        named(&job.slots),
+        arrived.seq,
+        job.from,
+        at.seq,
+    ))
 }
 
 /// Slots that had an owner and have none: an owner that is lost is replaced, never forgotten.
