@@ -1,8 +1,9 @@
 //! Wants: a first primary, everyone following the rightful one, and planned promotions fulfilled.
 //!   A primary that is about to stop hands over first; every agent knows who holds the grant.
 //! Proof: every wanted member's role and source, as it says itself, and what its agent says it was told.
-//! Refuses: to begin before all wanted members have answered; to choose between two primaries without grants.
-//! Story: create, replica_pod_deleted, primary_pod_deleted, promise_came_to_nothing, switchover, scale.
+//! Refuses: to begin before all wanted members have answered; to choose between two primaries without grants; to hand a shard over in the
+//!   middle of a job that moves slots.
+//! Story: create, replica_pod_deleted, primary_pod_deleted, promise_came_to_nothing, switchover, scale, cluster_reshard_switchover.
 
 use crate::{
     agent::Brief,
@@ -12,9 +13,12 @@ use crate::{
     },
     effect::Effect,
     ids::{MemberId, ShardId},
-    observation::Link,
-    state::failure_key,
-    steps::{retry_at, unless_failing},
+    observation::{Export, ExportState, Link},
+    state::{MemberState, failure_key},
+    steps::{
+        reshard::{JOB_QUICK_MS, LOOK_AGAIN_MS},
+        retry_at, unless_failing,
+    },
     topology::{self, choice},
 };
 
@@ -50,6 +54,9 @@ fn leave(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<StepOutco
         return None;
     }
     let to = best_replica(view, shard, primary)?;
+    if let Some(waits) = awaits_job(view, primary) {
+        return Some(waits);
+    }
     let mut decision = hand_over(view, shard, primary, to, "operator", OperationKind::Switchover);
     decision.reason = Reason::PrimaryLeaving;
     Some(unless_failing(view, decision)).filter(|outcome| *outcome != StepOutcome::Satisfied)
@@ -193,7 +200,31 @@ fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome
         // Holds nothing: what it waits for may come from a rollout.
         return StepOutcome::Satisfied;
     }
+    if let Some(waits) = awaits_job(view, primary) {
+        return waits;
+    }
     unless_failing(view, hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover))
+}
+
+/// Holds back what is planned for a primary that gives or gets slots by a job of atomic migration, until that has ended: in its last moments the
+/// taker and the giver's successor could both claim them, each with an epoch of its own, and one would drop what it had acknowledged
+/// (Valkey's issue 2724). Only for a moment: a job that takes its time fails when its shard is handed over, and is sent again.
+pub fn awaits_job(view: &View<'_>, primary: MemberId) -> Option<StepOutcome> {
+    let node = view.member(primary)?.node()?;
+    let concerns = |id: MemberId, export: &Export| {
+        export.state == ExportState::Running && (id == primary || export.to == node.id)
+    };
+    let gives = |(id, member): (&MemberId, &MemberState)| {
+        member
+            .node()
+            .is_some_and(|node| node.exports.iter().any(|export| concerns(*id, export)))
+            .then_some(*id)
+    };
+    let source = view.state.members.iter().find_map(gives)?;
+    let since = view.shard(source.shard).handed_at?;
+    let soon = Some(view.now.plus_millis(LOOK_AGAIN_MS));
+    let waits = StepOutcome::Waiting(WaitReason::SlotsMoving, Some(source), soon);
+    (view.now.millis_since(since) < JOB_QUICK_MS).then_some(waits)
 }
 
 /// The decision that hands a shard over from `primary` to `to`, as part of an operation of the given kind.

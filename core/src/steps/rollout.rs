@@ -138,6 +138,9 @@ fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[Membe
     if let Some(replica) = stale.iter().copied().rfind(|id| *id != primary) {
         return restart(view, shard, replica);
     }
+    if let Some(waits) = membership::awaits_job(view, primary) {
+        return waits;
+    }
     let updated = membership::best_replica(view, shard, primary).filter(|id| {
         view.member(*id).and_then(|m| m.facts.pod.present()).is_some_and(|p| p.revision == *wanted)
     });
