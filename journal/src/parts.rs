@@ -6,12 +6,12 @@ use crate::{
 };
 use valkeeper_core::{event::Event, ids::ShardId};
 
-/// The events of one turn, in order: in one part, unless they exceed [`BATCH_BYTES_MAX`]. Otherwise only what was seen, in several parts
-/// to be appended one after the other at the time of the turn. What was decided is left out: so many appends take longer than a decision
+/// The events of one turn, in order: in one part, unless they exceed [`BATCH_BYTES_MAX`]; otherwise in several, to be appended one after
+/// the other at the time of the turn. If what was seen exceeds it alone, what was decided is left out: so many appends take longer than a decision
 /// keeps, and the next look, which is small, decides anew. What was seen of one shard stays together: a crash between two parts shows its
 /// members as a shorter look would, and never a replica without its link beside a primary of which nothing was heard.
 ///
-/// What the journal will refuse anyway is one part, so that it is refused whole. Decisions that exceed a batch by themselves are cut between any two.
+/// What the journal will refuse anyway is one part, so that it is refused whole. Decisions are cut between any two.
 pub fn parts(mut events: Vec<Event>) -> Vec<Vec<Event>> {
     // So many fit, whatever they are.
     if events.len() <= BATCH_BYTES_MAX / RECORD_BYTES_MAX {
@@ -22,7 +22,7 @@ pub fn parts(mut events: Vec<Event>) -> Vec<Vec<Event>> {
         return vec![events];
     }
     let seen = events.iter().position(is_judgement).unwrap_or(events.len());
-    if seen > 0 {
+    if sizes.iter().take(seen).sum::<usize>() > BATCH_BYTES_MAX {
         events.truncate(seen);
     }
     let sized: Vec<(Event, usize)> = events.into_iter().zip(sizes).collect();
@@ -125,7 +125,7 @@ mod tests {
             facts.chain((0..judged_n).map(|_| judged())).collect::<Vec<_>>()
         };
         assert_eq!(lengths(&look(12, 2)), [14], "240 kB fit into 256 KiB");
-        assert_eq!(lengths(&look(13, 2)), [13]);
+        assert_eq!(lengths(&look(13, 2)), [14, 1], "little was seen: what was decided on it is kept");
         assert_eq!(lengths(&look(27, 2)), [13, 13, 1]);
         assert_eq!(parts(look(27, 2)).concat(), look(27, 0));
         let decisions: Vec<Event> = (0..3_000).map(|_| judged()).collect();
