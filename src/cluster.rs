@@ -154,8 +154,8 @@ impl Cluster {
 
     /// A promotion is about to be recorded: from now on its shard's holder is not confirmed any more, however long the append
     /// takes. What was confirmed before is known to the board by its time.
-    pub fn withdraw_grants(&self, events: &[Event]) {
-        let promoting = events.iter().filter_map(Event::decided).filter(|d| d.promotes()).map(|d| d.scope);
+    pub fn withdraw_grants<'a>(&self, events: impl Iterator<Item = &'a Event>) {
+        let promoting = events.filter_map(Event::decided).filter(|d| d.promotes()).map(|d| d.scope);
         let scopes: Vec<Scope> = promoting.collect();
         if !scopes.is_empty() {
             let stays = |(id, _): &(MemberId, Seq)| !scopes.contains(&Scope::Shard(id.shard));

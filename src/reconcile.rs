@@ -20,7 +20,7 @@ use valkeeper_core::{
     projection::reason::StatusReason,
     turn::turn,
 };
-use valkeeper_journal::{Appended, parts};
+use valkeeper_journal::{Appended, Parts, parts};
 
 /// First pause before a journal that gave no certain answer is asked again.
 const RESOLVE_PAUSE_FIRST: Duration = Duration::from_millis(200);
@@ -56,8 +56,9 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<E
         let decided_at = Instant::now();
         let turn = turn(&cluster.state, &seen, cluster.clock.now());
         shell.metrics.turn();
-        cluster.withdraw_grants(&turn.events);
-        let Appended { records, decisions } = record(&mut cluster, turn.events, turn.now).await?;
+        let Parts { appends, postponed } = parts(turn.events);
+        cluster.withdraw_grants(appends.iter().flatten());
+        let Appended { records, decisions } = record(&mut cluster, appends, turn.now).await?;
         let appended_at = Instant::now();
         let news = cluster.fold(&records);
         cluster.publish_grants();
@@ -71,9 +72,16 @@ pub async fn run(shell: &Arc<Shell>, id: &ClusterId, before: Before) -> Result<E
         if records.is_empty() {
             tend(&mut cluster).await?;
         }
-        // Outcomes change what is to be done next: look again at once.
-        again = news_pause(again, records.len(), decisions.len());
-        pace = if executed.is_empty() { cluster.wait(turn.wake_at, again, pace).await } else { Pace::Urgent };
+        again = if postponed { NEWS_PAUSE_FIRST } else { news_pause(again, records.len(), decisions.len()) };
+        pace = if postponed {
+            // What had to be done still has to, and is decided again at once, as it would have been.
+            pace
+        } else if executed.is_empty() {
+            cluster.wait(turn.wake_at, again, pace).await
+        } else {
+            // Outcomes change what is to be done next: look again at once.
+            Pace::Urgent
+        };
         cluster.executed = executed;
     }
 }
@@ -88,7 +96,7 @@ fn news_pause(last: Duration, records: usize, decisions: usize) -> Duration {
 async fn close(cluster: &mut Cluster) -> Result<Ended, Error> {
     let owed = cluster.executed.iter().cloned().map(Event::EffectsEnded).collect();
     let now = cluster.clock.now();
-    record(cluster, owed, now).await?;
+    record(cluster, parts(owed).appends, now).await?;
     Ok(Ended::Gone)
 }
 
@@ -164,13 +172,13 @@ fn untroubled<T>(
 
 /// Makes the events durable. What was executed before is among them, and is no longer owed afterwards. While the journal gives no
 /// certain answer, nothing is decided and nothing is done: the same records are sent until they are settled.
-async fn record(cluster: &mut Cluster, events: Vec<Event>, now: Timestamp) -> Result<Appended, Error> {
-    if events.is_empty() {
+async fn record(cluster: &mut Cluster, parts: Vec<Vec<Event>>, now: Timestamp) -> Result<Appended, Error> {
+    if parts.iter().all(Vec::is_empty) {
         return Ok(Appended::default());
     }
     let (shell, sent_at) = (Arc::clone(&cluster.shell), Instant::now());
     let mut appended = Appended::default();
-    for part in parts(events) {
+    for part in parts {
         shell.leadership.check()?;
         let answer = cluster.journal.append(part, now).await;
         let Appended { records, decisions } = settle(cluster, answer).await?;

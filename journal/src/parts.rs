@@ -6,25 +6,40 @@ use crate::{
 };
 use valkeeper_core::{event::Event, ids::ShardId};
 
-/// The events of one turn, in order: in one part, unless they exceed [`BATCH_BYTES_MAX`]; otherwise in several, to be appended one after
-/// the other at the time of the turn. If what was seen exceeds it alone, what was decided is left out: so many appends take longer than a decision
+/// The events of one turn, as they are appended.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Parts {
+    /// What each append holds, one after the other, all at the time of the turn.
+    pub appends: Vec<Vec<Event>>,
+    /// True if what was decided is in none of them: the next look decides anew.
+    pub postponed: bool,
+}
+
+/// The events of one turn, in order: in one part, unless they exceed [`BATCH_BYTES_MAX`]; otherwise in several. If what was seen exceeds it
+/// alone, what was decided is left out: so many appends take longer than a decision
 /// keeps, and the next look, which is small, decides anew. What was seen of one shard stays together: a crash between two parts shows its
 /// members as a shorter look would, and never a replica without its link beside a primary of which nothing was heard.
 ///
 /// What the journal will refuse anyway is one part, so that it is refused whole. Decisions are cut between any two.
-pub fn parts(mut events: Vec<Event>) -> Vec<Vec<Event>> {
+pub fn parts(mut events: Vec<Event>) -> Parts {
     // So many fit, whatever they are.
     if events.len() <= BATCH_BYTES_MAX / RECORD_BYTES_MAX {
-        return vec![events];
+        return Parts { appends: vec![events], postponed: false };
     }
     let sizes: Vec<usize> = events.iter().map(record_bytes).collect();
     if sizes.iter().sum::<usize>() <= BATCH_BYTES_MAX || sizes.iter().any(|bytes| *bytes > RECORD_BYTES_MAX) {
-        return vec![events];
+        return Parts { appends: vec![events], postponed: false };
     }
-    let seen = events.iter().position(is_judgement).unwrap_or(events.len());
+    let (all, seen) = (events.len(), events.iter().position(is_judgement).unwrap_or(events.len()));
     if sizes.iter().take(seen).sum::<usize>() > BATCH_BYTES_MAX {
         events.truncate(seen);
     }
+    let postponed = events.len() < all;
+    Parts { appends: cut(events, sizes), postponed }
+}
+
+/// Fills parts with what was seen of one shard, or with one event, at a time. `sizes`: the bytes of each event's record.
+fn cut(events: Vec<Event>, sizes: Vec<usize>) -> Vec<Vec<Event>> {
     let sized: Vec<(Event, usize)> = events.into_iter().zip(sizes).collect();
     let (mut parts, mut room) = (Vec::<Vec<Event>>::new(), 0);
     for together in sized.chunk_by(|(a, _), (b, _)| shard(a).is_some() && shard(a) == shard(b)) {
@@ -107,12 +122,12 @@ mod tests {
     }
 
     fn lengths(events: &[Event]) -> Vec<usize> {
-        parts(events.to_vec()).iter().map(Vec::len).collect()
+        parts(events.to_vec()).appends.iter().map(Vec::len).collect()
     }
 
     #[test]
     fn what_fits_is_one_part_and_so_is_what_is_refused() {
-        assert_eq!(parts(one_of_each()), [one_of_each()]);
+        assert_eq!(parts(one_of_each()), Parts { appends: vec![one_of_each()], postponed: false });
         assert_eq!(lengths(&[(); 4].map(|()| seen(60_000))), [4]);
         let refused: Vec<Event> = [60_000; 9].into_iter().chain([70_000]).map(seen).collect();
         assert_eq!(lengths(&refused), [10]);
@@ -127,16 +142,19 @@ mod tests {
         assert_eq!(lengths(&look(12, 2)), [14], "240 kB fit into 256 KiB");
         assert_eq!(lengths(&look(13, 2)), [14, 1], "little was seen: what was decided on it is kept");
         assert_eq!(lengths(&look(27, 2)), [13, 13, 1]);
-        assert_eq!(parts(look(27, 2)).concat(), look(27, 0));
+        let large = parts(look(27, 2));
+        assert_eq!((large.appends.concat(), large.postponed), (look(27, 0), true));
+        assert!(!parts(look(13, 2)).postponed && !parts(look(27, 0)).postponed);
         let decisions: Vec<Event> = (0..3_000).map(|_| judged()).collect();
         assert!(lengths(&decisions).len() > 1);
-        assert_eq!(parts(decisions.clone()).concat(), decisions);
+        let cut = parts(decisions.clone());
+        assert_eq!((cut.appends.concat(), cut.postponed), (decisions, false));
     }
 
     #[test]
     fn what_was_seen_of_one_shard_stays_together() {
         let look: Vec<Event> = (0..12).flat_map(|shard| (0..6).map(move |_| of_shard(shard))).collect();
-        let parts = parts(look.clone());
+        let parts = parts(look.clone()).appends;
         assert!(parts.len() > 1 && parts.iter().all(|part| part.len() % 6 == 0), "{:?}", lengths(&look));
         assert_eq!(parts.concat(), look);
     }

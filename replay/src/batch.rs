@@ -58,7 +58,7 @@ pub fn batches(records: &[Record]) -> impl Iterator<Item = Batch<'_>> {
     std::iter::from_fn(move || {
         let turn = rest.get(..turn_len(rest))?;
         rest = rest.get(turn.len()..)?;
-        let (seen, judged) = turn.split_at(turn.partition_point(|r| !is_judgement(r)));
+        let (seen, judged) = turn.split_at(turn.iter().position(is_judgement).unwrap_or(turn.len()));
         (!turn.is_empty()).then_some(Batch { seen, judged })
     })
 }
@@ -71,10 +71,11 @@ fn turn_len(records: &[Record]) -> usize {
     let mut scopes: Vec<Scope> = Vec::new();
     let mut readings = None;
     for (index, record) in records.iter().enumerate() {
-        let next = Stage::of(record);
+        // A full store lets go of its oldest records between two appends of one turn.
+        let next = Stage::of(record).unwrap_or(stage);
         let scope = line::decided(record).map(|d| d.scope);
-        let again =
-            scope.is_some_and(|s| scopes.contains(&s)) || (next, stage) == (Stage::Standing, Stage::Standing);
+        let again = scope.is_some_and(|s| scopes.contains(&s))
+            || (Stage::of(record), stage) == (Some(Stage::Standing), Stage::Standing);
         let other_readings =
             evidence(record).zip(readings).is_some_and(|(a, b): (&Evidence, &Evidence)| a != b);
         let moved = record.time != first.time || record.epoch != first.epoch;
@@ -98,8 +99,10 @@ enum Stage {
 }
 
 impl Stage {
-    fn of(record: &Record) -> Stage {
-        match &record.event {
+    /// `None`: it may come anywhere.
+    fn of(record: &Record) -> Option<Stage> {
+        Some(match &record.event {
+            Event::Trimmed { .. } => return None,
             Event::DecisionClosed { .. } => Stage::Closed,
             Event::Decided { .. } => Stage::Decided,
             Event::StandingChanged { .. } => Stage::Standing,
@@ -114,9 +117,8 @@ impl Stage {
             | Event::RouteChanged { .. }
             | Event::ObjectChanged { .. }
             | Event::EffectsEnded(_)
-            | Event::Trimmed { .. }
             | Event::LevelRaised { .. } => Stage::Seen,
-        }
+        })
     }
 }
 
@@ -148,6 +150,17 @@ mod tests {
         let mut book = story::adopted();
         book.add(10, story::gone(0));
         assert_eq!(batches(&book.0).last().map(|b| (b.seen.len(), b.judged.len())), Some((1, 0)));
+    }
+
+    #[test]
+    fn a_cut_between_two_appends_splits_no_turn() {
+        let mut book = story::adopted();
+        let readings = story::readings(10, &[]);
+        book.add(10, story::decided(story::promotion(), readings.clone()));
+        let (through, hash) = (Seq(1), valkeeper_core::ids::Digest("aa".into()));
+        book.add(10, Event::Trimmed { through, folded: hash.clone(), hash, archive: None });
+        book.add(10, Event::StandingChanged { standing: Default::default(), evidence: readings });
+        assert_eq!(batches(&book.0).last().map(|b| (b.seen.len(), b.judged.len())), Some((0, 3)));
     }
 
     #[test]

@@ -220,11 +220,13 @@ pub fn awaits_job(view: &View<'_>, primary: MemberId) -> Option<StepOutcome> {
             .is_some_and(|node| node.exports.iter().any(|export| concerns(*id, export)))
             .then_some(*id)
     };
-    let source = view.state.members.iter().find_map(gives)?;
-    let since = view.shard(source.shard).handed_at?;
+    let is_quick = |source: &MemberId| {
+        let since = view.shard(source.shard).handed_at;
+        since.is_some_and(|at| view.now.millis_since(at) < JOB_QUICK_MS)
+    };
+    let source = view.state.members.iter().filter_map(gives).find(is_quick)?;
     let soon = Some(view.now.plus_millis(LOOK_AGAIN_MS));
-    let waits = StepOutcome::Waiting(WaitReason::SlotsMoving, Some(source), soon);
-    (view.now.millis_since(since) < JOB_QUICK_MS).then_some(waits)
+    Some(StepOutcome::Waiting(WaitReason::SlotsMoving, Some(source), soon))
 }
 
 /// The decision that hands a shard over from `primary` to `to`, as part of an operation of the given kind.

@@ -5,7 +5,7 @@
 //!   shard; a second job of a shard; to touch what went on by itself in the last seconds.
 //! Story: cluster_scale_out, cluster_scale_in, cluster_scale_reverted, cluster_scale_paused, cluster_scale_never_starts,
 //!   cluster_scale_in_with_replicas, cluster_scale_in_replica_lost, cluster_reshard_source_killed, cluster_reshard_target_killed,
-//!   cluster_reshard_refused, cluster_reshard_hangs, cluster_scale_by_key, cluster_scale_by_key_killed, cluster_scale_by_key_reverted,
+//!   cluster_reshard_refused, cluster_reshard_hangs, cluster_reshard_switchover_of_many, cluster_scale_by_key, cluster_scale_by_key_killed, cluster_scale_by_key_reverted,
 //!   cluster_scale_by_key_switchover, cluster_slots_half_moved, cluster_balance_by_keys, cluster_balance_untold, cluster_rebalance,
 //!   cluster_rebalance_withdrawn, cluster_rebalance_withdrawn_by_key, cluster_rebalance_beside_shards.
 
@@ -13,7 +13,7 @@ use crate::{
     config::is_atomic,
     decide::{StepOutcome, View},
     decision::{
-        Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName, WaitReason,
+        Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName, Wait, WaitReason,
     },
     effect::{Effect, Means},
     ids::{MemberId, ShardId, Timestamp},
@@ -432,7 +432,10 @@ fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> 
     let serving = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
     let primary = serving.ok_or(Some((WaitReason::ShardUnready, MemberId { shard, ordinal: 0 }, None)))?;
     let (leaves, decided) = (view.state.is_leaving(primary), view.decided.iter().any(|d| d.scope == scope));
-    if leaves || decided || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
+    // A handover that waits for its slots to arrive would never have its turn where several shards give to one.
+    let awaits = |wait: &Wait| wait.scope == scope && wait.reason == WaitReason::SlotsMoving;
+    let asked = view.state.standing.waits.iter().any(awaits);
+    if leaves || decided || asked || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
         return Err(Some((WaitReason::ShardUnready, primary, None)));
     }
     Ok(primary)
