@@ -8,6 +8,7 @@ use crate::{
     state::{ClusterState, MemberState, ShardState},
     steps, topology,
 };
+use std::sync::LazyLock;
 
 /// What a step finds for its scope.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,8 +49,9 @@ impl<'a> View<'a> {
     }
 
     /// A shard's state; nothing known is the empty state.
-    pub fn shard(&self, id: ShardId) -> ShardState {
-        self.state.shards.get(&id).cloned().unwrap_or_default()
+    pub fn shard(&self, id: ShardId) -> &'a ShardState {
+        static UNKNOWN: LazyLock<ShardState> = LazyLock::new(ShardState::default);
+        self.state.shards.get(&id).unwrap_or(&UNKNOWN)
     }
 
     /// A reading that is fresh enough to be compared.

@@ -6,9 +6,10 @@ use crate::{
     decision::{Decision, Scope, Verdict, WaitReason},
     event::{CloseReason, Event, Record},
     ids::{Seq, Timestamp},
-    observation::{Seen, SpecFact},
+    observation::{MemberFacts, Observed, Seen, SpecFact},
     state::ClusterState,
 };
+use std::borrow::Cow;
 
 /// What a turn brings forth.
 #[derive(Clone, Debug, Default)]
@@ -24,8 +25,11 @@ pub struct Turn {
 /// One turn: `state` is the fold of everything recorded, `seen` a fresh look, `now` the clock, raised
 /// above the head's time if it lags behind: every turn has its own time.
 pub fn turn(state: &ClusterState, seen: &Seen, now: Timestamp) -> Turn {
-    let mut batch =
-        Batch { now: now.max(Timestamp(state.head_time.0 + 1)), state: state.clone(), events: Vec::new() };
+    let mut batch = Batch {
+        now: now.max(Timestamp(state.head_time.0 + 1)),
+        state: Cow::Borrowed(state),
+        events: Vec::new(),
+    };
     for event in changed(state, seen) {
         batch.push(event);
     }
@@ -42,17 +46,18 @@ pub fn turn(state: &ClusterState, seen: &Seen, now: Timestamp) -> Turn {
     Turn { now: batch.now, events: batch.events, wake_at }
 }
 
-struct Batch {
+struct Batch<'a> {
     now: Timestamp,
-    state: ClusterState,
+    /// Most turns change nothing.
+    state: Cow<'a, ClusterState>,
     events: Vec<Event>,
 }
 
-impl Batch {
+impl Batch<'_> {
     /// Adds an event and folds it, exactly as reading it back from the journal would.
     fn push(&mut self, event: Event) {
         let record = Record { seq: self.state.head.next(), epoch: self.state.epoch, time: self.now, event };
-        self.state.apply(&record);
+        self.state.to_mut().apply(&record);
         self.events.push(record.event);
     }
 }
@@ -62,8 +67,9 @@ pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
     let Seen { spec, members, routes, objects, weights, evidence: _, executed } = seen;
     let mut events: Vec<Event> = executed.iter().cloned().map(Event::EffectsEnded).collect();
     events.extend(spec.iter().filter(|s| spec_differs(state, s)).cloned().map(Event::SpecChanged));
+    let (unseen, unrouted) = (MemberFacts::default(), Observed::default());
     for (id, facts) in members {
-        let known = state.members.get(id).cloned().unwrap_or_default().facts;
+        let known = state.members.get(id).map_or(&unseen, |member| &member.facts);
         if known.pod != facts.pod {
             events.push(Event::PodChanged { member: *id, pod: facts.pod.clone() });
         }
@@ -81,7 +87,8 @@ pub fn changed(state: &ClusterState, seen: &Seen) -> Vec<Event> {
         events.push(Event::SlotsWeighed { member: *member, weights: weights.clone() });
     }
     for (shard, route) in routes {
-        if state.shards.get(shard).cloned().unwrap_or_default().route != *route {
+        let known = state.shards.get(shard).map_or(&unrouted, |shard| &shard.route);
+        if known != route {
             events.push(Event::RouteChanged { shard: *shard, route: route.clone() });
         }
     }

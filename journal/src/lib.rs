@@ -38,7 +38,7 @@ pub use journal::{Anchor, Appended, Claim, Journal, Recorded};
 pub use lineage::Lineage;
 pub use lines::{LineError, export_line, import_line, import_lines};
 pub use memory::Memory;
-pub use parts::parts;
+pub use parts::{Parts, parts};
 pub use record::{Hash, Head, KINDS, LEVEL_MAX, RecordError, Stored, StreamId};
 pub use retention::{Carried, MayGo, Retention, carry};
 pub use segments::{Body, Object, Objects, ObjectsError, Segments};

@@ -452,7 +452,7 @@ async fn what_is_seen_of_the_largest_cluster_is_recorded_and_cut() {
             matches!(whole_look, Err(Error::BatchTooLarge { bytes: 700_000.., .. })),
             "{name}: {whole_look:?}"
         );
-        let parts = parts(look);
+        let parts = parts(look).appends;
         assert!(parts.len() > 2, "{name}: {} parts", parts.len());
         for part in parts {
             told.append(part, at(2)).await.unwrap();

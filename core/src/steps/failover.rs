@@ -64,7 +64,7 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
 
 /// Another member that may be primary by now, and of which nobody can tell: someone follows it, or it was granted the shard.
 fn suspect(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> {
-    let grants = view.shard(shard).grants;
+    let grants = &view.shard(shard).grants;
     let followed = |id: MemberId| {
         let follows = |other| {
             topology::replica_link(view, other).is_some_and(|(source, _)| source == Source::Member(id))
@@ -90,7 +90,7 @@ fn follow_or(
         .filter(|(id, m)| *id != holder && m.is_primary() && !choice::is_stale_primary(view, *id))
         .map(|(id, _)| id)
         .collect();
-    let grants = view.shard(shard).grants;
+    let grants = &view.shard(shard).grants;
     let granted = live.iter().filter(|id| grants.contains_key(id)).max_by_key(|id| grants.get(id)).copied();
     let found = match (live.as_slice(), granted) {
         ([], _) => return otherwise(),

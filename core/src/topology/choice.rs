@@ -60,7 +60,7 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
     let mut eligible: Vec<(Rank, MemberId)> = Vec::new();
     let mut rejected: Vec<(MemberId, RejectReason)> = Vec::new();
     for (id, _) in view.state.members_of(shard) {
-        match judge(view, &known, id, lost) {
+        match judge(view, known, id, lost) {
             Ok(rank) => eligible.push((rank, id)),
             Err(why) => rejected.push((id, why)),
         }
@@ -68,7 +68,7 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
     reject_forks(view, &mut eligible, &mut rejected);
     // Best first; of equals, one that others would elect, then the lowest ordinal.
     eligible.sort_by_cached_key(|(rank, id)| (std::cmp::Reverse(*rank), !is_electable(view, *id), *id));
-    let chosen = settle(view, &known, &eligible);
+    let chosen = settle(view, known, &eligible);
     let best = chosen.and_then(|c| eligible.iter().find(|e| e.1 == c)).map(|e| e.0);
     let mut candidates: Vec<Candidate> =
         eligible.iter().map(|(rank, member)| told(*rank, *member, chosen, best)).collect();
@@ -202,7 +202,7 @@ pub fn is_stale_primary(view: &View<'_>, id: MemberId) -> bool {
     let Some(facts) = view.member(id).filter(|m| m.is_primary()).and_then(|m| m.server()) else {
         return false;
     };
-    let continues = matches!(lineage(&known, facts), Ok(Lineage::Current | Lineage::Continued));
+    let continues = matches!(lineage(known, facts), Ok(Lineage::Current | Lineage::Continued));
     granted && outbid && !continues
 }
 
