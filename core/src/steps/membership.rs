@@ -224,7 +224,9 @@ pub fn awaits_job(view: &View<'_>, primary: MemberId) -> Option<StepOutcome> {
         let since = view.shard(source.shard).handed_at;
         since.is_some_and(|at| view.now.millis_since(at) < JOB_QUICK_MS)
     };
-    let source = view.state.members.iter().filter_map(gives).find(is_quick)?;
+    // What a replaced primary said last says nothing of now.
+    let is_primary = |id: &MemberId| view.shard(id.shard).in_force == Some(*id);
+    let source = view.state.members.iter().filter_map(gives).filter(is_primary).find(is_quick)?;
     let soon = Some(view.now.plus_millis(LOOK_AGAIN_MS));
     Some(StepOutcome::Waiting(WaitReason::SlotsMoving, Some(source), soon))
 }

@@ -365,7 +365,7 @@ fn unneeded(state: &ClusterState, wanted: &[Move]) -> BTreeMap<ShardId, SlotSet>
 
 /// Has a shard cancel what it is handing over: every slot is still its own.
 fn cancel(view: &View<'_>, from: ShardId, slots: &SlotSet) -> Result<Effect, Option<Hindrance>> {
-    let source = idle(view, from)?;
+    let source = free(view, from)?;
     let node = view.member(source).and_then(|m| m.node()).ok_or(None)?.id.clone();
     let (server, slots, by) = (topology::server(view, source).ok_or(None)?, slots.clone(), Means::Atomic);
     untried(view, source, Effect::MigrateSlots { server, to: source, node, keys: None, slots, by })
@@ -426,16 +426,23 @@ fn untried(view: &View<'_>, source: MemberId, effect: Effect) -> Result<Effect, 
 }
 
 /// The shard's primary, if it serves and nothing else is done there.
-fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
+fn free(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
     let scope = Scope::Shard(shard);
     let busy = |open: &Operation| open.scope == scope;
     let serving = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
     let primary = serving.ok_or(Some((WaitReason::ShardUnready, MemberId { shard, ordinal: 0 }, None)))?;
     let (leaves, decided) = (view.state.is_leaving(primary), view.decided.iter().any(|d| d.scope == scope));
-    // A handover that waits for its slots to arrive would never have its turn where several shards give to one.
-    let awaits = |wait: &Wait| wait.scope == scope && wait.reason == WaitReason::SlotsMoving;
-    let asked = view.state.standing.waits.iter().any(awaits);
-    if leaves || decided || asked || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
+    if leaves || decided || view.state.operations.iter().any(busy) || view.state.is_pending(scope) {
+        return Err(Some((WaitReason::ShardUnready, primary, None)));
+    }
+    Ok(primary)
+}
+
+/// The same, if no handover waits there for slots to arrive: that would never have its turn where several shards give to one.
+fn idle(view: &View<'_>, shard: ShardId) -> Result<MemberId, Option<Hindrance>> {
+    let primary = free(view, shard)?;
+    let awaits = |wait: &Wait| wait.scope == Scope::Shard(shard) && wait.reason == WaitReason::SlotsMoving;
+    if view.state.standing.waits.iter().any(awaits) {
         return Err(Some((WaitReason::ShardUnready, primary, None)));
     }
     Ok(primary)
