@@ -2,7 +2,7 @@
 //! in its hands worthless. Only then is anything decided.
 
 use crate::{
-    agents::{AgentLinks, Board, Dial},
+    agents::{AgentLinks, Board, Dial, Tunnel},
     api::v1alpha1::{FINALIZER, ValkeyCluster},
     cluster::{Cluster, ClusterId, Shell},
     k8s::{self, apply, secrets::SecretCache, slice},
@@ -134,11 +134,12 @@ fn assemble(
 ) -> Result<Cluster, Error> {
     let live = shell.vault.live().ok_or(Error::NoIdentity)?;
     let clock = shell.clock.not_before(state.head_time);
-    let (links, wake) = (Links::default(), shell.wakers.of(&id.owner));
+    let (namespace, name) = &id.owner;
+    let tunnel = Tunnel { live: live.clone(), namespace: namespace.clone(), cluster: name.clone() };
+    let (links, wake) = (Links::new(Arc::new(tunnel), AGENT_PORT), shell.wakers.of(&id.owner));
     let board = Arc::new(Board::new(state.epoch, clock, Arc::clone(&links.lost), Arc::clone(&wake)));
     let seat = shell.registry.open(&id.owner, Arc::clone(&board));
     let dial = Dial { live, news_address: shell.news_address.clone(), board };
-    let (namespace, name) = &id.owner;
     Ok(Cluster {
         shell: Arc::clone(shell),
         id: id.clone(),

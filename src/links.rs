@@ -2,13 +2,13 @@
 
 use crate::{
     cluster::Pace,
-    valkey::{self, Credentials, Look, MemberLink, Secret, Target},
+    valkey::{self, Credentials, Look, MemberLink, Secret, Target, Way},
 };
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 use valkeeper_core::{
-    config::PORT, ids::MemberId, observation::Observed, slots::SlotSet, spec::Topology, weights::SlotWeights,
+    ids::MemberId, observation::Observed, slots::SlotSet, spec::Topology, weights::SlotWeights,
 };
 
 /// What was counted in the slots of members, or why one does not tell.
@@ -26,8 +26,10 @@ const SILENT_WAIT_URGENT: Duration = Duration::from_millis(50);
 const SILENT_WAIT_NORMAL: Duration = Duration::from_millis(600);
 
 /// The connections.
-#[derive(Default)]
 pub struct Links {
+    way: Arc<dyn Way>,
+    /// Where the way to each server begins.
+    port: u16,
     links: BTreeMap<MemberId, MemberLink>,
     credentials: Option<Credentials>,
     answered: BTreeMap<MemberId, Instant>,
@@ -38,6 +40,19 @@ pub struct Links {
 }
 
 impl Links {
+    /// None yet. They lead this way, which begins at this port of each pod.
+    pub fn new(way: Arc<dyn Way>, port: u16) -> Links {
+        Links {
+            way,
+            port,
+            links: BTreeMap::new(),
+            credentials: None,
+            answered: BTreeMap::new(),
+            slow: BTreeMap::new(),
+            lost: Arc::default(),
+        }
+    }
+
     /// The connection to a member.
     pub fn get(&self, member: MemberId) -> Option<&MemberLink> {
         self.links.get(&member)
@@ -62,8 +77,13 @@ impl Links {
         self.answered.retain(|member, _| self.links.contains_key(member));
         for (member, address) in addresses {
             self.links.entry(*member).or_insert_with(|| {
-                let target = Target { member: *member, address: *address, port: PORT, topology };
-                MemberLink::connect(target, credentials.clone(), Arc::clone(&self.lost))
+                let target = Target { member: *member, address: *address, port: self.port, topology };
+                MemberLink::connect(
+                    target,
+                    Arc::clone(&self.way),
+                    credentials.clone(),
+                    Arc::clone(&self.lost),
+                )
             });
         }
     }

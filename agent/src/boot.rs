@@ -20,6 +20,8 @@ use valkeeper_core::{
 
 /// The agent's user.
 pub const USER: &str = "valkeeper-agent";
+/// Port of the bus, less the port of clients.
+const BUS_ABOVE_PORT: u16 = 10_000;
 /// Length of its password: 62^32 is about 190 bits.
 const PASSWORD_LENGTH: usize = 32;
 /// What a replica at the gate of Cluster mode logs in at its primary with: nobody's password, so that it cannot be synchronised.
@@ -83,6 +85,8 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             users.write(Listed::All)?;
             command.args(["--replicaof", GATE_ADDRESS, &port.to_string()]);
             command.args(["--replica-announce-ip", &config.pod_ip]);
+            // Otherwise a replica says of itself that it is at the port which it had when it connected.
+            command.args(["--replica-announce-port", &args.server_port.to_string()]);
         }
         Topology::Cluster => {
             users.write(listed)?;
@@ -91,10 +95,15 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             command.args(["--cluster-replica-no-failover", "yes"]);
             // Otherwise a node that has moved shows its own old address for ever.
             command.args(["--cluster-announce-ip", &config.pod_ip]);
+            // The bus has a port of its own, which is not derived from that of clients while that is closed.
+            command.args(["--cluster-announce-port", &args.server_port.to_string()]);
+            command.args(["--cluster-port", &args.server_port.saturating_add(BUS_ABOVE_PORT).to_string()]);
             let name = format!("{}-{}", args.cluster, config.me);
             command.args(["--cluster-announce-human-nodename", &name]);
         }
     }
+    // Clients are refused until the server has left the gate.
+    command.args(["--port", "0"]);
     command.arg("--unixsocket").arg(socket(config)).args(["--unixsocketperm", "700"]);
     command.arg("--aclfile").arg(users.file());
     if aof_left_off {

@@ -160,7 +160,10 @@ async fn attach(
         return;
     }
     let attached = match (agent.config.topology, &place.node) {
-        (Topology::Replication, _) => agent.local.attach(&source).await,
+        (Topology::Replication, _) => {
+            let was_primary = agent.read(Known::is_primary);
+            agent.follow(was_primary, &source).await
+        }
         (Topology::Cluster, Some(node)) => agent.local.replicate(node).await,
         (Topology::Cluster, None) => Err(local::Error::Unverified("nobody knows its node")),
     };
@@ -168,6 +171,7 @@ async fn attach(
         Ok(look) => {
             agent.seen(look);
             agent.update(|known| known.gate = Gate::Attached(to));
+            agent.settle_port().await;
             tracing::info!(to = %to, "the operator is away: the server follows whoever serves");
         }
         Err(error) => tracing::warn!(error = %error, to = %to, "the server does not follow the holder"),

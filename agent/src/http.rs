@@ -103,6 +103,9 @@ fn ready(known: &Known) -> Result<&'static str, &'static str> {
     if info.loading {
         return Err("loading");
     }
+    if known.relays {
+        return Err("its clients are passed on");
+    }
     match &info.role {
         RawRole::Primary if known.stopped.is_some() => Err("primary, and its writes are stopped"),
         RawRole::Primary => Ok("primary"),

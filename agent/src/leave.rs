@@ -2,7 +2,8 @@
 //! how far the data is.
 
 use crate::{
-    run::{Asked, gone, note_end},
+    relay,
+    run::{Asked, gone, has_ended},
     shared::{Agent, history, is_at_gate},
     supervise::{Child, Ended},
 };
@@ -36,7 +37,8 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> 
         () = asked.again() => tracing::info!("told again: not waiting for a handover"),
         ended = &mut child.ended => {
             let ended = gone(ended);
-            note_end(agent, ended);
+            has_ended(agent, ended).await;
+            pass_on(agent, asked).await;
             return ended;
         }
     }
@@ -49,14 +51,23 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> 
     }
     let (ended, left) = end(agent, child, asked).await;
     drop(acting);
-    note_end(agent, ended);
+    has_ended(agent, ended).await;
     if ended == Ended::Exit(0) && !at_gate {
         let written = agent.remember_left(left).await;
         if let Err(error) = written {
             tracing::warn!(error = %error, "how far the data is cannot be remembered");
         }
     }
+    pass_on(agent, asked).await;
     ended
+}
+
+/// The last of clients find who takes over before this address is gone.
+async fn pass_on(agent: &Agent, asked: &mut Asked) {
+    tokio::select! {
+        () = agent.relay.last(relay::PASS_LEAVING_MAX) => {}
+        () = asked.again() => tracing::info!("told again: not passing clients on any longer"),
+    }
 }
 
 /// Asks the server to end until it does; how, and how far its data was when it said so last.

@@ -109,6 +109,8 @@ pub struct Look {
     pub saves: bool,
     /// True while the append-only file is not what the server has: it is being written anew, or that failed.
     pub rewriting: bool,
+    /// True if it listens at a port, whichever.
+    pub listens: bool,
     /// Of two looks the one with the higher ticket was asked later, whoever hears of it first.
     pub ticket: u64,
 }
@@ -238,6 +240,7 @@ impl Local {
         let rewrites =
             ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1", "aof_last_bgrewrite_status:err"];
         let rewriting = rewrites.iter().any(|sign| text.contains(sign));
+        let listens = !text.lines().any(|line| line.trim_end() == "tcp_port:0");
         let info = Info::parse(&text)?;
         let (info, nodes) = match gossip {
             None => (info, None),
@@ -245,7 +248,7 @@ impl Local {
             Some(Gossip { users, nodes: _ }) if info.loading => (info.behind_gate(&users), None),
             Some(Gossip { users, nodes }) => (info.behind_gate(&users), Some(nodes?.parse::<Nodes>()?)),
         };
-        Ok(Look { info, nodes, saves, rewriting, ticket })
+        Ok(Look { info, nodes, saves, rewriting, listens, ticket })
     }
 
     /// In one go, so that all of it is of one moment.
@@ -282,9 +285,13 @@ impl Local {
         self.promote_node(by).await
     }
 
-    /// `REPLICAOF` an address, seen to be done; paused clients go on and learn that this is a replica now.
-    pub async fn attach(&self, to: &RawSource) -> Result<Look, Error> {
+    /// `REPLICAOF` an address, seen to be done. Connections of clients but of this user are `ended` before those that are paused go on: none
+    /// shall hear of a replica. Without, they learn what this is now.
+    pub async fn attach(&self, to: &RawSource, ended: Option<&str>) -> Result<Look, Error> {
         self.ask::<()>(cmd("REPLICAOF").arg(&to.host).arg(to.port)).await?;
+        if let Some(spared) = ended {
+            self.disconnect(spared).await?;
+        }
         self.unpause().await?;
         let follows = |look: &Look| match &look.info.role {
             RawRole::Primary => false,
@@ -305,6 +312,11 @@ impl Local {
             }
             tokio::time::sleep(POLL_PAUSE).await;
         }
+    }
+
+    /// Listens at this port, or at none if it is 0; the socket stays.
+    pub async fn listen(&self, port: u16) -> Result<(), Error> {
+        self.ask(cmd("CONFIG").arg("SET").arg("port").arg(port)).await
     }
 
     /// Makes writes wait. They go on by themselves after `timeout_ms`.

@@ -97,6 +97,9 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
         RawRole::Primary => true,
         RawRole::Replica { source: _, link } => *link == Link::Up,
     };
+    if agent.read(|known| !known.listens) {
+        agent.settle_port().await;
+    }
     stand(agent).await;
     let append =
         agent.read(|known| known.aof_left_off && known.info.as_ref().is_some_and(|i| linked(&i.role)));

@@ -17,6 +17,8 @@ mod memory;
 mod metrics;
 mod news;
 mod peers;
+mod port;
+mod relay;
 mod run;
 mod service;
 mod shared;

@@ -192,6 +192,13 @@ impl Peers {
         self.bounded(member, CONSENT_TIMEOUT, asked).await
     }
 
+    /// True if a peer was found at this address last.
+    pub fn is_at(&self, ip: IpAddr) -> bool {
+        let found = self.found.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut known = found.values().filter_map(|found| found.last).chain(self.given.values().copied());
+        known.any(|address| address.ip() == ip)
+    }
+
     /// Asks a peer what it knows; with where it answers.
     pub async fn ask(&self, member: MemberId) -> Result<(PeerAnswer, Place), Unanswered> {
         let asked = async {

@@ -6,8 +6,8 @@ use crate::{
     local::Local,
     look,
     memory::Memory,
-    news, service,
-    shared::Agent,
+    news, relay, service,
+    shared::{Agent, Known},
     supervise::{Child, Ended, Supervisor},
 };
 use anyhow::Context;
@@ -51,6 +51,10 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let _ = AGENT.set(agent.clone());
     tracing::info!(member = %agent.me(), "the agent starts");
     serve(&agent).await?;
+    if agent.read(|known| known.ledger.brief.holder == Some(agent.me())) {
+        // Of a container that was started anew in its pod: the address is still where the primary is looked for.
+        relay::begin(&agent).await;
+    }
     let mut deaths: u32 = 0;
     loop {
         let begun = Instant::now();
@@ -153,7 +157,7 @@ async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, users: &boot::Users)
 }
 
 /// Takes the end of the server to where everybody looks.
-pub fn note_end(agent: &Agent, ended: Ended) {
+fn note_end(agent: &Agent, ended: Ended) {
     let ticket = agent.local.ticket();
     agent.update(|known| {
         known.process = None;
@@ -169,8 +173,17 @@ pub fn note_end(agent: &Agent, ended: Ended) {
     agent.confirm_now.notify_one();
 }
 
-async fn ended_by_itself(agent: &Agent, ended: Ended) {
+/// The same, and who comes to where a primary was is passed on.
+pub async fn has_ended(agent: &Arc<Agent>, ended: Ended) {
+    let was_primary = agent.read(Known::may_be_primary);
     note_end(agent, ended);
+    if was_primary {
+        relay::begin(agent).await;
+    }
+}
+
+async fn ended_by_itself(agent: &Arc<Agent>, ended: Ended) {
+    has_ended(agent, ended).await;
     tracing::warn!(%ended, "the server has ended; another is started at the gate");
     agent.local.forget().await;
 }

@@ -3,8 +3,10 @@
 
 mod commands;
 mod peer;
+mod tunnel;
 
 use crate::{
+    boot,
     peers::GRPC_PORT,
     shared::{Agent, Unchanged},
 };
@@ -19,10 +21,11 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tonic::{Request, Status, transport::Server};
+use tunnel::Tunnels;
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{agent_server::AgentServer, peer_server::PeerServer},
-    tls::{ALPN_H2, Accept, Peer, Secured},
+    tls::{ALPN_H2, ALPN_SERVER, Accept, Caller, Peer, Secured},
     wire::Malformed,
 };
 use valkeeper_core::agent::Refusal;
@@ -89,6 +92,7 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
         shard: me.shard,
     };
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let tunnels = Arc::new(Tunnels::new(boot::socket(&agent.config)));
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {
@@ -96,10 +100,12 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
             continue;
         };
         let (agent, allowed, accepted) = (agent.clone(), allowed.clone(), accepted.clone());
+        let tunnels = tunnels.clone();
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let shaken = agent.live.accept(&allowed, ALPN_H2, stream);
+            let shaken = agent.live.accept(&allowed, &[ALPN_H2, ALPN_SERVER], stream);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
+                Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER) => tunnels.serve(secured),
                 Ok(Ok(secured)) => drop(accepted.send(secured).await),
                 Ok(Err(error)) => tracing::debug!(error = %error, "a connection is refused"),
                 Err(_) => tracing::debug!("a handshake took too long"),
@@ -111,7 +117,8 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
 
 /// Who asks.
 fn caller<T>(request: &Request<T>) -> Result<&Peer, Status> {
-    request.extensions().get().ok_or_else(|| Status::unauthenticated("nobody"))
+    let caller: Option<&Caller> = request.extensions().get();
+    caller.map(|caller| &caller.peer).ok_or_else(|| Status::unauthenticated("nobody"))
 }
 
 fn malformed(error: Malformed) -> Status {

@@ -9,6 +9,7 @@ use crate::{
     local::{self, Configured, Local, Look},
     memory::Memory,
     peers::Peers,
+    relay::Relay,
     supervise::Process,
 };
 use std::{
@@ -82,6 +83,10 @@ pub struct Known {
     pub confirmed: Option<Instant>,
     /// How often it has confirmed another.
     pub confirmations: u64,
+    /// The server listens at the port of clients.
+    pub listens: bool,
+    /// The relay does.
+    pub relays: bool,
     pub no_space: bool,
     pub oom_kills: u64,
     pub restarts: u64,
@@ -124,6 +129,8 @@ impl Known {
             promoting: None,
             confirmed: None,
             confirmations: 0,
+            listens: false,
+            relays: false,
             no_space: false,
             oom_kills: 0,
             restarts: 0,
@@ -180,6 +187,7 @@ impl Known {
     pub fn forget_server(&mut self) {
         (self.info, self.nodes, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
+        self.listens = false;
         (self.standing, self.allegiance) = (Standing::Refrains, Allegiance::default());
     }
 
@@ -305,6 +313,10 @@ pub struct Agent {
     pub news_now: Notify,
     /// A server has loaded.
     pub judge_now: Notify,
+    /// Held by whoever opens or closes the server's port.
+    pub port: tokio::sync::Mutex<()>,
+    /// Passes clients on where the server was primary.
+    pub relay: Relay,
     /// Held by whoever changes the server's role.
     pub acting: tokio::sync::Mutex<()>,
     /// Slots that go to another node key by key.
@@ -330,6 +342,8 @@ impl Agent {
             confirm_now: Notify::new(),
             news_now: Notify::new(),
             judge_now: Notify::new(),
+            port: tokio::sync::Mutex::new(()),
+            relay: Relay::default(),
             acting: tokio::sync::Mutex::new(()),
             handing: Handing::default(),
             started: Instant::now(),
@@ -488,7 +502,11 @@ impl Agent {
 
     /// Makes the server primary under the grant that the ledger has, of which someone spoke at `spoken`. The grant is watched from
     /// before the command, whatever becomes of that: a server that does not answer may do it later.
-    pub async fn promote(&self, spoken: Instant, by: proto::Promotion) -> Result<(), local::Error> {
+    pub async fn promote(
+        self: &Arc<Self>,
+        spoken: Instant,
+        by: proto::Promotion,
+    ) -> Result<(), local::Error> {
         self.update(|known| known.promoting = Some(u64::MAX));
         self.told(spoken);
         let promoted = self.local.promote(by).await;
@@ -501,13 +519,18 @@ impl Agent {
             }
             known.promoting = result.is_err().then_some(ticket).filter(|_| known.process.is_some())
         });
+        if result.is_ok() {
+            // Whoever is here waits for this server now.
+            self.relay.end().await;
+            self.settle_port().await;
+        }
         result
     }
 
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, nodes, saves, rewriting: _, ticket } = look;
+        let Look { info, nodes, saves, rewriting: _, listens, ticket } = look;
         let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {
@@ -515,6 +538,7 @@ impl Agent {
             }
             let was_primary = known.may_be_primary();
             known.ticket = ticket;
+            known.listens = listens;
             known.exited.clear();
             known.run_id.clone_from(&info.run_id);
             known.silent_since = None;

@@ -15,7 +15,7 @@ use rustls::{
     server::NoServerSessionStorage,
 };
 use sha2::{Digest, Sha256};
-use std::{io, sync::Arc};
+use std::{io, net::IpAddr, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -27,6 +27,39 @@ use tokio_rustls::{TlsAcceptor, TlsConnector, TlsStream};
 pub const ALPN_H2: &[u8] = b"h2";
 /// What ALPN offers for plain requests.
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
+/// What ALPN offers for a tunnel to the agent's server.
+pub const ALPN_SERVER: &[u8] = b"valkeeper-server/1";
+
+/// What an agent says first in a tunnel: whether its server is there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reached {
+    /// What follows is the server's.
+    Server,
+    /// Nobody serves: the process has ended, or has not begun to listen.
+    Nobody,
+    /// The agent cannot say.
+    Unknown,
+}
+
+impl Reached {
+    /// As it is sent.
+    pub fn byte(self) -> u8 {
+        match self {
+            Reached::Server => b'+',
+            Reached::Nobody => b'-',
+            Reached::Unknown => b'?',
+        }
+    }
+
+    /// As it was received.
+    pub fn of_byte(byte: u8) -> Reached {
+        match byte {
+            b'+' => Reached::Server,
+            b'-' => Reached::Nobody,
+            _ => Reached::Unknown,
+        }
+    }
+}
 
 /// Why an identity cannot be used.
 #[derive(Debug, thiserror::Error)]
@@ -83,17 +116,17 @@ impl Identity {
         let verifier = Arc::new(PeerVerifier::new(&roots, provider())?);
         let identity = Identity { chain, key, verifier, peer, thumbprint, not_after_s };
         // A key that is not the leaf's is found now, not at the first connection.
-        identity.server_config(&Accept::Operator, ALPN_H2)?;
+        identity.server_config(&Accept::Operator, &[ALPN_H2])?;
         Ok(identity)
     }
 
-    fn server_config(&self, accept: &Accept, alpn: &[u8]) -> Result<ServerConfig, rustls::Error> {
+    fn server_config(&self, accept: &Accept, alpn: &[&[u8]]) -> Result<ServerConfig, rustls::Error> {
         let verifier = self.verifier.accepting(accept.clone());
         let mut config = ServerConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .with_client_cert_verifier(verifier)
             .with_single_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         // A resumed session would not be verified again.
         config.session_storage = Arc::new(NoServerSessionStorage {});
         config.send_tls13_tickets = 0;
@@ -147,11 +180,12 @@ impl Live {
         self.0.borrow().clone()
     }
 
-    /// Shakes hands with who has connected. The stream says who it is. Unbounded: the caller has the bound.
+    /// Shakes hands with who has connected, over one of these protocols. The stream says who it is, and which
+    /// protocol was agreed. Unbounded: the caller has the bound.
     ///
     /// # Errors
     /// Whoever is not accepted, and a handshake that breaks.
-    pub async fn accept(&self, accept: &Accept, alpn: &[u8], stream: TcpStream) -> io::Result<Secured> {
+    pub async fn accept(&self, accept: &Accept, alpn: &[&[u8]], stream: TcpStream) -> io::Result<Secured> {
         let config = self.current().server_config(accept, alpn).map_err(io::Error::other)?;
         let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
         let peer = verified(stream.get_ref().1.peer_certificates())?;
@@ -182,11 +216,28 @@ pub struct Secured {
     pub peer: Peer,
 }
 
-impl tonic::transport::server::Connected for Secured {
-    type ConnectInfo = Peer;
+impl Secured {
+    /// The protocol that both sides agreed on.
+    pub fn protocol(&self) -> Option<&[u8]> {
+        self.stream.get_ref().1.alpn_protocol()
+    }
+}
 
-    fn connect_info(&self) -> Peer {
-        self.peer.clone()
+/// Who is at the other end of a connection, and where.
+#[derive(Clone, Debug)]
+pub struct Caller {
+    /// Who it is, by its certificate.
+    pub peer: Peer,
+    /// The address it calls from; `None` if the connection has ended.
+    pub ip: Option<IpAddr>,
+}
+
+impl tonic::transport::server::Connected for Secured {
+    type ConnectInfo = Caller;
+
+    fn connect_info(&self) -> Caller {
+        let ip = self.stream.get_ref().0.peer_addr().map(|address| address.ip()).ok();
+        Caller { peer: self.peer.clone(), ip }
     }
 }
 

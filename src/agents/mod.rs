@@ -5,7 +5,9 @@ mod board;
 mod call;
 mod link;
 pub mod news;
+mod tunnel;
 
 pub use board::{Board, Registry, Seat};
 pub use call::{CallError, Endpoint, Paused};
 pub use link::{AgentLink, AgentLinks, Dial, Place};
+pub use tunnel::Tunnel;

@@ -131,7 +131,7 @@ async fn accept(listener: TcpListener, identity: Identity, through: mpsc::Sender
 
 async fn shake_hands(live: &Live, stream: TcpStream) -> io::Result<Secured> {
     stream.set_nodelay(true)?;
-    let handshake = live.accept(&Accept::AnyMember, ALPN_HTTP1, stream);
+    let handshake = live.accept(&Accept::AnyMember, &[ALPN_HTTP1], stream);
     tokio::time::timeout(HANDSHAKE_MAX, handshake)
         .await
         .unwrap_or_else(|_| Err(io::ErrorKind::TimedOut.into()))

@@ -1,21 +1,19 @@
 //! One socket to one server, logged in as the operator's user, with a task of its own that sees the socket's end without
 //! anybody asking: the driver of the `redis` connection reads all the time and returns when the peer is gone.
 
-use super::{Error, look::Look, secret::Credentials};
+use super::{Error, look::Look, secret::Credentials, way::Stream};
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, RedisResult, Value,
     aio::MultiplexedConnection, cmd, from_redis_value,
 };
 use std::{
     io,
-    net::SocketAddr,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
 };
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWrite, ReadBuf, Take},
-    net::TcpStream,
     sync::watch,
     task::JoinHandle,
     time::Instant,
@@ -54,10 +52,11 @@ impl Drop for Driver {
 }
 
 impl Connection {
-    /// Connects and logs in. Unbounded: the caller has the bound.
-    pub(super) async fn open(address: SocketAddr, credentials: &Credentials) -> Result<Connection, Error> {
-        let stream = TcpStream::connect(address).await.map_err(|error| Error::of_connect(&error))?;
-        stream.set_nodelay(true).map_err(|error| Error::of_connect(&error))?;
+    /// Logs in over what leads to the server. Unbounded: the caller has the bound.
+    pub(super) async fn open(
+        stream: Box<dyn Stream>,
+        credentials: &Credentials,
+    ) -> Result<Connection, Error> {
         // Neither login nor client name by the library: it would try the password on the default user as well.
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
@@ -163,10 +162,10 @@ fn read<T: FromRedisValue>(answer: RedisResult<Value>) -> Result<T, Error> {
 }
 
 /// A socket that gives up on a peer that talks without end. What it reads is counted anew with each question.
-struct Bounded(Take<TcpStream>);
+struct Bounded(Take<Box<dyn Stream>>);
 
 impl Bounded {
-    fn new(stream: TcpStream) -> Bounded {
+    fn new(stream: Box<dyn Stream>) -> Bounded {
         Bounded(stream.take(ANSWER_BYTES_MAX))
     }
 }

@@ -1,7 +1,8 @@
-//! The operator's link to one member: a held connection whose end is the first witness of the process's death, and a
-//! new connection, refused, as the second. Silence is neither, and a refusal alone may be a firewall's.
+//! The operator's link to one member: a held connection whose end is the first witness of the process's death. The second is the member's
+//! agent, which says that nobody serves, or the refusal of a new connection to the agent itself: its container's other processes end with
+//! it. Silence is neither, and a refusal alone may be a firewall's.
 
-use super::{Error, connection::Connection, look::Look, secret::Credentials};
+use super::{Error, connection::Connection, look::Look, secret::Credentials, way::Way};
 use std::{
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -39,14 +40,14 @@ pub struct Target {
     pub member: MemberId,
     /// IP address of its pod.
     pub address: IpAddr,
-    /// Port of valkey-server.
+    /// Port at which the way to it begins: its agent's, or its own.
     pub port: u16,
     /// What there is to ask it.
     pub topology: Topology,
 }
 
 impl Target {
-    fn socket(self) -> SocketAddr {
+    pub(crate) fn socket(self) -> SocketAddr {
         SocketAddr::new(self.address, self.port)
     }
 }
@@ -54,6 +55,7 @@ impl Target {
 /// A link to one member. Dropping it closes the connection and wakes nobody.
 pub struct MemberLink {
     target: Target,
+    way: Arc<dyn Way>,
     credentials: Credentials,
     wake: Wake,
     state: Mutex<State>,
@@ -81,11 +83,12 @@ impl Drop for Held {
 }
 
 impl MemberLink {
-    /// A link to `target`. It connects at the first look and after that whenever it has to; `wake` is notified when a
+    /// A link to `target`, by this way. It connects at the first look and after that whenever it has to; `wake` is notified when a
     /// held connection ends.
-    pub fn connect(target: Target, credentials: Credentials, wake: Wake) -> MemberLink {
+    pub fn connect(target: Target, way: Arc<dyn Way>, credentials: Credentials, wake: Wake) -> MemberLink {
         MemberLink {
             target,
+            way,
             credentials,
             wake,
             state: Mutex::default(),
@@ -105,7 +108,8 @@ impl MemberLink {
 
     /// Looks at the server, within [`LOOK_TIMEOUT`].
     ///
-    /// `Absent`: the connection that was held has ended and a new one is refused, so nothing listens any more.
+    /// `Absent`: the agent says that there is no server; or the connection that was held has ended and a new one to the agent is
+    /// refused, so the process that every other of the container ends with is gone.
     /// `Unknown(Silent)`: no answer in time, or refused without a connection ever held (then [`MemberLink::trouble`] is
     /// [`Error::Refused`]). A frozen process is silent: its kernel goes on accepting connections.
     pub async fn look(&self) -> Observed<Look> {
@@ -118,6 +122,7 @@ impl MemberLink {
         };
         match result {
             Ok(look) => Observed::Present(look),
+            Err(Error::NoServer) => Observed::Absent,
             Err(Error::Refused) if has_held => Observed::Absent,
             Err(error) => Observed::Unknown(error.why()),
         }
@@ -165,7 +170,7 @@ impl MemberLink {
         tokio::select! {
             answer = held.look(self.target.topology) => answer,
             fresh = self.reconnect() => match fresh {
-                Err(Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_)) => {
+                Err(Error::Refused | Error::NoServer | Error::Silent | Error::Closed | Error::Unreachable(_)) => {
                     held.ended().await;
                     Err(Error::Closed)
                 }
@@ -190,7 +195,8 @@ impl MemberLink {
     }
 
     async fn open(&self) -> Result<(Connection, Look), Error> {
-        let connection = Connection::open(self.target.socket(), &self.credentials).await?;
+        let stream = self.way.open(self.target).await?;
+        let connection = Connection::open(stream, &self.credentials).await?;
         let look = connection.look(self.target.topology).await?;
         Ok((connection, look))
     }

@@ -2,17 +2,19 @@
 //! addresses, credentials and text; nothing of Kubernetes, of steps or of the driver.
 //!
 //! - [`look`]: one answer of a server        - [`secret`]: credentials that never show themselves
-//! - [`connection`]: one logged-in socket
+//! - [`connection`]: one logged-in socket  - [`way`]: how a server is reached
 //! - [`member`]: one held link per member, which sees the death of its process
 
 mod connection;
 pub mod look;
 pub mod member;
 pub mod secret;
+pub mod way;
 
 pub use look::Look;
 pub use member::{MemberLink, Target, Wake};
 pub use secret::{Credentials, Secret};
+pub use way::{Direct, Way};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::{error::Error as _, io, sync::Arc};
@@ -28,6 +30,9 @@ pub enum Error {
     /// Nothing listens at the address.
     #[error("the connection is refused")]
     Refused,
+    /// The member's agent says that nobody serves: the process has ended, or does not listen yet.
+    #[error("there is no server")]
+    NoServer,
     /// No answer within the bound.
     #[error("no answer within the bound")]
     Silent,
@@ -52,17 +57,20 @@ pub enum Error {
 }
 
 impl Error {
-    /// What an observer may conclude from it. A refused connection is no `Why`: see [`member::MemberLink::look`].
+    /// What an observer may conclude from it. A refused connection and a server that is not there are no `Why`: see
+    /// [`member::MemberLink::look`].
     pub fn why(&self) -> Why {
         match self {
-            Error::Refused | Error::Silent | Error::Closed | Error::Unreachable(_) => Why::Silent,
+            Error::Refused | Error::NoServer | Error::Silent | Error::Closed | Error::Unreachable(_) => {
+                Why::Silent
+            }
             Error::Unauthorized(_) => Why::Unauthorized,
             Error::Refusal(_) | Error::Garbled(_) | Error::Nodes(_) => Why::Garbled,
         }
     }
 
-    /// Of a failed `connect`.
-    fn of_connect(error: &io::Error) -> Error {
+    /// Of a connection that was not made.
+    pub(crate) fn of_io(error: &io::Error) -> Error {
         if is_end(error.kind()) {
             return Error::Closed;
         }

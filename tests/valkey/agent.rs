@@ -1,8 +1,8 @@
 //! Real agents for tests: a process each, with the server it looks after, reached as the operator reaches them.
 
 use crate::server::{
-    Instance, OPERATOR_PASSWORD, binaries, conf, eventually, free_port, link_to, node_port, present, signal,
-    users,
+    Instance, OPERATOR_PASSWORD, binaries, conf, eventually, free_port, link_by, node_port, present, signal,
+    target_at, users,
 };
 use std::{
     env, fs,
@@ -14,11 +14,11 @@ use std::{
 };
 use tokio::sync::Notify;
 use valkeeper::{
-    agents::{AgentLink, Board, Dial, Endpoint, Paused, Place},
+    agents::{AgentLink, Board, Dial, Endpoint, Paused, Place, Tunnel},
     clock::Clock,
     command::{Side, handover},
     pki::{Certified, LEAF_LIFETIME_DEFAULT, cluster_uri, operator_uri},
-    valkey::{Look, MemberLink, Target},
+    valkey::{Look, MemberLink, Target, Wake, Way},
 };
 use valkeeper_agent::tls::{Identity, Live, Peer};
 use valkeeper_core::{
@@ -135,6 +135,8 @@ pub struct Member {
     pub id: MemberId,
     instance: Instance,
     grpc_port: u16,
+    /// As its operator reaches the server.
+    tunnel: Arc<dyn Way>,
     dir: PathBuf,
     child: Child,
 }
@@ -182,7 +184,7 @@ impl Member {
         let users = users().replace("+ping +info +role", looks).replace("+psync +replconf +ping", writes);
         let member = Member::begin(pki, ordinal, node_port(), more, &users);
         let target = Target { topology: Topology::Cluster, ..member.target() };
-        let (link, _) = link_to(target, OPERATOR_PASSWORD);
+        let (link, _) = link_by(Arc::clone(&member.tunnel), target, OPERATOR_PASSWORD);
         eventually("a node that answers", || async { link.look().await.present().map(|_| ()) }).await;
         (member, link)
     }
@@ -228,7 +230,27 @@ impl Member {
             .stderr(log)
             .spawn()
             .unwrap();
-        Member { id, instance: Instance { port }, grpc_port, dir, child }
+        let socket: &'static Path = Box::leak(run.join("valkeeper.sock").into_boxed_path());
+        let (namespace, cluster) = (OWNER.0.to_owned(), OWNER.1.to_owned());
+        let tunnel = Arc::new(Tunnel { live: pki.operator(), namespace, cluster });
+        Member { id, instance: Instance { port, socket: Some(socket) }, grpc_port, tunnel, dir, child }
+    }
+
+    /// Where the operator's way to the server begins.
+    pub fn target(&self) -> Target {
+        Target { member: self.id, ..target_at(self.grpc_port) }
+    }
+
+    /// A link that has not looked yet, with what it wakes.
+    pub fn link(&self) -> (MemberLink, Wake) {
+        link_by(Arc::clone(&self.tunnel), self.target(), OPERATOR_PASSWORD)
+    }
+
+    /// A link that holds a connection, and its first look.
+    pub async fn linked(&self) -> (MemberLink, Look) {
+        let (link, _) = self.link();
+        let look = present(&link).await;
+        (link, look)
     }
 
     pub fn place(&self) -> Place {

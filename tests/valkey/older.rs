@@ -146,7 +146,7 @@ impl Older {
         let port = listener.local_addr().unwrap().port();
         let incoming = futures::stream::unfold((listener, pki.member(me)), |(listener, live)| async move {
             let (stream, _) = listener.accept().await.unwrap();
-            let secured = live.accept(&Accept::Operator, ALPN_H2, stream).await;
+            let secured = live.accept(&Accept::Operator, &[ALPN_H2], stream).await;
             Some((secured, (listener, live)))
         });
         let mut serving = JoinSet::new();

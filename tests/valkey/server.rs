@@ -13,7 +13,7 @@ use std::{
     time::{Duration, Instant},
 };
 use tokio::sync::Notify;
-use valkeeper::valkey::{Credentials, Look, MemberLink, Secret, Target, Wake};
+use valkeeper::valkey::{Credentials, Direct, Look, MemberLink, Secret, Target, Wake, Way};
 use valkeeper_core::{
     config::{BUS_PORT, PORT},
     ids::MemberId,
@@ -38,6 +38,8 @@ const REPLICATION_PASSWORD: &str = "replication-password-for-tests";
 #[derive(Clone, Copy, Debug)]
 pub struct Instance {
     pub port: u16,
+    /// Where tests talk to it if its port may be closed, or be another's.
+    pub socket: Option<&'static Path>,
 }
 
 /// A running valkey-server.
@@ -83,7 +85,8 @@ impl Server {
             let port = free_port();
             let dir = env::temp_dir().join(format!("valkeeper-test-{}-{port}", std::process::id()));
             fs::create_dir_all(&dir).unwrap();
-            let mut server = Server { instance: Instance { port }, child: launch(&dir, port, extra), dir };
+            let mut server =
+                Server { instance: Instance { port, socket: None }, child: launch(&dir, port, extra), dir };
             if server.listens().await {
                 return server;
             }
@@ -147,7 +150,10 @@ impl Instance {
     }
 
     async fn try_app(&self) -> redis::RedisResult<MultiplexedConnection> {
-        let url = format!("redis://app:{APP_PASSWORD}@127.0.0.1:{}", self.port);
+        let url = match self.socket {
+            Some(socket) => format!("redis+unix://{}?user=app&pass={APP_PASSWORD}", socket.display()),
+            None => format!("redis://app:{APP_PASSWORD}@127.0.0.1:{}", self.port),
+        };
         let info: ConnectionInfo = url.into_connection_info()?;
         let config = AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(5)));
         Client::open(info)?.get_multiplexed_async_connection_with_config(&config).await
@@ -204,9 +210,13 @@ pub fn target_at(port: u16) -> Target {
 }
 
 pub fn link_to(target: Target, password: &str) -> (MemberLink, Wake) {
+    link_by(Arc::new(Direct), target, password)
+}
+
+pub fn link_by(way: Arc<dyn Way>, target: Target, password: &str) -> (MemberLink, Wake) {
     let credentials = Credentials::new(OPERATOR, Secret::new(password));
     let wake: Wake = Arc::new(Notify::new());
-    (MemberLink::connect(target, credentials, wake.clone()), wake)
+    (MemberLink::connect(target, way, credentials, wake.clone()), wake)
 }
 
 /// Looks, and the answer must be there.

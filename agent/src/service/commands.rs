@@ -169,7 +169,7 @@ impl Commands {
         };
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
-        self.checked(&run_id).await?;
+        let was_primary = self.checked(&run_id).await?.info.role == RawRole::Primary;
         // Giving something up needs no memory of it first, and a handover waits for this: both at once, if the rule allows it.
         // What the server left is of no use once it has left the gate.
         let rule = |ledger: &mut Ledger| {
@@ -182,7 +182,7 @@ impl Commands {
         let attached = async {
             match &to {
                 Target::Node(node) => self.0.local.replicate(node).await,
-                Target::Address(source) => self.0.local.attach(source).await,
+                Target::Address(source) => self.0.follow(was_primary, source).await,
             }
         };
         let (remembered, look) = tokio::join!(self.obey(epoch, rule), attached);
@@ -190,6 +190,7 @@ impl Commands {
         remembered?;
         self.0.seen(look);
         self.0.update(|known| known.gate = Gate::Commanded);
+        self.0.settle_port().await;
         self.0.confirm_now.notify_one();
         tracing::info!(?to, "the server follows");
         self.done()

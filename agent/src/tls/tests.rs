@@ -80,7 +80,7 @@ async fn meet(
     let address = listener.local_addr().unwrap();
     let serve = async {
         let (stream, _) = listener.accept().await.unwrap();
-        server.accept(accept, ALPN_H2, stream).await.map(|secured| secured.peer)
+        server.accept(accept, &[ALPN_H2], stream).await.map(|secured| secured.peer)
     };
     let call = async {
         let stream = TcpStream::connect(address).await.unwrap();

@@ -11,6 +11,7 @@ mod by_key;
 mod cluster;
 mod news;
 mod pki;
+mod relay;
 mod support;
 
 use std::time::{Duration, Instant};

@@ -39,7 +39,7 @@ impl Desk {
         tokio::spawn(async move {
             loop {
                 let Ok((stream, _)) = listener.accept().await else { return };
-                let Ok(secured) = identity.accept(&Accept::AnyMember, ALPN_HTTP1, stream).await else {
+                let Ok(secured) = identity.accept(&Accept::AnyMember, &[ALPN_HTTP1], stream).await else {
                     continue;
                 };
                 let clerk = clerk.clone();

@@ -313,8 +313,19 @@ impl Member {
         eventually("a server that answers", || self.connection(user)).await
     }
 
+    /// At the server's socket, whatever becomes of its port.
     pub async fn connection(&self, user: &str) -> Option<MultiplexedConnection> {
-        let client = redis::Client::open(format!("redis://{user}:any@{}:{}", self.ip, self.port)).unwrap();
+        let socket = self.dir.join("run/valkeeper.sock");
+        self.connected(&format!("redis+unix://{}?user={user}&pass=any", socket.display())).await
+    }
+
+    /// At the port of clients, whoever serves there.
+    pub async fn client(&self) -> Option<MultiplexedConnection> {
+        self.connected(&format!("redis://default:any@{}:{}", self.ip, self.port)).await
+    }
+
+    async fn connected(&self, url: &str) -> Option<MultiplexedConnection> {
+        let client = redis::Client::open(url).unwrap();
         let config = redis::AsyncConnectionConfig::new().set_response_timeout(Some(Duration::from_secs(2)));
         client.get_multiplexed_async_connection_with_config(&config).await.ok()
     }

@@ -115,6 +115,12 @@ pub fn live_holder(ledger: &Ledger, answers: &BTreeMap<MemberId, PeerAnswer>) ->
     answers.iter().filter(serving).max_by_key(|(_, a)| a.grant).map(|(id, _)| *id)
 }
 
+/// The member that a writer is passed on to: it serves, and nobody knows of a higher grant than its own.
+pub fn passes_to(ledger: &Ledger, answers: &BTreeMap<MemberId, PeerAnswer>) -> Option<MemberId> {
+    let highest = answers.values().map(|answer| answer.grant).max()?;
+    live_holder(ledger, answers).filter(|id| answers.get(id).is_some_and(|answer| answer.grant == highest))
+}
+
 /// Why a peer's data keeps this member from going on, if it does.
 fn ahead(mine: &Data, peer: &PeerServer) -> Option<HoldReason> {
     match peer {

@@ -1,0 +1,85 @@
+//! The operator's way to the server: a connection to the agent's port that leads to the server's socket. What clients may reach at the
+//! server's own port, and whoever serves there, is nothing to it.
+
+use std::{
+    collections::VecDeque,
+    io,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::Duration,
+};
+use tokio::{io::AsyncWriteExt, net::UnixStream, task::AbortHandle};
+use valkeeper_agent::tls::{Peer, Reached, Secured};
+
+/// Tunnels at a time: an operator holds one, tries another beside it after silence, and its successor does the same. A newer one ends
+/// the oldest, whose path may be dead.
+const TUNNELS_MAX: usize = 8;
+/// Bound on reaching the socket: the kernel answers at once, or has no place in the socket's queue.
+const REACH_TIMEOUT: Duration = Duration::from_millis(200);
+
+/// The tunnels to one server's socket.
+pub struct Tunnels {
+    socket: PathBuf,
+    open: Mutex<VecDeque<AbortHandle>>,
+}
+
+impl Tunnels {
+    pub fn new(socket: PathBuf) -> Tunnels {
+        Tunnels { socket, open: Mutex::default() }
+    }
+
+    /// Serves one that has shaken hands, if it is the operator's.
+    pub fn serve(&self, secured: Secured) {
+        if !matches!(secured.peer, Peer::Operator(_)) {
+            tracing::debug!(peer = %secured.peer, "a way to the server is for the operator only");
+            return;
+        }
+        let socket = self.socket.clone();
+        let task = tokio::spawn(async move {
+            if let Err(error) = lead(&socket, secured).await {
+                tracing::debug!(%error, "the operator's connection to the server has ended");
+            }
+        });
+        let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.retain(|task| !task.is_finished());
+        open.push_back(task.abort_handle());
+        if open.len() > TUNNELS_MAX
+            && let Some(oldest) = open.pop_front()
+        {
+            oldest.abort();
+        }
+    }
+}
+
+/// Says whether the server is there, and then passes on what both sides say until one of them ends.
+async fn lead(socket: &Path, mut secured: Secured) -> io::Result<()> {
+    let reached = tokio::time::timeout(REACH_TIMEOUT, UnixStream::connect(socket)).await;
+    let (said, server) = match reached {
+        Ok(Ok(server)) => (Reached::Server, Some(server)),
+        // The file of a socket stays when the process ends; before the server's first moment there is none.
+        Ok(Err(error))
+            if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
+        {
+            (Reached::Nobody, None)
+        }
+        Ok(Err(_)) | Err(_) => (Reached::Unknown, None),
+    };
+    secured.write_all(&[said.byte()]).await?;
+    secured.flush().await?;
+    match server {
+        Some(mut server) => both_ways(&mut secured, &mut server).await,
+        None => secured.shutdown().await,
+    }
+}
+
+/// Ends as soon as either side does: half a connection is of no use, and the operator waits for the end.
+async fn both_ways(secured: &mut Secured, server: &mut UnixStream) -> io::Result<()> {
+    let (mut operator_reads, mut operator_writes) = tokio::io::split(secured);
+    let (mut server_reads, mut server_writes) = server.split();
+    let ended = tokio::select! {
+        ended = tokio::io::copy(&mut operator_reads, &mut server_writes) => ended,
+        ended = tokio::io::copy(&mut server_reads, &mut operator_writes) => ended,
+    };
+    operator_writes.shutdown().await?;
+    ended.map(|_| ())
+}

@@ -1,0 +1,42 @@
+//! The way to a server through its agent: over the agent's port, shown by certificates to be the member's. The server's own port may be
+//! closed, or passed on to another member's server.
+
+use crate::valkey::{
+    Error, Target, Way,
+    way::{Stream, connected},
+};
+use async_trait::async_trait;
+use tokio::io::AsyncReadExt;
+use valkeeper_agent::tls::{ALPN_SERVER, Accept, Live, Peer, Reached};
+
+/// The way to the servers of one cluster.
+pub struct Tunnel {
+    /// The operator's identity.
+    pub live: Live,
+    /// The cluster's namespace.
+    pub namespace: String,
+    /// The cluster's name.
+    pub cluster: String,
+}
+
+#[async_trait]
+impl Way for Tunnel {
+    async fn open(&self, target: Target) -> Result<Box<dyn Stream>, Error> {
+        let stream = connected(target.socket()).await?;
+        let (namespace, cluster) = (self.namespace.clone(), self.cluster.clone());
+        let peer = Peer::Member { namespace, cluster, member: target.member };
+        // A certificate that is not accepted is somebody else's at the address, which says nothing of the server.
+        let accept = Accept::Exactly(peer);
+        let connecting = self.live.connect(&accept, ALPN_SERVER, stream);
+        let mut tunnel = connecting.await.map_err(|error| Error::of_io(&error))?;
+        if tunnel.protocol() != Some(ALPN_SERVER) {
+            return Err(Error::Refusal("the agent is of an older version: it leads to no server".to_owned()));
+        }
+        let said = tunnel.read_u8().await.map_err(|error| Error::of_io(&error))?;
+        match Reached::of_byte(said) {
+            Reached::Server => Ok(Box::new(tunnel)),
+            Reached::Nobody => Err(Error::NoServer),
+            Reached::Unknown => Err(Error::Silent),
+        }
+    }
+}
