@@ -135,8 +135,9 @@ fn assemble(
     let live = shell.vault.live().ok_or(Error::NoIdentity)?;
     let clock = shell.clock.not_before(state.head_time);
     let (namespace, name) = &id.owner;
-    let tunnel = Tunnel { live: live.clone(), namespace: namespace.clone(), cluster: name.clone() };
-    let (links, wake) = (Links::new(Arc::new(tunnel), AGENT_PORT), shell.wakers.of(&id.owner));
+    let tunnel =
+        Tunnel { port: AGENT_PORT, live: live.clone(), namespace: namespace.clone(), cluster: name.clone() };
+    let (links, wake) = (Links::new(Arc::new(tunnel)), shell.wakers.of(&id.owner));
     let board = Arc::new(Board::new(state.epoch, clock, Arc::clone(&links.lost), Arc::clone(&wake)));
     let seat = shell.registry.open(&id.owner, Arc::clone(&board));
     let dial = Dial { live, news_address: shell.news_address.clone(), board };

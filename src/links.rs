@@ -8,7 +8,7 @@ use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 use tokio::{sync::Notify, time::Instant};
 use valkeeper_core::{
-    ids::MemberId, observation::Observed, slots::SlotSet, spec::Topology, weights::SlotWeights,
+    config::PORT, ids::MemberId, observation::Observed, slots::SlotSet, spec::Topology, weights::SlotWeights,
 };
 
 /// What was counted in the slots of members, or why one does not tell.
@@ -28,8 +28,6 @@ const SILENT_WAIT_NORMAL: Duration = Duration::from_millis(600);
 /// The connections.
 pub struct Links {
     way: Arc<dyn Way>,
-    /// Where the way to each server begins.
-    port: u16,
     links: BTreeMap<MemberId, MemberLink>,
     credentials: Option<Credentials>,
     answered: BTreeMap<MemberId, Instant>,
@@ -40,11 +38,10 @@ pub struct Links {
 }
 
 impl Links {
-    /// None yet. They lead this way, which begins at this port of each pod.
-    pub fn new(way: Arc<dyn Way>, port: u16) -> Links {
+    /// None yet. They lead this way.
+    pub fn new(way: Arc<dyn Way>) -> Links {
         Links {
             way,
-            port,
             links: BTreeMap::new(),
             credentials: None,
             answered: BTreeMap::new(),
@@ -77,7 +74,7 @@ impl Links {
         self.answered.retain(|member, _| self.links.contains_key(member));
         for (member, address) in addresses {
             self.links.entry(*member).or_insert_with(|| {
-                let target = Target { member: *member, address: *address, port: self.port, topology };
+                let target = Target { member: *member, address: *address, port: PORT, topology };
                 MemberLink::connect(
                     target,
                     Arc::clone(&self.way),

@@ -6,11 +6,14 @@ use crate::valkey::{
     way::{Stream, connected},
 };
 use async_trait::async_trait;
+use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
 use valkeeper_agent::tls::{ALPN_SERVER, Accept, Live, Peer, Reached};
 
 /// The way to the servers of one cluster.
 pub struct Tunnel {
+    /// Where agents listen, at the addresses of their pods.
+    pub port: u16,
     /// The operator's identity.
     pub live: Live,
     /// The cluster's namespace.
@@ -22,7 +25,7 @@ pub struct Tunnel {
 #[async_trait]
 impl Way for Tunnel {
     async fn open(&self, target: Target) -> Result<Box<dyn Stream>, Error> {
-        let stream = connected(target.socket()).await?;
+        let stream = connected(SocketAddr::new(target.address, self.port)).await?;
         let (namespace, cluster) = (self.namespace.clone(), self.cluster.clone());
         let peer = Peer::Member { namespace, cluster, member: target.member };
         // A certificate that is not accepted is somebody else's at the address, which says nothing of the server.

@@ -40,7 +40,7 @@ pub struct Target {
     pub member: MemberId,
     /// IP address of its pod.
     pub address: IpAddr,
-    /// Port at which the way to it begins: its agent's, or its own.
+    /// Port of valkey-server.
     pub port: u16,
     /// What there is to ask it.
     pub topology: Topology,

@@ -2,7 +2,7 @@
 
 use crate::server::{
     Instance, OPERATOR_PASSWORD, binaries, conf, eventually, free_port, link_by, node_port, present, signal,
-    target_at, users,
+    users,
 };
 use std::{
     env, fs,
@@ -232,13 +232,13 @@ impl Member {
             .unwrap();
         let socket: &'static Path = Box::leak(run.join("valkeeper.sock").into_boxed_path());
         let (namespace, cluster) = (OWNER.0.to_owned(), OWNER.1.to_owned());
-        let tunnel = Arc::new(Tunnel { live: pki.operator(), namespace, cluster });
+        let tunnel = Arc::new(Tunnel { port: grpc_port, live: pki.operator(), namespace, cluster });
         Member { id, instance: Instance { port, socket: Some(socket) }, grpc_port, tunnel, dir, child }
     }
 
-    /// Where the operator's way to the server begins.
+    /// Where its server is.
     pub fn target(&self) -> Target {
-        Target { member: self.id, ..target_at(self.grpc_port) }
+        Target { member: self.id, ..self.instance.target() }
     }
 
     /// A link that has not looked yet, with what it wakes.

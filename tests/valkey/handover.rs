@@ -3,9 +3,8 @@
 use crate::{
     agent::Pair,
     proxy::Proxy,
-    server::{OPERATOR_PASSWORD, eventually, link_to, present, signal},
+    server::{Instance, OPERATOR_PASSWORD, eventually, link_to, present, signal},
 };
-use redis::aio::MultiplexedConnection;
 use std::{
     collections::BTreeSet,
     sync::{
@@ -20,25 +19,27 @@ use valkeeper_core::effect::Outcome;
 /// Longest gap between two acknowledged writes in any of the handovers. Measured: some 10 ms; the rest is for a busy machine.
 const GAP_MAX: Duration = Duration::from_secs(1);
 
-/// Adds numbers until told to stop; returns those that were acknowledged and the longest gap between two. After a refusal the
-/// other server is tried.
+/// Adds numbers until told to stop; returns those that were acknowledged and the longest gap between two. After a refusal, or where a
+/// handover has ended its connection, the other server is tried.
 async fn write_until(
     stop: Arc<AtomicBool>,
-    mut first: MultiplexedConnection,
-    mut second: MultiplexedConnection,
+    mut first: Instance,
+    mut second: Instance,
 ) -> (BTreeSet<u64>, Duration) {
+    let mut connection = first.app().await;
     let (mut acknowledged, mut last, mut longest) = (BTreeSet::new(), Instant::now(), Duration::ZERO);
     for number in 0.. {
         if stop.load(Ordering::Relaxed) {
             break;
         }
-        let added = redis::cmd("SADD").arg("numbers").arg(number).query_async::<i64>(&mut first).await;
+        let added = redis::cmd("SADD").arg("numbers").arg(number).query_async::<i64>(&mut connection).await;
         if added.is_ok() {
             acknowledged.insert(number);
             longest = longest.max(last.elapsed());
             last = Instant::now();
         } else {
             std::mem::swap(&mut first, &mut second);
+            connection = first.app().await;
         }
     }
     (acknowledged, longest)
@@ -49,7 +50,7 @@ async fn a_handover_under_load_loses_no_acknowledged_write() {
     let pair = Pair::start().await;
     let [first, second] = &pair.members;
     let stop = Arc::new(AtomicBool::new(false));
-    let writer = tokio::spawn(write_until(stop.clone(), first.app().await, second.app().await));
+    let writer = tokio::spawn(write_until(stop.clone(), **first, **second));
     let mut took = Vec::new();
     for (grant, (from, to)) in (2..).zip([(0, 1), (1, 0), (0, 1)]) {
         let [old, new] = [&pair.members[from], &pair.members[to]];
