@@ -5,7 +5,7 @@ mod users;
 
 pub use users::{Listed, Login, Users};
 
-use crate::args::Config;
+use crate::args::{Announce, Config};
 use rand::{Rng, distr::Alphanumeric};
 use std::{
     fs,
@@ -93,6 +93,15 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             command.args(["--cluster-announce-ip", &config.pod_ip]);
             let name = format!("{}-{}", args.cluster, config.me);
             command.args(["--cluster-announce-human-nodename", &name]);
+            // Whatever clients are told: a node that names others by hostname says `?` of one that announces none, and in a rollout that
+            // turns to hostnames nodes of both kinds are there.
+            command.args(["--cluster-announce-hostname", &config.hostname()]);
+            match args.announce {
+                Announce::Address => {}
+                Announce::Hostname => {
+                    command.args(["--cluster-preferred-endpoint-type", "hostname"]);
+                }
+            }
         }
     }
     command.arg("--unixsocket").arg(socket(config)).args(["--unixsocketperm", "700"]);
