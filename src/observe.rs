@@ -4,7 +4,10 @@
 use crate::{
     api::{Invalid, Parsed, changed, parse_all, v1alpha1::ValkeyCluster},
     cluster::{Cluster, Pace},
-    k8s::{slice, watch::node_ready},
+    k8s::{
+        slice,
+        watch::{node_cordoned, node_ready},
+    },
     objects,
     owned::{self, NotRendered},
     pods::{self, Pods},
@@ -344,13 +347,14 @@ fn address(pod: &Pod) -> Option<&str> {
 fn pod_facts(cluster: &Cluster, pod: &Pod) -> PodFacts {
     let node = pod.spec.as_ref().and_then(|s| s.node_name.clone()).unwrap_or_default();
     let known = cluster.shell.world.nodes.get("", &node);
-    let is_ready = node.is_empty() || known.is_some_and(|n| node_ready(&n));
+    let is_ready = node.is_empty() || known.as_deref().is_some_and(node_ready);
     let annotation = pod.annotations().get(objects::ANNOTATION_REVISION);
     PodFacts {
         uid: pod.uid().unwrap_or_default(),
         address: address(pod).map(str::to_owned),
         node_health: if is_ready { NodeHealth::Ready } else { NodeHealth::NotReady },
         node,
+        cordoned: known.as_deref().is_some_and(node_cordoned),
         deleting: pod.metadata.deletion_timestamp.is_some(),
         revision: Digest(annotation.cloned().unwrap_or_default()),
         container: container_of(pod),

@@ -57,6 +57,9 @@ pub struct RunArgs {
     /// Where a peer's agent is, MEMBER=IP:PORT, instead of asking DNS. Repeatable.
     #[arg(long)]
     pub peer: Vec<PeerAddress>,
+    /// How a node of a Valkey Cluster names nodes to clients.
+    #[arg(long, value_enum, default_value_t = Announce::Address)]
+    pub announce: Announce,
     /// The user that the operator looks with: its connections are never ended.
     #[arg(long, default_value = "valkeeper")]
     pub operator_user: String,
@@ -66,6 +69,15 @@ pub struct RunArgs {
     /// The server's command: the program, its configuration file and more.
     #[arg(last = true, required = true)]
     pub command: Vec<String>,
+}
+
+/// How a node names nodes to clients.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub enum Announce {
+    /// By address.
+    Address,
+    /// By their pods' names in DNS.
+    Hostname,
 }
 
 /// MEMBER=IP:PORT
@@ -104,6 +116,12 @@ impl Config {
         boot::keep_configuration(&mut args.command, &args.run_dir).context("keeping the configuration")?;
         let topology = boot::topology(&args.command)?;
         Ok(Config { namespace: var("POD_NAMESPACE")?, pod_ip: var("POD_IP")?, me, topology, args })
+    }
+
+    /// The pod's name in DNS.
+    pub fn hostname(&self) -> String {
+        let Config { args: RunArgs { cluster, .. }, namespace, me, .. } = self;
+        format!("{cluster}-{me}.{cluster}-headless.{namespace}.svc")
     }
 
     /// Peers whose addresses are given.

@@ -5,7 +5,7 @@ mod users;
 
 pub use users::{Listed, Login, Users};
 
-use crate::args::Config;
+use crate::args::{Announce, Config};
 use rand::{Rng, distr::Alphanumeric};
 use std::{
     fs,
@@ -100,6 +100,15 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             command.args(["--cluster-port", &args.server_port.saturating_add(BUS_ABOVE_PORT).to_string()]);
             let name = format!("{}-{}", args.cluster, config.me);
             command.args(["--cluster-announce-human-nodename", &name]);
+            // Whatever clients are told: a node that names others by hostname says `?` of one that announces none, and in a rollout that
+            // turns to hostnames nodes of both kinds are there.
+            command.args(["--cluster-announce-hostname", &config.hostname()]);
+            match args.announce {
+                Announce::Address => {}
+                Announce::Hostname => {
+                    command.args(["--cluster-preferred-endpoint-type", "hostname"]);
+                }
+            }
         }
     }
     // Clients are refused until the server has left the gate.

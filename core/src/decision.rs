@@ -76,6 +76,9 @@ reasons! {
         /// The primary is about to stop (its pod is being deleted, or its agent was told to end): another member takes over
         /// first.
         PrimaryLeaving,
+        /// The primary's node is cordoned, so its pod is about to go: a member on a node that takes pods becomes primary, before anything is
+        /// deleted. Not while planned changes are paused.
+        NodeCordoned,
         /// An agent did not know who holds the shard's grant, who the members are, or for how long a primary may go on
         /// unconfirmed.
         AgentBriefed,
@@ -207,7 +210,7 @@ reasons! {
         /// there. Raise spec.shards, so that those come back; or set the annotation valkeeper.io/confirm-blank to a new value, and
         /// the slots are given out, empty.
         SlotsUnaccounted,
-        /// The asked-for primary is no member that could take over.
+        /// The asked-for primary is no member that could take over; or its node is cordoned, and another member's is not.
         SwitchoverImpossible,
     }
 }

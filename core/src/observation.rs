@@ -102,6 +102,9 @@ pub struct PodFacts {
     pub node: String,
     /// State of that node.
     pub node_health: NodeHealth,
+    /// True while that node takes no new pods (`spec.unschedulable`): it is about to be emptied.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub cordoned: bool,
     /// True once it has a deletion timestamp.
     pub deleting: bool,
     /// Digest of the template it was made from (annotation `valkeeper.io/revision`).

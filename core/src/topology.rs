@@ -218,6 +218,11 @@ pub fn can_be_fenced(view: &View<'_>, member: MemberId) -> bool {
     pod.is_some_and(|p| p.node_health == NodeHealth::Ready)
 }
 
+/// True if the member's pod is on a node that takes no new pods.
+pub fn is_cordoned(view: &View<'_>, member: MemberId) -> bool {
+    view.member(member).and_then(|m| m.facts.pod.present()).is_some_and(|p| p.cordoned)
+}
+
 /// The source and link of a member that answers as replica.
 pub fn replica_link(view: &View<'_>, member: MemberId) -> Option<(Source, Link)> {
     match &view.member(member)?.server()?.role {

@@ -14,6 +14,10 @@ fn single_fault() -> impl Strategy<Value = String> {
         who.clone().prop_map(|o| format!("freeze 0-{o}\nrun 1s\nthaw 0-{o}\nrun")),
         who.clone().prop_map(|o| format!("delete-pod 0-{o}\nrun")),
         who.clone().prop_map(|o| format!("set switchover=0-{o}\nrun")),
+        who.clone().prop_map(|o| format!("cordon 0-{o}\nrun\nuncordon 0-{o}\nrun")),
+        // A drain: the next pod is on another node.
+        (who.clone(), 0..20_u16)
+            .prop_map(|(o, t)| format!("cordon 0-{o}\nrun {}ms\ndelete-pod 0-{o}\nrun", t * 50)),
         who.clone().prop_map(|o| format!("stop-operator\nkill 0-{o}\nrun 3s\nstart-operator\nrun")),
         who.clone().prop_map(|o| format!("part 0-{o}\nrun 10s\nunite\nrun")),
         who.clone().prop_map(|o| format!("freeze-pod 0-{o}\nrun 10s\nthaw-pod 0-{o}\nrun")),
@@ -36,6 +40,13 @@ fn single_fault_of_a_valkey_cluster() -> impl Strategy<Value = String> {
         who.clone().prop_map(|(s, o)| format!("try freeze {s}-{o}\nrun 1s\ntry thaw {s}-{o}\nrun")),
         who.clone().prop_map(|(s, o)| format!("try delete-pod {s}-{o}\nrun")),
         (0..2_u16, 0..2_u16).prop_map(|(s, o)| format!("set switchover={s}-{o}\nrun")),
+        who.clone().prop_map(|(s, o)| format!("try cordon {s}-{o}\nrun\ntry uncordon {s}-{o}\nrun")),
+        // A drain of a node with members of two shards: their next pods are on others.
+        (who.clone(), 0..20_u16).prop_map(|((s, o), t)| {
+            let both = [format!("{s}-{o}"), format!("{}-{o}", (s + 1) % 3)];
+            let each = |verb: &str| both.each_ref().map(|id| format!("try {verb} {id}\n")).concat();
+            format!("{}run {}ms\n{}run", each("cordon"), t * 50, each("delete-pod"))
+        }),
         who.clone()
             .prop_map(|(s, o)| format!("stop-operator\ntry kill {s}-{o}\nrun 3s\nstart-operator\nrun")),
         (2..6_u16).prop_map(|n| format!("set shards={n}\nrun\nexpect balanced")),
@@ -72,6 +83,8 @@ fn anything() -> impl Strategy<Value = String> {
         2 => who.clone().prop_map(|o| format!("try delete-pod 0-{o}")),
         1 => who.clone().prop_map(|o| format!("node-silent 0-{o}")),
         1 => who.clone().prop_map(|o| format!("node-back 0-{o}")),
+        2 => who.clone().prop_map(|o| format!("try cordon 0-{o}")),
+        1 => who.clone().prop_map(|o| format!("try uncordon 0-{o}")),
         1 => who.clone().prop_map(|o| format!("part 0-{o}")),
         1 => who.clone().prop_map(|o| format!("part 0-{o} 0-{}", (o + 1) % 3)),
         2 => Just("unite".to_owned()),
@@ -96,6 +109,8 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
         1 => Just("node-silent"),
         1 => Just("node-back"),
         1 => Just("part"),
+        2 => Just("try cordon"),
+        1 => Just("try uncordon"),
         2 => Just("bus-cut"),
         1 => Just("bus-heal"),
     ];
@@ -179,7 +194,7 @@ proptest! {
         text.push_str(&events.join("\n"));
         text.push_str("\nunite\nset replicas=2\nstart-operator\n");
         for o in 0..4 {
-            text.push_str(&format!("try thaw 0-{o}\nnode-back 0-{o}\n"));
+            text.push_str(&format!("try thaw 0-{o}\nnode-back 0-{o}\ntry uncordon 0-{o}\n"));
         }
         // Data of unproven lineage is not chosen from by the operator: it says so, and a person names the member.
         let end = if durable { "expect ready-or-blocked HistoriesDiverge" } else { "expect ready" };
@@ -200,7 +215,7 @@ proptest! {
         text.push_str(&events.join("\n"));
         text.push_str("\nunite\nset shards=3\nstart-operator\n");
         for (s, o) in (0..5).flat_map(|s| (0..2).map(move |o| (s, o))) {
-            text.push_str(&format!("try thaw {s}-{o}\nnode-back {s}-{o}\nbus-heal {s}-{o}\n"));
+            text.push_str(&format!("try thaw {s}-{o}\nnode-back {s}-{o}\nbus-heal {s}-{o}\ntry uncordon {s}-{o}\n"));
         }
         let end = if durable { "expect ready-or-blocked HistoriesDiverge" } else { "expect ready" };
         text.push_str(&format!("run\n{end}\nexpect quiet\n"));

@@ -212,8 +212,17 @@ fn pod(member: MemberId, pod: &Observed<PodFacts>) -> String {
 }
 
 fn pod_facts(facts: &PodFacts) -> String {
-    let PodFacts { uid, address, node, node_health, deleting, revision, container: phase, role_label } =
-        facts;
+    let PodFacts {
+        uid,
+        address,
+        node,
+        node_health,
+        cordoned,
+        deleting,
+        revision,
+        container: phase,
+        role_label,
+    } = facts;
     let mut parts =
         vec![if *deleting { format!("deleting, {}", container(phase)) } else { container(phase) }];
     if !node.is_empty() {
@@ -221,7 +230,8 @@ fn pod_facts(facts: &PodFacts) -> String {
             NodeHealth::Ready => "",
             NodeHealth::NotReady => " (not ready)",
         };
-        parts.push(format!("on {node}{health}"));
+        let cordon = if *cordoned { " (cordoned)" } else { "" };
+        parts.push(format!("on {node}{health}{cordon}"));
     }
     parts.extend(address.as_ref().map(|a| format!("at {a}")));
     parts.push(format!("(uid {}, revision {})", short(uid), short(&revision.0)));

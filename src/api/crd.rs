@@ -85,13 +85,16 @@ mod tests {
             assert!(rules.contains("oldSelf"), "{path}");
         }
         let rules = spec.pointer("/x-kubernetes-validations").and_then(Value::as_array).unwrap();
-        assert_eq!(rules.len(), 6);
+        assert_eq!(rules.len(), 7);
         let of_shards = rules.iter().filter(|r| r["fieldPath"] == ".shards");
         assert_eq!(of_shards.filter(|r| r["rule"].to_string().contains("oldSelf.shards")).count(), 1);
         let balance = rules.iter().find(|r| r["fieldPath"] == ".balance").unwrap();
         assert_eq!(balance["rule"], "self.topology == 'Cluster' || self.balance == 'Slots'");
         // The rule reads it without asking whether it is there.
         assert_eq!(spec["properties"]["balance"]["default"], "Slots");
+        let announce = rules.iter().find(|r| r["fieldPath"] == ".announce").unwrap();
+        assert_eq!(announce["rule"], "self.topology == 'Cluster' || self.announce == 'Address'");
+        assert_eq!(spec["properties"]["announce"]["default"], "Address");
         assert_eq!(spec["properties"]["shards"]["maximum"].as_f64(), Some(16.0));
     }
 

@@ -87,6 +87,8 @@ pub struct Workload {
     pub volume: Option<Volume>,
     /// Everything of valkey.conf.
     pub config: ServerConfig,
+    /// How nodes name each other to clients.
+    pub announce: api::Announce,
     /// Text of the request for a rolling restart.
     pub restart: Option<String>,
 }
@@ -147,10 +149,8 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         desired.io_threads = IoThreads::On;
     }
     let restart = annotation(cluster, api::ANNOTATION_RESTART).map(str::to_owned);
-    Ok(Parsed {
-        desired,
-        workload: Workload { image, agent_image: defaults.agent_image.clone(), volume, config, restart },
-    })
+    let (agent_image, announce) = (defaults.agent_image.clone(), announce(spec)?);
+    Ok(Parsed { desired, workload: Workload { image, agent_image, volume, config, announce, restart } })
 }
 
 /// The value of an annotation; an empty one is none.
@@ -279,6 +279,16 @@ fn balance(spec: &api::ValkeyClusterSpec) -> Result<Balance, Invalid> {
         (Topology::Replication, Balance::Keys | Balance::Bytes) => {
             let allowed = "only topology Cluster has slots to balance: leave it out";
             Err(Invalid::new("spec.balance", format!("{wanted:?}"), allowed))
+        }
+    }
+}
+
+fn announce(spec: &api::ValkeyClusterSpec) -> Result<api::Announce, Invalid> {
+    match (topology(spec.topology)?, spec.announce) {
+        (Topology::Cluster, wanted) | (Topology::Replication, wanted @ api::Announce::Address) => Ok(wanted),
+        (Topology::Replication, wanted @ api::Announce::Hostname) => {
+            let allowed = "only nodes of topology Cluster name each other to clients: leave it out";
+            Err(Invalid::new("spec.announce", format!("{wanted:?}"), allowed))
         }
     }
 }

@@ -226,7 +226,7 @@ async fn follow<K>(
     }
 }
 
-/// A node that becomes ready or not concerns every cluster with a pod on it. Its other changes (images, addresses, sizes)
+/// A node that becomes ready or not, or is cordoned or not, concerns every cluster with a pod on it. Its other changes (images, addresses, sizes)
 /// are frequent and concern nobody.
 async fn follow_nodes(clients: &Clients, config: watcher::Config, world: &World, wakers: &Wakers) {
     let api: Api<Node> = Api::all(clients.watches.clone());
@@ -234,13 +234,13 @@ async fn follow_nodes(clients: &Clients, config: watcher::Config, world: &World,
     while let Some(event) = next(&mut events, "Node").await {
         let before = match &event {
             Event::Apply(node) | Event::Delete(node) => {
-                world.nodes.get("", &node.name_any()).map(|n| node_ready(&n))
+                world.nodes.get("", &node.name_any()).map(|n| of_concern(&n))
             }
             Event::Init | Event::InitApply(_) | Event::InitDone => None,
         };
         world.nodes.take_in(&event);
         match &event {
-            Event::Apply(node) if before != Some(node_ready(node)) => wake_pods_of(node, world, wakers),
+            Event::Apply(node) if before != Some(of_concern(node)) => wake_pods_of(node, world, wakers),
             Event::Delete(node) => wake_pods_of(node, world, wakers),
             Event::InitDone => wakers.wake_all(),
             Event::Apply(_) | Event::Init | Event::InitApply(_) => {}
@@ -258,13 +258,23 @@ fn wake_pods_of(node: &Node, world: &World, wakers: &Wakers) {
     }
 }
 
+/// What decisions know of a node.
+fn of_concern(node: &Node) -> (bool, bool) {
+    (node_ready(node), node_cordoned(node))
+}
+
+/// True if the node takes no new pods (`kubectl cordon`, and the first thing that a drain does).
+pub fn node_cordoned(node: &Node) -> bool {
+    node.spec.as_ref().and_then(|spec| spec.unschedulable) == Some(true)
+}
+
 /// True if the node's kubelet reports it ready.
 pub fn node_ready(node: &Node) -> bool {
     let conditions = node.status.iter().flat_map(|s| s.conditions.iter().flatten());
     conditions.into_iter().any(|c| c.type_ == "Ready" && c.status == "True")
 }
 
-/// Only readiness is of interest, and a node's list of images alone has kilobytes.
+/// Only readiness and cordons are of interest, and a node's list of images alone has kilobytes.
 fn slim(event: Event<Node>) -> Event<Node> {
     event.modify(|node| {
         node.metadata.managed_fields = None;
@@ -291,6 +301,20 @@ mod tests {
     use super::*;
     use crate::api::v1alpha1::ValkeyClusterStatus;
     use k8s_openapi::{apimachinery::pkg::apis::meta::v1::Time, jiff::Timestamp};
+
+    #[test]
+    fn a_node_concerns_its_clusters_when_it_is_ready_or_cordoned_and_was_not() {
+        let node = |unschedulable: Option<bool>, ready: &str| -> Node {
+            let conditions = serde_json::json!([{ "type": "Ready", "status": ready }]);
+            let spec = serde_json::json!({ "unschedulable": unschedulable });
+            let node =
+                serde_json::json!({ "metadata": {}, "spec": spec, "status": { "conditions": conditions } });
+            serde_json::from_value(node).unwrap()
+        };
+        assert_eq!(of_concern(&node(None, "True")), of_concern(&node(Some(false), "True")));
+        assert_eq!(of_concern(&node(Some(true), "True")), (true, true));
+        assert_eq!(of_concern(&node(None, "Unknown")), (false, false));
+    }
 
     #[test]
     fn a_resource_of_which_only_the_status_has_changed_wakes_nobody() {

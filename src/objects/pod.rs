@@ -2,7 +2,7 @@
 //! Security `restricted` refuses.
 
 use super::{DigestKey, Scene, digest, names, secret};
-use crate::api::v1alpha1::{ANNOTATION_RESTART, ImagePullPolicy, Scheduling};
+use crate::api::v1alpha1::{ANNOTATION_RESTART, Announce, ImagePullPolicy, Scheduling};
 use serde_json::{Map, Value, json};
 use std::collections::BTreeMap;
 use valkeeper_core::{
@@ -144,11 +144,18 @@ fn container(scene: &Scene<'_>) -> Value {
     };
     let agent = format!("{AGENT_DIR}/valkeeper-agent");
     let conf = format!("{CONF_DIR}/valkey.conf");
+    let mut command = vec![agent.as_str(), "run", "--cluster", scene.name()];
+    match scene.parsed.workload.announce {
+        // The agent's default. Unsaid, so that an agent of before takes its arguments, and pods of before stay as they are.
+        Announce::Address => {}
+        Announce::Hostname => command.extend(["--announce", "hostname"]),
+    }
+    command.extend(["--", "valkey-server", &conf]);
     let mut container = json!({
         "name": names::CONTAINER,
         "image": scene.parsed.workload.image,
         "imagePullPolicy": pull,
-        "command": [agent, "run", "--cluster", scene.name(), "--", "valkey-server", conf],
+        "command": command,
         "env": [field("POD_NAME", "metadata.name"), field("POD_NAMESPACE", "metadata.namespace"), field("POD_IP", "status.podIP")],
         "ports": ports(scene.topology()),
         "securityContext": security(),

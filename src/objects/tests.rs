@@ -186,6 +186,23 @@ fn the_bus_is_open_between_the_nodes_of_a_valkey_cluster_and_nowhere_else() {
 }
 
 #[test]
+fn an_agent_is_told_of_names_where_clients_are_to_be_and_pods_are_in_dns_before_they_are_ready() {
+    let command = |announce: Value| {
+        let mut spec = valkey_cluster();
+        spec["announce"] = announce;
+        let stateful_set = find(&rendered(spec), "StatefulSet/orders-1").value;
+        let words = stateful_set.pointer("/spec/template/spec/containers/0/command").cloned().unwrap();
+        serde_json::from_value::<Vec<String>>(words).unwrap().join(" ")
+    };
+    let (agent, server) =
+        ("/valkeeper/valkeeper-agent run --cluster orders", "-- valkey-server /etc/valkey/conf/valkey.conf");
+    assert_eq!(command(json!("Address")), format!("{agent} {server}"));
+    assert_eq!(command(json!("Hostname")), format!("{agent} --announce hostname {server}"));
+    let headless = find(&rendered(valkey_cluster()), "Service/orders-headless").value;
+    assert_eq!(headless["spec"]["publishNotReadyAddresses"], json!(true));
+}
+
+#[test]
 fn every_field_is_one_that_kubernetes_has_and_reads_back_equal() {
     for spec in [full(), json!({ "topology": "Standalone", "profile": "Cache" }), valkey_cluster()] {
         for object in rendered(spec) {

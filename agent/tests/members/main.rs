@@ -7,6 +7,7 @@
     reason = "the helpers of a test are a test"
 )]
 
+mod announce;
 mod by_key;
 mod cluster;
 mod news;

@@ -232,6 +232,11 @@ impl Member {
         debug_assert!(*ordinal < 200);
     }
 
+    /// Clients shall be told names from the next start on.
+    pub fn announce_names(&mut self) {
+        self.arguments.insert(0, "--announce=hostname".to_owned());
+    }
+
     /// Starts the agent.
     pub fn start(&mut self) {
         let log = fs::OpenOptions::new().create(true).append(true).open(self.dir.join("log")).unwrap();

@@ -97,6 +97,7 @@ impl World {
             address: Some(pod.address.clone()),
             node: format!("node-{id}"),
             node_health: if self.not_ready.contains(&id) { NodeHealth::NotReady } else { NodeHealth::Ready },
+            cordoned: pod.cordoned,
             deleting: pod.deleted_at.is_some(),
             revision: pod.revision.clone(),
             container: if pod.agent.is_some() {

@@ -207,6 +207,8 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_node_silent(id, false);
             Ok(())
         }),
+        ["cordon", ids @ ..] => each(ids, |id| sim.world.set_cordoned(id, true)),
+        ["uncordon", ids @ ..] => each(ids, |id| sim.world.set_cordoned(id, false)),
         ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
         _ => fault_of_slots(sim, words),
     }

@@ -40,6 +40,8 @@ pub(super) struct Pod {
     pub(super) agent: Option<Agent>,
     /// The whole pod is stopped, agent and all, as in a frozen machine.
     pub(super) frozen: bool,
+    /// Its node takes no new pods. The next pod of this member is on another.
+    pub(super) cordoned: bool,
 }
 
 #[derive(Clone, Debug, Default)]
@@ -233,6 +235,7 @@ impl World {
                         role_label: None,
                         agent: None,
                         frozen: false,
+                        cordoned: false,
                     });
                 }
             }
@@ -420,6 +423,12 @@ impl World {
     pub fn set_pod_frozen(&mut self, id: MemberId, frozen: bool) -> Result<(), String> {
         self.places.get_mut(&id).and_then(|p| p.pod.as_mut()).ok_or("it has no pod")?.frozen = frozen;
         self.set_frozen(id, frozen)
+    }
+
+    /// The node of a member's pod is cordoned, or takes pods again.
+    pub fn set_cordoned(&mut self, id: MemberId, cordoned: bool) -> Result<(), String> {
+        self.places.get_mut(&id).and_then(|p| p.pod.as_mut()).ok_or("it has no pod")?.cordoned = cordoned;
+        Ok(())
     }
 
     /// The node of a member stops talking: kubelet, pods and all.

@@ -347,6 +347,7 @@ mod tests {
             address: Some(address.to_owned()),
             node: "n".into(),
             node_health: NodeHealth::Ready,
+            cordoned: false,
             deleting: false,
             revision: Digest::default(),
             container: ContainerPhase::Running,

@@ -1,9 +1,11 @@
 //! Wants: a first primary, everyone following the rightful one, and planned promotions fulfilled.
-//!   A primary that is about to stop hands over first; every agent knows who holds the grant.
+//!   A primary that is about to stop hands over first, and one whose node is cordoned before anybody is told to stop; every agent knows who
+//!   holds the grant.
 //! Proof: every wanted member's role and source, as it says itself, and what its agent says it was told.
 //! Refuses: to begin before all wanted members have answered; to choose between two primaries without grants; to hand a shard over in the
-//!   middle of a job that moves slots.
-//! Story: create, replica_pod_deleted, primary_pod_deleted, promise_came_to_nothing, switchover, scale, cluster_reshard_switchover.
+//!   middle of a job that moves slots; to leave a cordoned node for another that is.
+//! Story: create, replica_pod_deleted, primary_pod_deleted, promise_came_to_nothing, switchover, scale, cluster_reshard_switchover,
+//!   node_cordoned, node_cordoned_rollout, cluster_node_cordoned.
 
 use crate::{
     agent::Brief,
@@ -17,7 +19,7 @@ use crate::{
     state::{MemberState, failure_key},
     steps::{
         reshard::{JOB_QUICK_MS, LOOK_AGAIN_MS},
-        retry_at, unless_failing,
+        retry_at, rollout, unless_failing,
     },
     topology::{self, choice},
 };
@@ -172,12 +174,19 @@ fn attach_strays(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutc
     unless_failing(view, decision)
 }
 
-/// A planned promotion: asked for by the user, or needed because the primary's ordinal is to go.
+/// A planned promotion that is open: to whom, why, and who wants it.
+struct Wish {
+    to: MemberId,
+    reason: Reason,
+    asked_by: String,
+}
+
+/// A planned promotion: asked for by the user, or needed because the primary's ordinal is to go or its node is cordoned.
 fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome {
     let scope = Scope::Shard(shard);
     let open = view.state.operation(OperationKind::Switchover, scope);
     let tries = view.state.failures.get(&format!("{scope}/handover")).map_or(0, |(count, _)| *count);
-    let Some((to, asked_by)) = wish(view, shard, primary) else {
+    let Some(Wish { to, reason, asked_by }) = wish(view, shard, primary) else {
         return if open.is_some() {
             close(shard, primary, Reason::SwitchoverComplete)
         } else {
@@ -193,17 +202,18 @@ fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome
     if view.spec.paused {
         return StepOutcome::Satisfied;
     }
-    if !view.spec.wants(to) {
+    if !view.spec.wants(to) || returns_at_once(view, shard, primary, to) {
         return StepOutcome::Blocked(BlockReason::SwitchoverImpossible, Some(to), Vec::new());
     }
-    if !topology::is_ready(view, to, primary) || view.reading(to).is_none() {
+    if !can_take_over(view, to, primary) {
         // Holds nothing: what it waits for may come from a rollout.
         return StepOutcome::Satisfied;
     }
     if let Some(waits) = awaits_job(view, primary) {
         return waits;
     }
-    unless_failing(view, hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover))
+    let decision = hand_over(view, shard, primary, to, &asked_by, OperationKind::Switchover);
+    unless_failing(view, Decision { reason, ..decision })
 }
 
 /// Holds back what is planned for a primary that gives or gets slots by a job of atomic migration, until that has ended: in its last moments the
@@ -259,22 +269,66 @@ fn close(shard: ShardId, primary: MemberId, reason: Reason) -> StepOutcome {
     StepOutcome::Decided(Box::new(decision))
 }
 
-/// Who shall be primary and who wants it, if it is an open wish.
-fn wish(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<(MemberId, String)> {
+/// Who shall be primary and who wants it. What the user asks for goes before a cordon, unless it cannot be done now.
+fn wish(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<Wish> {
+    let reason = Reason::Switchover;
     if !view.spec.wants(primary) {
         let to = best_replica(view, shard, primary)?;
-        return Some((to, "scale-in".to_owned()));
+        return Some(Wish { to, reason, asked_by: "scale-in".to_owned() });
     }
-    let wish = view.spec.switchover.as_ref().filter(|w| w.to.shard == shard)?;
-    view.is_open(&wish.token).then(|| (wish.to, wish.token.clone()))
+    let asked = view.spec.switchover.as_ref().filter(|w| w.to.shard == shard && view.is_open(&w.token));
+    let asked = asked.map(|w| Wish { to: w.to, reason, asked_by: w.token.clone() });
+    let is_possible = |wish: &Wish| {
+        let Wish { to, reason: _, asked_by: _ } = wish;
+        let can = view.spec.wants(*to) && can_take_over(view, *to, primary);
+        *to == primary || (can && !returns_at_once(view, shard, primary, *to))
+    };
+    if asked.as_ref().is_some_and(is_possible) {
+        return asked;
+    }
+    let cordon = |to: MemberId| Wish { to, reason: Reason::NodeCordoned, asked_by: "cordon".to_owned() };
+    refuge(view, shard, primary).map(cordon).or(asked)
 }
 
-/// The wanted replica that is in sync and furthest ahead.
+fn can_take_over(view: &View<'_>, member: MemberId, primary: MemberId) -> bool {
+    topology::is_ready(view, member, primary) && view.reading(member).is_some()
+}
+
+/// Where a primary on a cordoned node goes: the best replica on a node that takes pods. None that a rollout would restart before it comes
+/// to this primary, as that would only hand back.
+fn refuge(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<MemberId> {
+    let stays = !topology::is_cordoned(view, primary);
+    let is_next = |id: &MemberId| rollout::is_stale(view, *id) && !rollout::is_stale(view, primary);
+    let safe = |id: &MemberId| !topology::is_cordoned(view, *id) && !is_next(id);
+    if stays { None } else { best(view, replicas(view, shard, primary).filter(safe)) }
+}
+
+/// True if `to` is on a cordoned node and would hand over as soon as it is primary.
+fn returns_at_once(view: &View<'_>, shard: ShardId, primary: MemberId, to: MemberId) -> bool {
+    let stays = |id: MemberId| !topology::is_cordoned(view, id);
+    !stays(to) && (stays(primary) || replicas(view, shard, primary).any(stays))
+}
+
+/// The wanted replica to hand over to: in sync, on a node that takes pods if there is one, and furthest ahead.
 pub fn best_replica(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<MemberId> {
+    best(view, replicas(view, shard, primary))
+}
+
+fn best(view: &View<'_>, replicas: impl Iterator<Item = MemberId>) -> Option<MemberId> {
+    replicas.max_by_key(|id| {
+        let stays = !topology::is_cordoned(view, *id);
+        (stays, view.reading(*id).map(|r| r.offset), std::cmp::Reverse(*id))
+    })
+}
+
+/// The wanted replicas that are in sync.
+fn replicas<'a>(
+    view: &'a View<'_>,
+    shard: ShardId,
+    primary: MemberId,
+) -> impl Iterator<Item = MemberId> + use<'a> {
     let linked = |id: &MemberId| topology::replica_link(view, *id).is_some_and(|(_, link)| link == Link::Up);
-    let ready = view
-        .wanted(shard)
-        .filter(|id| *id != primary && topology::is_ready(view, *id, primary))
-        .filter(linked);
-    ready.max_by_key(|id| (view.reading(*id).map(|r| r.offset), std::cmp::Reverse(*id)))
+    view.wanted(shard)
+        .filter(move |id| *id != primary && topology::is_ready(view, *id, primary))
+        .filter(linked)
 }

@@ -53,11 +53,17 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
 
 /// Members whose pod is not of the wanted revision and not on its way out.
 fn stale(view: &View<'_>, shard: ShardId, wanted: &Digest) -> Vec<MemberId> {
-    let is_stale = |id: &MemberId| {
-        let pod = view.member(*id).and_then(|m| m.facts.pod.present());
-        pod.is_some_and(|p| p.revision != *wanted) && !view.state.is_leaving(*id)
-    };
-    view.wanted(shard).filter(is_stale).collect()
+    view.wanted(shard).filter(|id| differs(view, *id, wanted) && !view.state.is_leaving(*id)).collect()
+}
+
+/// True if the member's pod is not of the revision that the spec wants.
+pub fn is_stale(view: &View<'_>, id: MemberId) -> bool {
+    let wanted = objects::workload(view, id.shard).and_then(|(_, facts)| facts.wanted_revision.as_ref());
+    wanted.is_some_and(|wanted| differs(view, id, wanted))
+}
+
+fn differs(view: &View<'_>, id: MemberId, wanted: &Digest) -> bool {
+    view.member(id).and_then(|m| m.facts.pod.present()).is_some_and(|pod| pod.revision != *wanted)
 }
 
 /// The first wanted member that does not serve its purpose.

@@ -78,6 +78,7 @@ pub fn pod(ordinal: u16) -> Event {
         address: Some(address(ordinal)),
         node: format!("node-{ordinal}"),
         node_health: NodeHealth::Ready,
+        cordoned: false,
         deleting: false,
         revision: Digest("77aa".into()),
         container: ContainerPhase::Running,

@@ -173,6 +173,19 @@ fn a_switchover_wish_is_read_with_and_without_shard_and_token() {
 }
 
 #[test]
+fn nodes_name_each_other_by_address_unless_the_user_says_otherwise() {
+    let of = |topology: &str, announce: &str| json!({ "topology": topology, "announce": announce });
+    assert_eq!(parsed(json!({ "topology": "Cluster" })).workload.announce, api::Announce::Address);
+    assert_eq!(parsed(of("Cluster", "Hostname")).workload.announce, api::Announce::Hostname);
+    for topology in ["Replication", "Standalone"] {
+        assert_eq!(parsed(of(topology, "Address")).workload.announce, api::Announce::Address);
+        let text = "spec.announce: \"Hostname\" cannot be used; \
+                    only nodes of topology Cluster name each other to clients: leave it out";
+        assert_eq!(refused(of(topology, "Hostname")).to_string(), text);
+    }
+}
+
+#[test]
 fn what_shards_are_even_by_is_the_number_of_slots_unless_the_user_says_otherwise() {
     let of = |balance: &str| json!({ "topology": "Cluster", "balance": balance });
     assert_eq!(parsed(json!({ "topology": "Cluster" })).desired.balance, Balance::Slots);

@@ -97,6 +97,9 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
     validation = Rule::new("self.topology == 'Cluster' || self.balance == 'Slots'")
         .message("only topology Cluster has slots to balance: leave spec.balance out")
         .field_path(".balance"),
+    validation = Rule::new("self.topology == 'Cluster' || self.announce == 'Address'")
+        .message("only nodes of topology Cluster name each other to clients: leave spec.announce out")
+        .field_path(".announce"),
 )]
 pub struct ValkeyClusterSpec {
     /// Shape of the cluster. Standalone is a primary without replicas; Replication has shards of one primary and its
@@ -119,6 +122,11 @@ pub struct ValkeyClusterSpec {
     /// Default: Slots, and other topologies allow nothing else.
     #[serde(default)]
     pub balance: Balance,
+    /// How the nodes of topology Cluster name each other to clients: Address, the pods' addresses; Hostname, the pods' names in
+    /// DNS, which stay what they are when a pod comes back elsewhere. A change restarts every member, one after the other.
+    /// Default: Address, and other topologies allow nothing else.
+    #[serde(default)]
+    pub announce: Announce,
     /// Replicas of each shard's primary. Default: 2 for Replication and Cluster, 0 for Standalone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 5))]
@@ -195,6 +203,16 @@ pub enum Balance {
     Keys,
     /// Memory that keys take, as if all keys of a node were of one size.
     Bytes,
+}
+
+/// How nodes of a Valkey Cluster name each other to clients.
+#[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
+pub enum Announce {
+    /// By the pods' addresses.
+    #[default]
+    Address,
+    /// By the pods' names in DNS.
+    Hostname,
 }
 
 /// What the data is worth.

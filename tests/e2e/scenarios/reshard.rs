@@ -162,11 +162,10 @@ pub async fn rounds(world: &World) -> anyhow::Result<String> {
 pub async fn never_starts(world: &World) -> anyhow::Result<String> {
     let subject = &world.ledger;
     settled(subject, FEW, REPLICAS).await?;
-    let (before, known) = (counts(subject).await?, Journal::of(subject).await?.reshards()?.len());
     cordon(world, Nodes::Closed).await?;
-    let story = while_cordoned(subject, &before).await;
+    let story = while_cordoned(subject).await;
     cordon(world, Nodes::Open).await?;
-    let took = story?;
+    let (before, known, took) = story?;
     settled(subject, FEW, REPLICAS).await?;
     let (after, recorded) = (counts(subject).await?, Journal::of(subject).await?.reshards()?.len());
     if after != before || recorded != known {
@@ -175,7 +174,10 @@ pub async fn never_starts(world: &World) -> anyhow::Result<String> {
     Ok(format!("Ready again {:.1} s after the wish was taken back", took.as_secs_f64()))
 }
 
-async fn while_cordoned(subject: &Subject, before: &Counts) -> anyhow::Result<Duration> {
+async fn while_cordoned(subject: &Subject) -> anyhow::Result<(Counts, usize, Duration)> {
+    // As long as only one node was cordoned, its primaries handed over.
+    settled(subject, FEW, REPLICAS).await?;
+    let (before, known) = (counts(subject).await?, Journal::of(subject).await?.reshards()?.len());
     subject.apply(&sized(FEW + 1, REPLICAS)).await?;
     let wanted = members_of(FEW + 1, REPLICAS);
     until("pods of the new shard", PATIENCE, || async {
@@ -188,13 +190,14 @@ async fn while_cordoned(subject: &Subject, before: &Counts) -> anyhow::Result<Du
     let begun = Instant::now();
     while begun.elapsed() < STILL {
         let now = counts(subject).await?;
-        if now != *before {
+        if now != before {
             bail!("{before:?} became {now:?} though no pod of shard {FEW} runs");
         }
         tokio::time::sleep(Duration::from_millis(100)).await;
     }
     subject.condition("Ready", "False", PATIENCE).await?;
-    reshard(subject, FEW).await
+    let took = reshard(subject, FEW).await?;
+    Ok((before, known, took))
 }
 
 /// Whether nodes take new pods.
