@@ -98,3 +98,11 @@ CLUSTER_PARTS ?=
 .PHONY: bench-cluster
 bench-cluster: cluster-up ## Topology Cluster: kills next to gossip, a million keys resharded next to bare MIGRATESLOTS and valkey-cli, time to Ready (CLUSTER_PARTS="kills")
 	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench cluster -- $(CLUSTER_PARTS)
+
+# Options of it, such as "--faults kill,deleted --topologies Cluster --libraries go-redis,iovalkey --rounds 3 --jobs write,pool".
+CLIENTS ?=
+
+.PHONY: bench-clients
+bench-clients: cluster-up ## Client libraries in default settings through kills, deletions, drains, switchovers, rollouts; a table (CLIENTS="--faults kill")
+	@benches/clients/setup >/dev/null
+	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench clients -- $(CLIENTS)

@@ -17,6 +17,7 @@ mod large;
 mod leadership;
 mod life;
 mod operator_away;
+mod real_clients;
 mod reshard;
 mod secrets;
 mod silence;
@@ -92,6 +93,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("flushed", WithAReadyCluster, false, agent::flushed),
     scenario!("primary-pod-deleted", WithAReadyCluster, false, handover::pod_deleted),
     scenario!("node-drained", WithAReadyCluster, false, handover::node_drained),
+    scenario!("real-clients", WithAReadyCluster, true, real_clients::through_the_service),
     scenario!("operator-away", WithAReadyCluster, false, handover::operator_away),
     scenario!("primary-isolated", WithAReadyCluster, true, isolation::primary_isolated),
     scenario!("primary-half-cut", WithAReadyCluster, true, isolation::one_side_cut),
@@ -123,6 +125,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("cluster-volumes-lost", WithAReadyLedger, true, cluster_lost::volumes_lost),
     scenario!("cluster-told-otherwise", WithAReadyLedger, false, cluster_by_hand::told_otherwise),
     scenario!("cluster-pod-deleted", WithAReadyLedger, false, cluster_life::pod_deleted),
+    scenario!("cluster-real-clients", WithAReadyLedger, true, real_clients::of_a_cluster),
     scenario!("cluster-rollout", WithAReadyLedger, false, cluster_life::rollout),
     scenario!("cluster-five-two", WithAReadyLedger, false, cluster_life::five_two),
     scenario!("reshard-out-in", WithAReadyLedger, false, reshard::out_in),

@@ -33,7 +33,7 @@ pub const TIMEOUT_READ: Duration = Duration::from_secs(20);
 pub const IN_FLIGHT: Duration = Duration::from_millis(10);
 /// An acknowledgement that is read this long after the fault may have been sent before it: the fault's time is taken before the signal is
 /// sent, and on two busy cores a writer's thread is late to read. What a successor loses is more than the writes of so short a time.
-const READ_LATE: Duration = Duration::from_millis(50);
+pub const READ_LATE: Duration = Duration::from_millis(50);
 
 /// A number that was acknowledged, and when.
 #[derive(Clone, Copy, Debug)]

@@ -5,6 +5,8 @@
 
 pub mod audit_log;
 pub mod breakdown;
+pub mod clients;
+pub mod faults;
 pub mod journal;
 pub mod keys;
 pub mod load;
