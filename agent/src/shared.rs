@@ -426,6 +426,7 @@ impl Agent {
             disk_full: known.no_space,
             oom_kills: known.oom_kills,
             drawn_replid: known.drawn_if_blank(),
+            relays: known.relays,
         }
     }
 

@@ -240,6 +240,7 @@ pub fn facts(state: proto::AgentState, now: Timestamp) -> Result<AgentFacts, Mal
             .transpose()?,
         gate: gate(&state.gate, &state.hold_reason, &state.attached_to)?,
         leaving: state.leaving,
+        relays: state.relays,
         disk_full: state.disk_full,
         oom_kills: state.oom_kills,
         writes_stopped: state.writes_stopped,

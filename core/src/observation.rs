@@ -251,6 +251,9 @@ pub struct AgentFacts {
     pub gate: Gate,
     /// True once it was told to end (SIGTERM).
     pub leaving: bool,
+    /// True while it has the port of clients, and passes them on to the primary.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub relays: bool,
     /// True while there is no space left for its data.
     #[serde(default)]
     pub disk_full: bool,

@@ -314,6 +314,7 @@ impl World {
             drawn: pod.process.as_ref().and_then(|p| p.drawn.clone()),
             gate: agent.gate,
             disk_full: false,
+            relays: false,
             oom_kills: 0,
             leaving: agent.leaving || pod.deleted_at.is_some(),
             writes_stopped: agent.writes_stopped(now),

@@ -61,6 +61,10 @@ fn labels(view: &View<'_>, shard: ShardId, primary: MemberId) -> Vec<Effect> {
     let mut effects = Vec::new();
     for (id, member) in view.state.members_of(shard) {
         let role = if id == primary { RoleLabel::Primary } else { RoleLabel::Replica };
+        if role == RoleLabel::Replica && member.agent().is_some_and(|agent| agent.relays) {
+            // Who comes there does not reach its server.
+            continue;
+        }
         let Some(pod) = member.facts.pod.present().filter(|p| !p.deleting && p.role_label != Some(role))
         else {
             continue;

@@ -50,7 +50,7 @@ pub fn hand_over(view: &View<'_>, from: MemberId, to: MemberId) -> Vec<Effect> {
     effects.extend(route(view, to));
     effects.push(Effect::Disconnect { server: old });
     effects.extend(label(view, to, RoleLabel::Primary));
-    effects.extend(label(view, from, RoleLabel::Replica));
+    // The old primary is labelled when its agent passes no more clients on: it is no replica to read from until then.
     effects.extend(attach_others(view, to, &[from, to]));
     effects
 }
