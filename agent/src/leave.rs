@@ -4,16 +4,19 @@
 use crate::{
     relay,
     run::{Asked, gone, has_ended},
-    shared::{Agent, history, is_at_gate},
+    shared::{Agent, Known, history, is_at_gate},
     supervise::{Child, Ended},
 };
 use std::{sync::Arc, time::Duration};
 use tokio::time::Instant;
-use valkeeper_core::{agent::History, config::SHUTDOWN_TIMEOUT_S, info::RawRole};
+use valkeeper_core::{agent::History, config::SHUTDOWN_TIMEOUT_S, info::RawRole, spec::Topology};
 
 /// How long a primary waits to be handed over. Shorter than what Valkey waits for its replicas (10 s), far shorter than
 /// the pod's grace period; a handover takes some 30 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
+/// How long a node of a Valkey Cluster that has handed over stays and says so: clients ask it when they use it, and dial an address that is
+/// gone for seconds.
+const MOVED_MAX: Duration = Duration::from_secs(2);
 /// How long it waits for that without any replica: a link that broke is back within a second.
 const ALONE_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at what is waited for: a fifth of a handover.
@@ -33,7 +36,14 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> 
     tracing::info!("told to end");
     agent.update(|known| known.leaving = true);
     tokio::select! {
-        () = handed_over(agent) => {}
+        () = async {
+            let was_primary = agent.read(Known::is_primary);
+            handed_over(agent).await;
+            if was_primary && agent.config.topology == Topology::Cluster && !agent.read(Known::is_primary) {
+                // Clients that know the old owner ask it first, and learn from it where their slots are.
+                tokio::time::sleep(MOVED_MAX).await;
+            }
+        } => {}
         () = asked.again() => tracing::info!("told again: not waiting for a handover"),
         ended = &mut child.ended => {
             let ended = gone(ended);

@@ -2,6 +2,7 @@
 
 mod node;
 mod slots;
+mod stranded;
 
 pub use node::Cancelled;
 pub use slots::{Session, SlotIs, Target};
@@ -111,6 +112,8 @@ pub struct Look {
     pub rewriting: bool,
     /// True if it listens at a port, whichever.
     pub listens: bool,
+    /// How often it has refused a write as a replica.
+    pub refused_writes: u64,
     /// Of two looks the one with the higher ticket was asked later, whoever hears of it first.
     pub ticket: u64,
 }
@@ -227,7 +230,7 @@ impl Local {
     pub async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
         let ticket = self.ticket();
         let mut sections = cmd("INFO");
-        sections.arg("server").arg("replication").arg("persistence");
+        sections.arg("server").arg("replication").arg("persistence").arg("errorstats");
         let (text, gossip): (String, Option<Gossip>) = match self.topology {
             Topology::Replication => (self.ask_within(bound, &sections).await?, None),
             Topology::Cluster => {
@@ -240,6 +243,7 @@ impl Local {
         let rewrites =
             ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1", "aof_last_bgrewrite_status:err"];
         let rewriting = rewrites.iter().any(|sign| text.contains(sign));
+        let refused_writes = stranded::refused_writes(&text);
         let listens = !text.lines().any(|line| line.trim_end() == "tcp_port:0");
         let info = Info::parse(&text)?;
         let (info, nodes) = match gossip {
@@ -248,7 +252,7 @@ impl Local {
             Some(Gossip { users, nodes: _ }) if info.loading => (info.behind_gate(&users), None),
             Some(Gossip { users, nodes }) => (info.behind_gate(&users), Some(nodes?.parse::<Nodes>()?)),
         };
-        Ok(Look { info, nodes, saves, rewriting, listens, ticket })
+        Ok(Look { info, nodes, saves, rewriting, listens, refused_writes, ticket })
     }
 
     /// In one go, so that all of it is of one moment.

@@ -1,6 +1,11 @@
 //! Looks at the server again and again: whether it answers, and what it says.
 
-use crate::{boot::Files, election, local::Error, shared::Agent};
+use crate::{
+    boot::Files,
+    election,
+    local::Error,
+    shared::{Agent, Known},
+};
 use std::{path::Path, sync::Arc, time::Duration};
 use tokio::time::Instant;
 use valkeeper_core::{info::RawRole, observation::Link, spec::Topology};
@@ -47,10 +52,11 @@ async fn look(agent: &Arc<Agent>) {
     match looked {
         Ok(look) => {
             let serves = !look.info.loading && !crate::shared::is_at_gate(&look.info);
-            let is_on_disk = !look.rewriting;
+            let (is_on_disk, refused) = (!look.rewriting, look.refused_writes);
             agent.seen(look);
             if serves {
                 settle(agent, is_on_disk).await;
+                send_away(agent, refused).await;
             }
         }
         Err(error) if error.is_answer() => agent.update(|known| {
@@ -108,6 +114,19 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
             Ok(()) => agent.update(|known| known.aof_left_off = false),
             Err(error) => tracing::warn!(error = %error, "the append-only file cannot be turned on yet"),
         }
+    }
+}
+
+/// Ends connections that write to a replica, when there are any: within [`LOOK_PERIOD`] and a moment of their first write. They were led here
+/// before the port was closed, or by rules that have not changed for longer than clients are passed on.
+async fn send_away(agent: &Arc<Agent>, refused: u64) {
+    let before = agent.update(|known| std::mem::replace(&mut known.refused_writes, refused));
+    if refused <= before || agent.read(Known::may_be_primary) {
+        return;
+    }
+    match agent.local.end_writers(&agent.config.args.operator_user).await {
+        Ok(ended) => tracing::info!(ended, "clients that write to this replica are sent away"),
+        Err(error) => tracing::warn!(%error, "clients that write to this replica cannot be sent away"),
     }
 }
 

@@ -83,6 +83,8 @@ pub struct Known {
     pub confirmed: Option<Instant>,
     /// How often it has confirmed another.
     pub confirmations: u64,
+    /// Of the last look: how often the server has refused a write as a replica.
+    pub refused_writes: u64,
     /// The server listens at the port of clients.
     pub listens: bool,
     /// The relay does.
@@ -129,6 +131,7 @@ impl Known {
             promoting: None,
             confirmed: None,
             confirmations: 0,
+            refused_writes: 0,
             listens: false,
             relays: false,
             no_space: false,
@@ -187,7 +190,7 @@ impl Known {
     pub fn forget_server(&mut self) {
         (self.info, self.nodes, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
-        self.listens = false;
+        (self.listens, self.refused_writes) = (false, 0);
         (self.standing, self.allegiance) = (Standing::Refrains, Allegiance::default());
     }
 
@@ -531,7 +534,7 @@ impl Agent {
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, nodes, saves, rewriting: _, listens, ticket } = look;
+        let Look { info, nodes, saves, rewriting: _, listens, refused_writes: _, ticket } = look;
         let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {

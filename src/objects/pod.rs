@@ -41,19 +41,21 @@ const READINESS_PERIOD_S: u32 = 2;
 const LIVENESS: (u32, u32) = (10, 5);
 /// Startup: seconds and attempts until the server listens. Valkey does so before it loads its data.
 const STARTUP: (u32, u32) = (1, 60);
+/// How long the agent of a member that leaves goes on for the clients of a primary that has moved (agent/src/relay.rs, leave.rs).
+const PASS_ON_S: u32 = 2;
 /// Longest wait for an answer to a probe in seconds: the agent answers from memory.
 const PROBE_TIMEOUT_S: u32 = 2;
 /// Annotations that make a change of what is mounted a change of the template, that is: a rollout.
 const ANNOTATION_CONFIG: &str = "valkeeper.io/config";
 const ANNOTATION_USERS: &str = "valkeeper.io/users";
 
-/// Time to stop in seconds: a handover, then the server waits for its replicas and writes a snapshot of at most the memory
+/// Time to stop in seconds: a handover, clients that are passed on, then the server waits for its replicas and writes a snapshot of at most the memory
 /// limit.
 fn grace_period_s(memory_limit_bytes: Option<u64>) -> u32 {
     let save_s = memory_limit_bytes.map_or(SAVE_UNLIMITED_S, |limit| {
         u32::try_from(limit.div_ceil(SAVE_RATE_BYTES)).unwrap_or(u32::MAX / 2)
     });
-    SHUTDOWN_TIMEOUT_S + HANDOVER_S + STOP_MARGIN_S + save_s
+    SHUTDOWN_TIMEOUT_S + HANDOVER_S + PASS_ON_S + STOP_MARGIN_S + save_s
 }
 
 /// The pod template of a shard, without the annotation of its revision.

@@ -522,7 +522,7 @@ fn the_time_to_stop_grows_with_the_data() {
         spec["resources"] = json!({ "limits": { "memory": memory } });
         grace(spec)
     };
-    assert_eq!(with_memory("1000Mi"), 10 + 5 + 5 + 20);
+    assert_eq!(with_memory("1000Mi"), 10 + 5 + 2 + 5 + 20);
     assert_eq!(with_memory("10000Mi") - with_memory("1000Mi"), 180);
-    assert_eq!(grace(json!({ "topology": "Replication" })), 60);
+    assert_eq!(grace(json!({ "topology": "Replication" })), 62);
 }

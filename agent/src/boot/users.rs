@@ -16,7 +16,7 @@ use valkeeper_core::{
 };
 
 /// The agent's user at its server: what it needs and no key.
-const RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +client +acl|users";
+const RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +client +command|list +acl|users";
 /// What it needs in Cluster mode beside that. MIGRATESLOTS is not named: it came with 9.0, and a server that finds a word in its
 /// users' file which it does not know does not start; which version that is, nobody knows before. So it is all of CLUSTER, less what
 /// drops slots, data or the node at once, by names that every version since 8.0 knows. Keys are for MIGRATE alone, hence the selector (7.0).

@@ -91,6 +91,12 @@ async fn clients_of_an_old_primary_write_to_the_new_one_and_never_hear_of_a_repl
     assert!(begun.elapsed() < PASSED_ON_MAX, "{:?}", begun.elapsed());
     let refused = later.set::<_, _, ()>("key", "other").await.unwrap_err();
     assert_eq!(refused.code(), Some("READONLY"));
+    eventually("the end of who goes on writing to a replica", async || {
+        later.set::<_, _, ()>("key", "other").await.is_err_and(|error| error.code().is_none()).then_some(())
+    })
+    .await;
+    eventually("its log", async || old.log().contains("are sent away").then_some(())).await;
+    let mut later = client(old).await;
     assert_eq!(old.field("run_id").await, run_id);
     assert_eq!(later.get::<_, String>("key").await.unwrap(), "value");
 }

@@ -169,3 +169,29 @@ fn order(mine: &Data, theirs: &Data) -> Order {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::agent::Brief;
+
+    #[test]
+    fn a_writer_is_passed_on_only_to_who_serves_under_the_highest_grant_anybody_knows() {
+        let [one, two] = [1, 2].map(|ordinal| MemberId::new(0, ordinal));
+        let says = |grant: u64, holder: MemberId, server: PeerServer| PeerAnswer {
+            grant: Seq(grant),
+            holder: Some(holder),
+            server,
+        };
+        let running = || PeerServer::Running(Data::Blank);
+        let ledger = Ledger { brief: Brief { grant: Seq(5), ..Brief::default() }, ..Ledger::default() };
+        let to = |answers: [(MemberId, PeerAnswer); 2]| passes_to(&ledger, &answers.into());
+        let serves = || says(9, one, PeerServer::Primary);
+        assert_eq!(passes_to(&ledger, &BTreeMap::new()), None);
+        assert_eq!(to([(one, serves()), (two, says(5, one, running()))]), Some(one));
+        assert_eq!(to([(one, serves()), (two, says(10, two, running()))]), None, "a promotion has begun");
+        assert_eq!(to([(one, serves()), (two, says(10, two, PeerServer::Primary))]), Some(two));
+        assert_eq!(to([(one, says(9, two, PeerServer::Primary)), (two, says(9, two, running()))]), None);
+        assert_eq!(to([(one, says(4, one, PeerServer::Primary)), (two, says(4, one, running()))]), None);
+    }
+}
