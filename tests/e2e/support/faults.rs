@@ -217,7 +217,11 @@ impl Ground<'_> {
         let api: Api<Pod> = Api::namespaced(self.subject.client.clone(), &self.subject.namespace);
         let evict = async |name: &str| {
             let asked = || async { Ok(api.evict(name, &EvictParams::default()).await.map(drop)?) };
-            until(&format!("{name} to be evicted"), DRAIN_MAX, asked).await
+            let evicted = until("an eviction", DRAIN_MAX, asked);
+            // The client itself asks again when the budget refuses, for much longer.
+            tokio::time::timeout(DRAIN_MAX, evicted)
+                .await
+                .with_context(|| format!("{name} may not be evicted"))?
         };
         evict(primary).await?;
         for name in names.iter().filter(|name| *name != primary) {
