@@ -85,8 +85,6 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             users.write(Listed::All)?;
             command.args(["--replicaof", GATE_ADDRESS, &port.to_string()]);
             command.args(["--replica-announce-ip", &config.pod_ip]);
-            // Otherwise a replica says of itself that it is at the port which it had when it connected.
-            command.args(["--replica-announce-port", &args.server_port.to_string()]);
         }
         Topology::Cluster => {
             users.write(listed)?;
@@ -113,6 +111,8 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
     }
     // Clients are refused until the server has left the gate.
     command.args(["--port", "0"]);
+    // Otherwise a replica says of itself that it is at the port which it had when it connected.
+    command.args(["--replica-announce-port", &args.server_port.to_string()]);
     command.arg("--unixsocket").arg(socket(config)).args(["--unixsocketperm", "700"]);
     command.arg("--aclfile").arg(users.file());
     if aof_left_off {

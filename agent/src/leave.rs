@@ -14,9 +14,11 @@ use valkeeper_core::{agent::History, config::SHUTDOWN_TIMEOUT_S, info::RawRole, 
 /// How long a primary waits to be handed over. Shorter than what Valkey waits for its replicas (10 s), far shorter than
 /// the pod's grace period; a handover takes some 30 ms.
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a node of a Valkey Cluster that has handed over stays and says so: clients ask it when they use it, and dial an address that is
-/// gone for seconds.
-const MOVED_MAX: Duration = Duration::from_secs(2);
+/// How long a node of a Valkey Cluster that has handed over stays and says so: clients ask it when they use it.
+const MOVED_MAX: Duration = Duration::from_secs(1);
+/// How long its address refuses after its server's end: who dials it then asks another node at once, and waits for seconds for an answer of an
+/// address that is gone. Both together are the 2 s that a termination may take longer.
+const REFUSED_MAX: Duration = Duration::from_secs(1);
 /// How long it waits for that without any replica: a link that broke is back within a second.
 const ALONE_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at what is waited for: a fifth of a handover.
@@ -74,8 +76,14 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> 
 
 /// The last of clients find who takes over before this address is gone.
 async fn pass_on(agent: &Agent, asked: &mut Asked) {
+    let done = async {
+        match agent.config.topology {
+            Topology::Replication => agent.relay.last(relay::PASS_LEAVING_MAX).await,
+            Topology::Cluster => tokio::time::sleep(REFUSED_MAX).await,
+        }
+    };
     tokio::select! {
-        () = agent.relay.last(relay::PASS_LEAVING_MAX) => {}
+        () = done => {}
         () = asked.again() => tracing::info!("told again: not passing clients on any longer"),
     }
 }

@@ -280,6 +280,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         drawn,
         gate,
         leaving,
+        relays,
         disk_full,
         oom_kills,
         writes_stopped,
@@ -303,6 +304,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
     said.extend(drawn.is_some().then(|| "started without data".to_owned()));
     said.extend((*consents > 0).then(|| format!("consented {consents} times")));
     said.extend(leaving.then(|| "is leaving".to_owned()));
+    said.extend(relays.then(|| "passes clients on".to_owned()));
     said.extend(disk_full.then(|| "DISK FULL".to_owned()));
     said.extend((*oom_kills > 0).then(|| format!("{oom_kills} processes killed for want of memory")));
     said.extend(writes_stopped.then(|| "WRITES STOPPED".to_owned()));
