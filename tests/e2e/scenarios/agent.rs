@@ -4,6 +4,7 @@
 use super::World;
 use crate::support::{
     load::{Figures, Load},
+    operator::page,
     process::{kill_server, pid_in_pod, signal, wipe_data},
     resp::{Reply, Role},
     subject::{Member, Subject},
@@ -22,6 +23,8 @@ const LOOK_PAUSE: Duration = Duration::from_millis(100);
 const WRITES: usize = 1_000;
 /// Keys before a flush.
 const KEYS: usize = 100;
+/// Where an agent answers probes.
+const PROBES_PORT: u16 = 9121;
 /// Process of the agent.
 const AGENT: &str = "valkeeper-agent";
 
@@ -55,10 +58,9 @@ pub async fn restarted_empty_alone(world: &World) -> anyhow::Result<String> {
     let story = async {
         let fault = wipe_and_kill(&primary, "valkey-server")?;
         until("the server to be at its gate", SETTLED_MAX, || async {
-            match role_of(subject, &primary.name).await? {
-                Role::Replica { of, link: _ } if of == "127.0.0.1" => Ok(()),
-                other @ (Role::Primary | Role::Replica { .. }) => bail!("it is {other:?}"),
-            }
+            // Its port is closed: its agent says where it is.
+            let said = page(primary.address.context("no address")?, PROBES_PORT, "/readyz").await?;
+            if said.contains("at the boot gate") { Ok(()) } else { bail!("it says {said}") }
         })
         .await?;
         replicas_keep(subject, &primary, &load.keys()).await?;

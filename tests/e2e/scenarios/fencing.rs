@@ -6,7 +6,7 @@ use crate::support::{
     audit_log::{Asked, AuditLog},
     journal::{Journal, claims, newest, number, one_writer_at_a_time},
     load::{IN_FLIGHT, Load, Log, TIMEOUT_READ, Target, turns},
-    net::{Cut, cut_calls},
+    net::{Cut, cut_calls, cut_held_calls},
     operator::Instance,
     process::{epoch_in_ledger, is_stopped, kill_server, signal},
     resp::Reach,
@@ -149,9 +149,8 @@ async fn stop_in_a_failover(
 ) -> anyhow::Result<(Stopped, Instant)> {
     let subject = &world.subject;
     let before = newest(&world.client, uid).await?.last().map_or(0, |record| number(record, "seq"));
-    let members: Vec<IpAddr> = subject.members().await?.iter().filter_map(|m| m.address).collect();
     let cut = match moment {
-        Moment::AfterTheRecord => cut_calls(first.pid, &members, AGENT_PORT)?,
+        Moment::AfterTheRecord => cut_held_calls(first.pid, AGENT_PORT)?,
         Moment::BeforeTheRecord => cut_calls(first.pid, &[api_address(world).await?], API_PORT)?,
     };
     let fault = kill_server(world.place, &subject.namespace, primary)?;

@@ -80,8 +80,10 @@ pub async fn pod_frozen(world: &World) -> anyhow::Result<String> {
     subject.ready().await?;
     let logs = load.finish()?;
     let inside = logs.iter().find(|log| log.client == INSIDE).context("no such client")?;
-    let last = inside.last().context("nothing was acknowledged inside")?;
-    let both = last.checked_duration_since(thawed).unwrap_or_default();
+    let kept = subject.set(&inside.key, TIMEOUT_READ).await?;
+    // What is there was acknowledged before the fault, or by the successor, to which the old primary's clients are passed on.
+    let last = inside.missing(&kept).into_iter().max();
+    let both = last.and_then(|last| last.checked_duration_since(thawed)).unwrap_or_default();
     if both > THAWED_MAX {
         bail!("{:.0} ms after it thawed {} still accepted writes", both.as_secs_f64() * 1000.0, primary.name);
     }
@@ -159,7 +161,9 @@ pub(super) fn two_sides(
     let log = |client: &str| logs.iter().find(|log| log.client == client).context("no such client");
     let kept = |client: &str| kept.get(client).context("nobody read what the client wrote");
     let (inside, outside) = (log(INSIDE)?, log(OUTSIDE)?);
-    let last = inside.last().context("nothing was acknowledged inside")?;
+    let missing = inside.missing(kept(INSIDE)?);
+    // Whatever is there was not acknowledged by the isolated one: when it is back its clients are passed on.
+    let last = missing.iter().max().copied().context("nothing was acknowledged inside alone")?;
     let first = outside.first_since(since).context("nothing was acknowledged outside")?;
     let ms = |d: Duration| d.as_secs_f64() * 1000.0;
     if last <= since {
@@ -173,7 +177,6 @@ pub(super) fn two_sides(
     if lost > 0 {
         bail!("{lost} writes of the side that went on are lost");
     }
-    let missing = inside.missing(kept(INSIDE)?);
     if let Some(early) = missing.iter().find(|at| **at + IN_FLIGHT < since) {
         bail!("a write {:.1} ms before the cut is lost", ms(since - *early));
     }

@@ -74,6 +74,28 @@ pub fn cut_calls(pid: u32, to: &[IpAddr], port: u16) -> anyhow::Result<Cut> {
     Ok(cut)
 }
 
+/// The same over the connections that are there. New ones are not cut: by those an operator goes on to look at servers while its commands
+/// do not arrive.
+pub fn cut_held_calls(pid: u32, port: u16) -> anyhow::Result<Cut> {
+    let namespace = File::open(format!("/proc/{pid}/ns/net"))?;
+    let mut cut = Cut { namespace, since: Instant::now(), port: Some(port), healed: true };
+    let held = cut.lines(port)?;
+    // State, bytes to be read, bytes to be sent, own address, the other's.
+    let own = |line: &String| Some(line.split_whitespace().nth(3)?.rsplit(':').next()?.to_owned());
+    let ports: Vec<String> = held.iter().filter(|line| line.starts_with("ESTAB")).filter_map(own).collect();
+    if ports.is_empty() {
+        bail!("nobody is connected to port {port}");
+    }
+    cut.nft(&format!(
+        "table {TABLE} {{\n\
+         chain outgoing {{ type filter hook output priority 0; tcp dport {port} tcp sport {{ {ports} }} drop; }}\n\
+         }}\n",
+        ports = ports.join(", "),
+    ))?;
+    cut.healed = false;
+    Ok(cut)
+}
+
 /// Drops what comes for a port of a member, and what it sends to that port of anybody. Packets are dropped as by a wrong rule of a firewall:
 /// all else goes on.
 pub fn cut_port(member: &Member, port: u16) -> anyhow::Result<Cut> {
@@ -158,11 +180,15 @@ impl Cut {
     /// Bytes that were written to the connections that are cut and that nobody has received yet.
     pub fn unsent(&self) -> anyhow::Result<u64> {
         let port = self.port.context("everything is cut, not a port")?;
-        let output = self.inside("ss").args(["-Htan", &format!("dport = :{port}")]).output().context("ss")?;
-        let text = String::from_utf8_lossy(&output.stdout).into_owned();
         // State, bytes to be read, bytes to be sent, addresses.
-        let queued = |line: &str| line.split_whitespace().nth(2)?.parse::<u64>().ok();
-        Ok(text.lines().filter_map(queued).sum())
+        let queued = |line: String| line.split_whitespace().nth(2)?.parse::<u64>().ok();
+        Ok(self.lines(port)?.into_iter().filter_map(queued).sum())
+    }
+
+    /// The connections to this port, as `ss` shows them.
+    fn lines(&self, port: u16) -> anyhow::Result<Vec<String>> {
+        let output = self.inside("ss").args(["-Htan", &format!("dport = :{port}")]).output().context("ss")?;
+        Ok(String::from_utf8_lossy(&output.stdout).lines().map(str::to_owned).collect())
     }
 
     fn undo(&mut self) -> anyhow::Result<()> {

@@ -277,15 +277,7 @@ impl Operator {
         let pods = self.list().await?;
         let address = pods.first().and_then(|pod| pod.status.as_ref()?.pod_ip.clone());
         let address: IpAddr = address.context("the operator has no address")?.parse()?;
-        let ask = move || -> anyhow::Result<String> {
-            let mut stream = TcpStream::connect((address, METRICS_PORT))?;
-            stream.set_read_timeout(Some(ASK_TIMEOUT))?;
-            stream.write_all(b"GET /metrics HTTP/1.1\r\nHost: metrics\r\nConnection: close\r\n\r\n")?;
-            let mut text = String::new();
-            stream.read_to_string(&mut text)?;
-            Ok(text)
-        };
-        tokio::task::spawn_blocking(ask).await?
+        page(address, METRICS_PORT, "/metrics").await
     }
 
     /// The end of its log, for a failure's report.
@@ -335,6 +327,21 @@ fn is_ready(pod: &Pod) -> bool {
     let conditions = pod.status.as_ref().and_then(|status| status.conditions.as_ref());
     pod.metadata.deletion_timestamp.is_none()
         && conditions.is_some_and(|all| all.iter().any(|c| c.type_ == "Ready" && c.status == "True"))
+}
+
+/// What is at this path, with the head of the answer.
+pub async fn page(address: IpAddr, port: u16, path: &'static str) -> anyhow::Result<String> {
+    let ask = move || -> anyhow::Result<String> {
+        let mut stream = TcpStream::connect((address, port))?;
+        stream.set_read_timeout(Some(ASK_TIMEOUT))?;
+        stream.write_all(
+            format!("GET {path} HTTP/1.1\r\nHost: page\r\nConnection: close\r\n\r\n").as_bytes(),
+        )?;
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        Ok(text)
+    };
+    tokio::task::spawn_blocking(ask).await?
 }
 
 fn split_image(image: &str) -> anyhow::Result<(&str, &str)> {

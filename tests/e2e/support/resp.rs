@@ -172,6 +172,14 @@ impl Connection {
         Ok(Reply::Text(String::from_utf8_lossy(&bytes).into_owned()))
     }
 
+    /// The address at which whoever serves this connection has it: another than where it leads if a member's agent passes it on.
+    pub fn served_at(&mut self) -> io::Result<Option<IpAddr>> {
+        let reply = self.call(&["CLIENT", "INFO"])?;
+        let text = reply.text().unwrap_or_default();
+        let local = text.split(' ').find_map(|field| field.strip_prefix("laddr="));
+        Ok(local.and_then(|at| at.parse::<SocketAddr>().ok()).map(|at| at.ip()))
+    }
+
     /// The role: `master`, or `slave` with the address it follows and the state of its link.
     pub fn role(&mut self) -> io::Result<Role> {
         let reply = self.call(&["ROLE"])?;

@@ -22,12 +22,16 @@ use serde_json::{Value, json};
 use std::{
     collections::{BTreeMap, HashSet},
     net::IpAddr,
-    time::Duration,
+    time::{Duration, Instant},
 };
 use valkeeper::api::v1alpha1::ValkeyCluster;
 
 /// Name of a member's container.
 const CONTAINER: &str = "valkey";
+/// Longest wait for a member's own server at its port: its agent has that for 10 s at most.
+const OWN_PORT_MAX: Duration = Duration::from_secs(15);
+/// Between two tries.
+const OWN_PORT_PAUSE: Duration = Duration::from_millis(50);
 /// Bound on each wait of a connection that only asks.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// Bound on everything the operator does while pods start: machines differ, figures are printed.
@@ -284,12 +288,30 @@ impl Subject {
         Ok(slice.endpoints.unwrap_or_default().into_iter().flat_map(|e| e.addresses).collect())
     }
 
-    /// A connection to a member as an application has it.
+    /// A connection to a member's own server as an application has it. Where the port is closed, or its agent passes clients on, it is
+    /// waited for.
     pub async fn connect(&self, member: &Member, timeout: Duration) -> anyhow::Result<Connection> {
+        let begun = Instant::now();
+        loop {
+            match self.connect_now(member, timeout).await {
+                Err(error) if begun.elapsed() >= OWN_PORT_MAX => return Err(error),
+                Err(_) => tokio::time::sleep(OWN_PORT_PAUSE).await,
+                Ok(connection) => return Ok(connection),
+            }
+        }
+    }
+
+    async fn connect_now(&self, member: &Member, timeout: Duration) -> anyhow::Result<Connection> {
         let address = member.address.with_context(|| format!("{} has no address", member.name))?;
         let (reach, password) = (self.reach.clone(), member.password.clone());
-        let open = move || Connection::open(&reach, address, &password, timeout);
-        Ok(tokio::task::spawn_blocking(open).await??)
+        let open = move || -> anyhow::Result<Connection> {
+            let mut connection = Connection::open(&reach, address, &password, timeout)?;
+            match connection.served_at()? {
+                Some(at) if at != address => bail!("{address} passes its clients on to {at}"),
+                Some(_) | None => Ok(connection),
+            }
+        };
+        tokio::task::spawn_blocking(open).await?
     }
 
     /// Runs a command on a member.
@@ -304,7 +326,7 @@ impl Subject {
     pub async fn roles(&self) -> anyhow::Result<Vec<(Member, Role)>> {
         let mut roles = Vec::new();
         for member in self.members().await? {
-            if let Ok(mut connection) = self.connect(&member, ASK_TIMEOUT).await
+            if let Ok(mut connection) = self.connect_now(&member, ASK_TIMEOUT).await
                 && let Ok(Ok(role)) = tokio::task::spawn_blocking(move || connection.role()).await
             {
                 roles.push((member, role));
