@@ -11,7 +11,7 @@ use std::{
     path::Path,
     sync::{Arc, Mutex, PoisonError},
 };
-use valkeeper_core::agent::Ledger;
+use valkeeper_core::agent::{Ledger, Refusal};
 
 /// Directory in the data directory.
 const DIR: &str = "valkeeper";
@@ -19,6 +19,17 @@ const DIR: &str = "valkeeper";
 const FILE: &str = "agent.json";
 /// Bytes of a slot: a ledger with a hundred members has 2 KiB. Slots begin at a multiple of it, so no block is shared.
 const SLOT_BYTES: usize = 16 * 1024;
+
+/// Why the ledger did not change.
+#[derive(Debug, thiserror::Error)]
+pub enum Unchanged {
+    /// A rule says so.
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+    /// It could not be written.
+    #[error("the ledger cannot be written")]
+    Unwritten(#[source] io::Error),
+}
 
 /// Where the ledger is kept.
 #[derive(Clone, Debug)]

@@ -5,11 +5,7 @@ mod commands;
 mod peer;
 mod tunnel;
 
-use crate::{
-    boot,
-    peers::GRPC_PORT,
-    shared::{Agent, Unchanged},
-};
+use crate::{boot, memory::Unchanged, peers::GRPC_PORT, shared::Agent};
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},

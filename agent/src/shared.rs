@@ -7,7 +7,7 @@ use crate::{
     election::{Allegiance, Standing},
     handing::Handing,
     local::{self, Configured, Local, Look},
-    memory::Memory,
+    memory::{Memory, Unchanged},
     peers::Peers,
     relay::Relay,
     supervise::Process,
@@ -283,17 +283,6 @@ pub fn is_at_gate(info: &Info) -> bool {
 pub fn history(info: &Info) -> History {
     let before = info.replid2.clone().zip(info.replid2_offset);
     History { replid: info.replid.clone(), offset: info.offset, before }
-}
-
-/// Why the ledger did not change.
-#[derive(Debug, thiserror::Error)]
-pub enum Unchanged {
-    /// A rule says so.
-    #[error(transparent)]
-    Refused(#[from] Refusal),
-    /// It could not be written.
-    #[error("the ledger cannot be written")]
-    Unwritten(#[source] io::Error),
 }
 
 /// The agent.

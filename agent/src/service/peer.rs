@@ -1,7 +1,7 @@
 //! What the shard's other members ask.
 
 use super::{caller, malformed, unchanged};
-use crate::shared::{Agent, Unchanged};
+use crate::{memory::Unchanged, shared::Agent};
 use std::sync::Arc;
 use tokio::time::Instant;
 use tonic::{Request, Response, Status};
