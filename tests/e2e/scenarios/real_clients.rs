@@ -17,6 +17,10 @@ const JOBS: [&str; 4] = ["write", "multi", "subscriber", "blpop"];
 /// have by default, and far shorter than their timeouts.
 const AFTER: Duration = Duration::from_secs(3);
 
+/// The same after a node of a Valkey Cluster has gone: go-redis looks at the nodes anew when what it knows is 10 s old, and `PUBLISH` and
+/// `SUBSCRIBE` are redirected by nobody.
+const AFTER_NODE: Duration = Duration::from_secs(18);
+
 /// Through the write Service.
 pub async fn through_the_service(world: &World) -> anyhow::Result<String> {
     let ground =
@@ -42,7 +46,9 @@ async fn through(ground: &Ground<'_>, faults: &[Fault]) -> anyhow::Result<String
         let jobs = JOBS.map(str::to_owned);
         let clients = Clients::start(ground.subject, ground.topology, &LIBRARIES, &jobs).await?;
         let begun = ground.meet(*fault).await.context(name)?;
-        tokio::time::sleep(AFTER).await;
+        let node_gone = ground.topology == Topology::Cluster && *fault == Fault::Deleted;
+        let after = if node_gone { AFTER_NODE } else { AFTER };
+        tokio::time::sleep(after).await;
         let sudden: &[u64] = if fault.is_sudden() { &[begun] } else { &[] };
         let seen = clients.finish(begun, sudden).await.context(name)?;
         let writes = seen.iter().filter(|seen| seen.job == "write");
