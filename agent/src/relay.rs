@@ -7,6 +7,7 @@
 //! known, and everything here is bounded in count, bytes and time.
 
 use crate::shared::Agent;
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 use std::{
     collections::BTreeMap,
     io,
@@ -38,6 +39,8 @@ const WAIT_MAX: Duration = Duration::from_secs(10);
 const HOLD_MAX: Duration = Duration::from_secs(1);
 /// Connections at a time. Who comes beyond them waits in the queue of the port.
 const CONNECTIONS_MAX: usize = 2_048;
+/// Open files that the rest of the agent needs: probes, peers, the operator, the server's socket.
+const FILES_OF_OTHERS: u64 = 512;
 /// Bytes of each direction of a connection that are held here.
 const BUFFER_BYTES: usize = 4_096;
 /// Connections that wait to be taken.
@@ -172,6 +175,22 @@ async fn run(
     taken
 }
 
+/// How many connections there is room for. Each takes two open files, of which a container may have 1,024 until it asks for more; the
+/// agent must not be without any itself.
+fn places() -> usize {
+    let wanted = 2 * CONNECTIONS_MAX as u64 + FILES_OF_OTHERS;
+    let limit = getrlimit(Resource::Nofile);
+    let mut files = limit.current.unwrap_or(u64::MAX);
+    if files < wanted {
+        let raised = wanted.min(limit.maximum.unwrap_or(u64::MAX));
+        match setrlimit(Resource::Nofile, Rlimit { current: Some(raised), ..limit }) {
+            Ok(()) => files = raised,
+            Err(error) => tracing::debug!(%error, "no more open files"),
+        }
+    }
+    usize::try_from(files.saturating_sub(FILES_OF_OTHERS) / 2).unwrap_or(CONNECTIONS_MAX).min(CONNECTIONS_MAX)
+}
+
 async fn accept(
     agent: &Arc<Agent>,
     listener: TcpListener,
@@ -180,7 +199,7 @@ async fn accept(
     connections: &mut JoinSet<()>,
     taken: &mut u64,
 ) {
-    let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let places = Arc::new(Semaphore::new(places()));
     loop {
         while connections.try_join_next().is_some() {}
         let Ok(place) = places.clone().acquire_owned().await else { return };
@@ -329,7 +348,8 @@ async fn copy(
                 }
             },
             read = from_client.read(&mut questions), if !ends => match read? {
-                0 => return Ok(()),
+                // It asks no more, and may wait for an answer.
+                0 => ends = true,
                 n => {
                     to_server.write_all(questions.get(..n).unwrap_or_default()).await?;
                     waits = true;
