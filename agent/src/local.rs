@@ -294,7 +294,11 @@ impl Local {
     pub async fn attach(&self, to: &RawSource, ended: Option<&str>) -> Result<Look, Error> {
         self.ask::<()>(cmd("REPLICAOF").arg(&to.host).arg(to.port)).await?;
         if let Some(spared) = ended {
-            self.disconnect(spared).await?;
+            // It is done, whoever stays connected: those hear that it is a replica now.
+            let ending = tokio::time::timeout(STOP_TIMEOUT, self.disconnect(spared)).await;
+            if let Err(error) = ending.unwrap_or(Err(Error::Silent)) {
+                tracing::warn!(%error, "not all clients of the old primary were sent away");
+            }
         }
         self.unpause().await?;
         let follows = |look: &Look| match &look.info.role {
@@ -336,14 +340,18 @@ impl Local {
     /// Ends the connections of clients, but not those of `spared` users and the agent's own.
     pub async fn disconnect(&self, spared: &str) -> Result<u64, Error> {
         let users: Vec<String> = self.ask(cmd("ACL").arg("USERS")).await?;
-        let mut ended = 0;
+        let (mut ended, mut failed) = (0, None);
         // Not one command for all: what spares a user is only known to the newest servers.
         for user in users.iter().filter(|user| *user != spared && *user != self.user) {
             let mut kill = cmd("CLIENT");
             kill.arg("KILL").arg("TYPE").arg("normal").arg("USER").arg(user).arg("SKIPME").arg("yes");
-            ended += self.ask::<u64>(&kill).await?;
+            match self.ask::<u64>(&kill).await {
+                Ok(number) => ended += number,
+                // A user may have been deleted since: the others' connections are ended all the same.
+                Err(error) => failed = failed.or(Some(error)),
+            }
         }
-        Ok(ended)
+        failed.map_or(Ok(ended), Err)
     }
 
     /// Makes the server refuse every write; answers with what was configured before, `None` if it refused already.

@@ -103,6 +103,7 @@ async fn settle(agent: &Arc<Agent>, is_on_disk: bool) {
         RawRole::Primary => true,
         RawRole::Replica { source: _, link } => *link == Link::Up,
     };
+    agent.reclaim_port().await;
     if agent.read(|known| !known.listens) {
         agent.settle_port().await;
     }
@@ -124,7 +125,9 @@ async fn send_away(agent: &Arc<Agent>, refused: u64) {
     if refused <= before || agent.read(Known::may_be_primary) {
         return;
     }
-    match agent.local.end_writers(&agent.config.args.operator_user).await {
+    let is_replica = || !agent.read(Known::may_be_primary);
+    let ending = agent.local.end_writers(&agent.config.args.operator_user, is_replica);
+    match tokio::time::timeout(LOOK_PERIOD, ending).await.unwrap_or(Err(Error::Silent)) {
         Ok(ended) => tracing::info!(ended, "clients that write to this replica are sent away"),
         Err(error) => tracing::warn!(%error, "clients that write to this replica cannot be sent away"),
     }

@@ -60,7 +60,7 @@ const DRAIN_MAX: Duration = Duration::from_millis(200);
 /// A connection on which the server has said nothing for so long has all of its answer.
 const QUIET: Duration = Duration::from_millis(3);
 /// Bound on taking the port, which a server that ends or closes it may still have.
-const TAKE_MAX: Duration = Duration::from_millis(500);
+const TAKE_MAX: Duration = Duration::from_millis(200);
 /// Between two tries to take it.
 const TAKE_PAUSE: Duration = Duration::from_millis(1);
 /// Pause after a connection could not be taken (no more descriptors).
@@ -168,9 +168,10 @@ async fn run(
     }
     phase.send_replace(Phase::End);
     let all = async { while connections.join_next().await.is_some() {} };
-    // The port is free by now: connections end behind the back of whoever waits for that.
-    if !*asked.borrow() {
-        let _ = tokio::time::timeout(DRAIN_MAX * 2, all).await;
+    // The port is free by now. Whoever asks for it does not wait for answers to others.
+    tokio::select! {
+        _ = tokio::time::timeout(DRAIN_MAX * 2, all) => {}
+        _ = asked.wait_for(|asked| *asked) => {}
     }
     taken
 }

@@ -5,7 +5,7 @@ mod commands;
 mod peer;
 mod tunnel;
 
-use crate::{boot, memory::Unchanged, peers::GRPC_PORT, shared::Agent};
+use crate::{memory::Unchanged, peers::GRPC_PORT, shared::Agent};
 use std::{
     io,
     net::{Ipv4Addr, Ipv6Addr, SocketAddr},
@@ -88,7 +88,7 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
         shard: me.shard,
     };
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
-    let tunnels = Arc::new(Tunnels::new(boot::socket(&agent.config)));
+    let tunnels = Arc::new(Tunnels::new(agent.clone()));
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
         let Ok((stream, _)) = listener.accept().await else {

@@ -402,7 +402,7 @@ async fn in_a_full_installation_who_has_more_than_its_share_cuts_and_nobody_else
 }
 
 /// The stories, in the order of their names, that fit into one stream when they are packed. Count.
-const STORIES_MAX: usize = 60;
+const STORIES_MAX: usize = 58;
 
 /// What the stories recorded, as far as one stream holds it, as it was appended: what has the same time came at once.
 fn stories() -> Vec<(Timestamp, Vec<Event>)> {

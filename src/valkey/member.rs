@@ -26,6 +26,9 @@ pub const WEIGH_TIMEOUT: Duration = Duration::from_millis(500);
 /// millisecond; a whole one would be rounded up to two.
 const CONFIRM_PAUSE: Duration = Duration::from_micros(100);
 
+/// Pause before a refusal is taken for one: it is asked for once more.
+const REFUSED_PAUSE: Duration = Duration::from_millis(20);
+
 /// How often such an address is asked within one look: the first repetition is enough with few clients, and 10,000
 /// take the kernel some 100 ms to close. Something that accepts and hangs up for ever is no proof of anything.
 const CONFIRM_TRIES: u32 = 100;
@@ -181,12 +184,18 @@ impl MemberLink {
 
     /// Makes a new connection, looks through it, and holds it in place of the one before.
     async fn reconnect(&self) -> Result<Look, Error> {
+        let mut refused = false;
         for _ in 0..CONFIRM_TRIES {
             match self.open().await {
                 Err(Error::Closed) => tokio::time::sleep(CONFIRM_PAUSE).await,
                 Ok((connection, look)) => {
                     self.hold(connection);
                     return Ok(look);
+                }
+                // A kernel that ends the first process of a container closes its sockets before it ends the others.
+                Err(Error::Refused) if !refused => {
+                    refused = true;
+                    tokio::time::sleep(REFUSED_PAUSE).await;
                 }
                 Err(error) => return Err(error),
             }

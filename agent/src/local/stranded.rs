@@ -28,8 +28,8 @@ fn client<'a>(line: &'a str, spared: &[&str]) -> Option<(&'a str, &'a str)> {
 }
 
 impl Local {
-    /// Ends the connections whose last command was a write, but not this user's; how many.
-    pub async fn end_writers(&self, spared: &str) -> Result<usize, Error> {
+    /// Ends the connections whose last command was a write, but not this user's, as long as the server is a replica; how many.
+    pub async fn end_writers(&self, spared: &str, is_replica: impl Fn() -> bool) -> Result<usize, Error> {
         let mut list = cmd("COMMAND");
         list.arg("LIST").arg("FILTERBY").arg("ACLCAT").arg("write");
         let mut writes: HashSet<String> = self.ask(&list).await?;
@@ -41,7 +41,7 @@ impl Local {
             let all: String = self.ask(cmd("CLIENT").arg("LIST").arg("TYPE").arg("normal")).await?;
             let found = all.lines().filter_map(|line| client(line, &spared));
             for (id, _) in found.filter(|(_, command)| writes.contains(*command)) {
-                if ended.insert(id.to_owned()) {
+                if is_replica() && ended.insert(id.to_owned()) {
                     let mut kill = cmd("CLIENT");
                     self.ask::<u64>(kill.arg("KILL").arg("ID").arg(id)).await?;
                 }

@@ -20,6 +20,8 @@ use valkeeper_core::{
 
 /// Bound on the end of a killed process: a kernel that writes out its memory on a slow disk.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A demotion that has waited for so long is not begun: who asked for it gives it up after 2 s, and takes it for not done.
+const DEMOTE_LATE: Duration = Duration::from_millis(1_500);
 /// Longest host:port that is understood: a DNS name and a port.
 const ADDRESS_CHARS_MAX: usize = 260;
 
@@ -167,9 +169,13 @@ impl Commands {
             Some(node) => Target::Node(node),
             None => Target::Address(address(host, port)?),
         };
+        let asked = Instant::now();
         self.obey(epoch, |_| Ok(())).await?;
         let _acting = self.0.acting.lock().await;
         let was_primary = self.checked(&run_id).await?.info.role == RawRole::Primary;
+        if was_primary && asked.elapsed() >= DEMOTE_LATE {
+            return Err(superseded("it is too late: paused writes may have gone on"));
+        }
         // Giving something up needs no memory of it first, and a handover waits for this: both at once, if the rule allows it.
         // What the server left is of no use once it has left the gate.
         let rule = |ledger: &mut Ledger| {

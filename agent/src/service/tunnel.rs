@@ -1,11 +1,12 @@
 //! The operator's way to the server: a connection to the agent's port that leads to the server's socket. What clients may reach at the
 //! server's own port, and whoever serves there, is nothing to it.
 
+use crate::{boot, shared::Agent};
 use std::{
     collections::VecDeque,
     io,
     path::{Path, PathBuf},
-    sync::{Mutex, PoisonError},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 use tokio::{io::AsyncWriteExt, net::UnixStream, task::AbortHandle};
@@ -14,18 +15,21 @@ use valkeeper_agent::tls::{Peer, Reached, Secured};
 /// Tunnels at a time: an operator holds one, tries another beside it after silence, and its successor does the same. A newer one ends
 /// the oldest, whose path may be dead.
 const TUNNELS_MAX: usize = 8;
+/// How long the news of a process's end takes here at most, after its sockets have ended.
+const END_HEARD_MAX: Duration = Duration::from_millis(50);
 /// Bound on reaching the socket: the kernel answers at once, or has no place in the socket's queue.
 const REACH_TIMEOUT: Duration = Duration::from_millis(200);
 
 /// The tunnels to one server's socket.
 pub struct Tunnels {
+    agent: Arc<Agent>,
     socket: PathBuf,
     open: Mutex<VecDeque<AbortHandle>>,
 }
 
 impl Tunnels {
-    pub fn new(socket: PathBuf) -> Tunnels {
-        Tunnels { socket, open: Mutex::default() }
+    pub fn new(agent: Arc<Agent>) -> Tunnels {
+        Tunnels { socket: boot::socket(&agent.config), agent, open: Mutex::default() }
     }
 
     /// Serves one that has shaken hands, if it is the operator's.
@@ -34,9 +38,9 @@ impl Tunnels {
             tracing::debug!(peer = %secured.peer, "a way to the server is for the operator only");
             return;
         }
-        let socket = self.socket.clone();
+        let (agent, socket) = (self.agent.clone(), self.socket.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = lead(&socket, secured).await {
+            if let Err(error) = lead(&agent, &socket, secured).await {
                 tracing::debug!(%error, "the operator's connection to the server has ended");
             }
         });
@@ -52,7 +56,7 @@ impl Tunnels {
 }
 
 /// Says whether the server is there, and then passes on what both sides say until one of them ends.
-async fn lead(socket: &Path, mut secured: Secured) -> io::Result<()> {
+async fn lead(agent: &Agent, socket: &Path, mut secured: Secured) -> io::Result<()> {
     let reached = tokio::time::timeout(REACH_TIMEOUT, UnixStream::connect(socket)).await;
     let (said, server) = match reached {
         Ok(Ok(server)) => (Reached::Server, Some(server)),
@@ -60,7 +64,8 @@ async fn lead(socket: &Path, mut secured: Secured) -> io::Result<()> {
         Ok(Err(error))
             if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
         {
-            (Reached::Nobody, None)
+            let said = if is_gone(agent).await { Reached::Nobody } else { Reached::Unknown };
+            (said, None)
         }
         Ok(Err(_)) | Err(_) => (Reached::Unknown, None),
     };
@@ -70,6 +75,20 @@ async fn lead(socket: &Path, mut secured: Secured) -> io::Result<()> {
         Some(mut server) => both_ways(&mut secured, &mut server).await,
         None => secured.shutdown().await,
     }
+}
+
+/// Whether the process has ended, or has not served yet. A socket that is missed beside a process that has served says nothing: somebody may
+/// have removed the file. The end of a process is heard of a moment after its sockets have ended.
+async fn is_gone(agent: &Agent) -> bool {
+    let mut changed = agent.changed.subscribe();
+    let gone = async {
+        while agent.read(|known| known.process.is_some() && known.info.is_some()) {
+            if changed.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::time::timeout(END_HEARD_MAX, gone).await.is_ok()
 }
 
 /// Ends as soon as either side does: half a connection is of no use, and the operator waits for the end.
