@@ -80,6 +80,11 @@ pub enum Announce {
     Hostname,
 }
 
+/// The name in DNS of a member's pod, whatever its address.
+pub fn hostname(namespace: &str, cluster: &str, member: MemberId) -> String {
+    format!("{cluster}-{member}.{cluster}-headless.{namespace}.svc")
+}
+
 /// MEMBER=IP:PORT
 #[derive(Clone, Debug)]
 pub struct PeerAddress(MemberId, SocketAddr);
@@ -120,8 +125,7 @@ impl Config {
 
     /// The pod's name in DNS.
     pub fn hostname(&self) -> String {
-        let Config { args: RunArgs { cluster, .. }, namespace, me, .. } = self;
-        format!("{cluster}-{me}.{cluster}-headless.{namespace}.svc")
+        hostname(&self.namespace, &self.args.cluster, self.me)
     }
 
     /// Peers whose addresses are given.

@@ -14,14 +14,14 @@ use std::{
     process::Command,
 };
 use valkeeper_core::{
-    config::{AOF_DIR, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, NODES_FILE, RDB_FILE},
+    config::{
+        AOF_DIR, BUS_PORT, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, NODES_FILE, PORT, RDB_FILE,
+    },
     spec::Topology,
 };
 
 /// The agent's user.
 pub const USER: &str = "valkeeper-agent";
-/// Port of the bus, less the port of clients.
-const BUS_ABOVE_PORT: u16 = 10_000;
 /// Length of its password: 62^32 is about 190 bits.
 const PASSWORD_LENGTH: usize = 32;
 /// What a replica at the gate of Cluster mode logs in at its primary with: nobody's password, so that it cannot be synchronised.
@@ -95,7 +95,7 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             command.args(["--cluster-announce-ip", &config.pod_ip]);
             // The bus has a port of its own, which is not derived from that of clients while that is closed.
             command.args(["--cluster-announce-port", &args.server_port.to_string()]);
-            command.args(["--cluster-port", &args.server_port.saturating_add(BUS_ABOVE_PORT).to_string()]);
+            command.args(["--cluster-port", &args.server_port.saturating_add(BUS_PORT - PORT).to_string()]);
             let name = format!("{}-{}", args.cluster, config.me);
             command.args(["--cluster-announce-human-nodename", &name]);
             // Whatever clients are told: a node that names others by hostname says `?` of one that announces none, and in a rollout that

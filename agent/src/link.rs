@@ -30,7 +30,7 @@ pub async fn connect(
         async move {
             let stream = TcpStream::connect(address).await?;
             stream.set_nodelay(true)?;
-            Ok::<_, io::Error>(TokioIo::new(live.connect(&accept, ALPN_H2, stream).await?))
+            Ok::<_, io::Error>(TokioIo::new(live.connect(&accept, &[ALPN_H2], stream).await?))
         }
     });
     // The address in the URI is for the :authority header only.

@@ -177,8 +177,9 @@ fn replicas(out: &mut String, fields: &BTreeMap<&str, &str>) {
 fn own(out: &mut String, agent: &Agent) {
     let state = agent.state();
     let flag = |is: bool| if is { "1" } else { "0" };
-    let (holding, restarts, away, confirmations) = agent.read(|known| {
-        (matches!(known.gate, Gate::Holding(_)), known.restarts, known.operator_away(), known.confirmations)
+    let (holding, restarts, away, confirmations, relays) = agent.read(|known| {
+        let holding = matches!(known.gate, Gate::Holding(_));
+        (holding, known.restarts, known.operator_away(), known.confirmations, known.relays)
     });
     let grant = state.brief.as_ref().map_or(0, |brief| brief.grant).to_string();
     for (kind, name, value) in [
@@ -188,6 +189,8 @@ fn own(out: &mut String, agent: &Agent) {
         ("gauge", "operator_away", flag(away)),
         ("gauge", "leaving", flag(state.leaving)),
         ("gauge", "disk_full", flag(state.disk_full)),
+        ("gauge", "relaying", flag(relays)),
+        ("counter", "relayed_connections_total", &agent.relay.taken().to_string()),
         ("counter", "server_restarts_total", &restarts.to_string()),
         ("counter", "oom_kills_total", &state.oom_kills.to_string()),
         ("counter", "confirmations_total", &confirmations.to_string()),

@@ -178,7 +178,7 @@ async fn post(
 async fn connect(agent: &Agent, address: String) -> Result<Held, Untold> {
     let stream = TcpStream::connect(&address).await?;
     stream.set_nodelay(true)?;
-    let secured = agent.live.connect(&Accept::Operator, ALPN_HTTP1, stream).await?;
+    let secured = agent.live.connect(&Accept::Operator, &[ALPN_HTTP1], stream).await?;
     let (sender, connection) = http1::handshake(TokioIo::new(secured)).await?;
     // It ends with the sender, or with the socket.
     tokio::spawn(connection);

@@ -1,6 +1,6 @@
 //! The shard's other agents: found by name, asked over held connections, each question bounded.
 
-use crate::args::Config;
+use crate::args::{Config, hostname};
 use std::{
     collections::BTreeMap,
     io,
@@ -131,8 +131,7 @@ impl Peers {
     }
 
     async fn look_up(&self, member: MemberId) -> io::Result<SocketAddr> {
-        let Peers { cluster, namespace, .. } = self;
-        let name = format!("{cluster}-{member}.{cluster}-headless.{namespace}.svc");
+        let name = hostname(&self.namespace, &self.cluster, member);
         let looked = tokio::net::lookup_host((name, GRPC_PORT)).await;
         let address = looked.and_then(|mut all| all.next().ok_or_else(|| io::ErrorKind::NotFound.into()));
         self.noted(member, |found| {

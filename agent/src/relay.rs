@@ -12,7 +12,10 @@ use std::{
     collections::BTreeMap,
     io,
     net::{IpAddr, SocketAddr},
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 use tokio::{
@@ -28,13 +31,15 @@ use valkeeper_core::{
     spec::Topology,
 };
 
-/// How long clients are passed on. kube-proxy's second sync within a second waits for the end of that second, and a sync takes up to
+/// How long clients are passed on to a primary. kube-proxy's second sync within a second waits for the end of that second, and a sync takes up to
 /// another: what it leads here after that it leads here for good.
 const PASS_MAX: Duration = Duration::from_secs(3);
 /// The same once the server of a member that leaves has ended: what its end may take longer.
 pub const PASS_LEAVING_MAX: Duration = Duration::from_secs(2);
 /// How long the port is kept while there is nobody to pass on to. After that, who comes is refused.
 const WAIT_MAX: Duration = Duration::from_secs(10);
+/// How long the port is kept in all, however often the primary changes: after this no further change is followed.
+const RELAY_MAX: Duration = Duration::from_secs(30);
 /// How long a connection is held while there is nobody to pass it on to: ten times a failover, shorter than clients wait for an answer.
 const HOLD_MAX: Duration = Duration::from_secs(1);
 /// Connections at a time. Who comes beyond them waits in the queue of the port.
@@ -79,7 +84,11 @@ enum Phase {
 
 /// The relay of one member.
 #[derive(Default)]
-pub struct Relay(Mutex<Option<Running>>);
+pub struct Relay {
+    running: Mutex<Option<Running>>,
+    /// Connections of clients that it has taken since the agent began.
+    taken: AtomicU64,
+}
 
 /// One that runs.
 struct Running {
@@ -89,7 +98,12 @@ struct Running {
 
 impl Relay {
     fn running(&self) -> std::sync::MutexGuard<'_, Option<Running>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.running.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Connections of clients that were taken since the agent began, whether or not anybody was there to pass them on to.
+    pub fn taken(&self) -> u64 {
+        self.taken.load(Ordering::Relaxed)
     }
 
     /// Gives the port back now. When this returns, nobody listens there.
@@ -129,10 +143,11 @@ pub async fn begin(agent: &Arc<Agent>) {
     tracing::info!("clients that come here are passed on to the primary");
     let agent = agent.clone();
     tokio::spawn(async move {
-        let passed = run(&agent, listener, own, asked).await;
+        let before = agent.relay.taken();
+        run(&agent, listener, own, asked).await;
         agent.update(|known| known.relays = false);
         say_ended.send_replace(true);
-        tracing::info!(passed, "no clients are passed on any more");
+        tracing::info!(taken = agent.relay.taken() - before, "no clients are passed on any more");
         // The server gets the port back, if it has left the gate.
         agent.look_now.notify_one();
     });
@@ -151,18 +166,12 @@ async fn take(at: SocketAddr) -> io::Result<TcpListener> {
     }
 }
 
-/// Until it is asked to end, or its time is over; how many were passed on.
-async fn run(
-    agent: &Arc<Agent>,
-    listener: TcpListener,
-    own: IpAddr,
-    mut asked: watch::Receiver<bool>,
-) -> u64 {
+/// Until it is asked to end, or its time is over.
+async fn run(agent: &Arc<Agent>, listener: TcpListener, own: IpAddr, mut asked: watch::Receiver<bool>) {
     let (phase, seen) = watch::channel(Phase::Hold);
     let mut connections = JoinSet::new();
-    let mut taken = 0;
     tokio::select! {
-        () = accept(agent, listener, own, &seen, &mut connections, &mut taken) => {}
+        () = accept(agent, listener, own, &seen, &mut connections) => {}
         () = follow(agent, &phase) => {}
         _ = asked.wait_for(|asked| *asked) => {}
     }
@@ -173,7 +182,6 @@ async fn run(
         _ = tokio::time::timeout(DRAIN_MAX * 2, all) => {}
         _ = asked.wait_for(|asked| *asked) => {}
     }
-    taken
 }
 
 /// How many connections there is room for. Each takes two open files, of which a container may have 1,024 until it asks for more; the
@@ -198,7 +206,6 @@ async fn accept(
     own: IpAddr,
     phase: &watch::Receiver<Phase>,
     connections: &mut JoinSet<()>,
-    taken: &mut u64,
 ) {
     let places = Arc::new(Semaphore::new(places()));
     loop {
@@ -212,7 +219,7 @@ async fn accept(
         if from.ip() == own || agent.peers.is_at(from.ip()) {
             continue;
         }
-        *taken += 1;
+        agent.relay.taken.fetch_add(1, Ordering::Relaxed);
         let phase = phase.clone();
         connections.spawn(async move {
             if let Err(error) = serve(client, own, phase).await {
@@ -266,16 +273,21 @@ fn decide(
     phase.send_if_modified(|phase| std::mem::replace(phase, next) != next);
 }
 
-/// Returns when clients have been passed on for long enough, or nobody was found to pass them on to.
+/// Returns when clients have been passed on for long enough to whoever was primary last, or nobody was found to pass them on to.
 async fn is_over(begun: Instant, mut phase: watch::Receiver<Phase>) {
-    let passes = phase.wait_for(|phase| matches!(phase, Phase::Pass(_)));
-    let found = tokio::time::timeout(WAIT_MAX, passes).await.is_ok_and(|found| found.is_ok());
-    if found {
-        tracing::info!(
-            after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(0),
-            "the new primary is known"
-        );
-        tokio::time::sleep(PASS_MAX).await;
+    let mut last = None;
+    while begun.elapsed() < RELAY_MAX {
+        let bound = if last.is_none() { WAIT_MAX } else { PASS_MAX };
+        let another = phase.wait_for(|phase| matches!(phase, Phase::Pass(to) if last != Some(*to)));
+        let Ok(Ok(now)) = tokio::time::timeout(bound, another).await.map(|found| found.map(|phase| *phase))
+        else {
+            return;
+        };
+        if let Phase::Pass(to) = now {
+            let after_ms = u64::try_from(begun.elapsed().as_millis()).unwrap_or(0);
+            tracing::info!(%to, after_ms, "the new primary is known");
+            last = Some(to);
+        }
     }
 }
 

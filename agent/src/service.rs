@@ -21,7 +21,7 @@ use tunnel::Tunnels;
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{agent_server::AgentServer, peer_server::PeerServer},
-    tls::{ALPN_H2, ALPN_SERVER, Accept, Caller, Peer, Secured},
+    tls::{ALPN_H2, ALPN_SERVER, Accept, Peer, Secured},
     wire::Malformed,
 };
 use valkeeper_core::agent::Refusal;
@@ -99,7 +99,7 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
         let tunnels = tunnels.clone();
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let shaken = agent.live.accept(&allowed, &[ALPN_H2, ALPN_SERVER], stream);
+            let shaken = agent.live.accept(&allowed, &[ALPN_SERVER, ALPN_H2], stream);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
                 Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER) => tunnels.serve(secured),
                 Ok(Ok(secured)) => drop(accepted.send(secured).await),
@@ -113,8 +113,7 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
 
 /// Who asks.
 fn caller<T>(request: &Request<T>) -> Result<&Peer, Status> {
-    let caller: Option<&Caller> = request.extensions().get();
-    caller.map(|caller| &caller.peer).ok_or_else(|| Status::unauthenticated("nobody"))
+    request.extensions().get().ok_or_else(|| Status::unauthenticated("nobody"))
 }
 
 fn malformed(error: Malformed) -> Status {

@@ -15,7 +15,7 @@ use rustls::{
     server::NoServerSessionStorage,
 };
 use sha2::{Digest, Sha256};
-use std::{io, net::IpAddr, sync::Arc};
+use std::{io, sync::Arc};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
     net::TcpStream,
@@ -133,14 +133,14 @@ impl Identity {
         Ok(config)
     }
 
-    fn client_config(&self, accept: &Accept, alpn: &[u8]) -> Result<ClientConfig, rustls::Error> {
+    fn client_config(&self, accept: &Accept, alpn: &[&[u8]]) -> Result<ClientConfig, rustls::Error> {
         let verifier = self.verifier.accepting(accept.clone());
         let mut config = ClientConfig::builder_with_provider(provider())
             .with_protocol_versions(&[&rustls::version::TLS13])?
             .dangerous()
             .with_custom_certificate_verifier(verifier)
             .with_client_auth_cert(self.chain.clone(), self.key.clone_key())?;
-        config.alpn_protocols = vec![alpn.to_vec()];
+        config.alpn_protocols = alpn.iter().map(|protocol| protocol.to_vec()).collect();
         config.resumption = Resumption::disabled();
         config.enable_sni = false;
         Ok(config)
@@ -192,11 +192,12 @@ impl Live {
         Ok(Secured { stream: stream.into(), peer })
     }
 
-    /// Shakes hands with whom it has connected to. Unbounded: the caller has the bound.
+    /// Shakes hands with whom it has connected to, over one of these protocols, of which the other chooses. Unbounded: the caller has the
+    /// bound.
     ///
     /// # Errors
     /// Whoever is not accepted, and a handshake that breaks.
-    pub async fn connect(&self, accept: &Accept, alpn: &[u8], stream: TcpStream) -> io::Result<Secured> {
+    pub async fn connect(&self, accept: &Accept, alpn: &[&[u8]], stream: TcpStream) -> io::Result<Secured> {
         let config = self.current().client_config(accept, alpn).map_err(io::Error::other)?;
         let name = ServerName::from(stream.peer_addr()?.ip());
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
@@ -223,21 +224,11 @@ impl Secured {
     }
 }
 
-/// Who is at the other end of a connection, and where.
-#[derive(Clone, Debug)]
-pub struct Caller {
-    /// Who it is, by its certificate.
-    pub peer: Peer,
-    /// The address it calls from; `None` if the connection has ended.
-    pub ip: Option<IpAddr>,
-}
-
 impl tonic::transport::server::Connected for Secured {
-    type ConnectInfo = Caller;
+    type ConnectInfo = Peer;
 
-    fn connect_info(&self) -> Caller {
-        let ip = self.stream.get_ref().0.peer_addr().map(|address| address.ip()).ok();
-        Caller { peer: self.peer.clone(), ip }
+    fn connect_info(&self) -> Peer {
+        self.peer.clone()
     }
 }
 

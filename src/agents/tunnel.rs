@@ -2,13 +2,13 @@
 //! closed, or passed on to another member's server.
 
 use crate::valkey::{
-    Error, Target, Way,
+    Direct, Error, Target, Way,
     way::{Stream, connected},
 };
 use async_trait::async_trait;
 use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
-use valkeeper_agent::tls::{ALPN_SERVER, Accept, Live, Peer, Reached};
+use valkeeper_agent::tls::{ALPN_H2, ALPN_SERVER, Accept, Live, Peer, Reached};
 
 /// The way to the servers of one cluster.
 pub struct Tunnel {
@@ -30,10 +30,11 @@ impl Way for Tunnel {
         let peer = Peer::Member { namespace, cluster, member: target.member };
         // A certificate that is not accepted is somebody else's at the address, which says nothing of the server.
         let accept = Accept::Exactly(peer);
-        let connecting = self.live.connect(&accept, ALPN_SERVER, stream);
+        let connecting = self.live.connect(&accept, &[ALPN_SERVER, ALPN_H2], stream);
         let mut tunnel = connecting.await.map_err(|error| Error::of_io(&error))?;
         if tunnel.protocol() != Some(ALPN_SERVER) {
-            return Err(Error::Refusal("the agent is of an older version: it leads to no server".to_owned()));
+            // An agent of an earlier build: its server has its port to itself all the time.
+            return Direct.open(target).await;
         }
         let said = tunnel.read_u8().await.map_err(|error| Error::of_io(&error))?;
         match Reached::of_byte(said) {

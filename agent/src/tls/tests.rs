@@ -84,7 +84,7 @@ async fn meet(
     };
     let call = async {
         let stream = TcpStream::connect(address).await.unwrap();
-        client.connect(wanted, ALPN_H2, stream).await.map(|secured| secured.peer)
+        client.connect(wanted, &[ALPN_H2], stream).await.map(|secured| secured.peer)
     };
     tokio::join!(serve, call)
 }

@@ -70,6 +70,10 @@ async fn clients_of_an_old_primary_write_to_the_new_one_and_never_hear_of_a_repl
     println!("writes waited {:?}", hand_over(&shard, 9).await);
     assert_eq!(old.page("/readyz").await.unwrap(), (503, "its clients are passed on\n".to_owned()));
     let mut passed = client(old).await;
+    let (_, metrics) = old.page("/metrics").await.unwrap();
+    let taken = |l: &str| l.strip_prefix("valkeeper_agent_relayed_connections_total ").map(str::to_owned);
+    assert!(metrics.lines().any(|l| l == "valkeeper_agent_relaying 1"), "{metrics}");
+    assert!(metrics.lines().filter_map(taken).any(|n| n.parse::<u64>().unwrap() > 0), "{metrics}");
     let role: Vec<redis::Value> = redis::cmd("ROLE").query_async(&mut passed).await.unwrap();
     assert_eq!(role[0], redis::Value::BulkString(b"master".to_vec()));
     let _: () = passed.set("key", "value").await.unwrap();

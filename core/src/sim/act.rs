@@ -136,8 +136,12 @@ impl World {
         match self.server(server) {
             Err(outcome) => outcome,
             Ok(p) => {
+                let passes_on = node.is_none() && p.is_primary();
                 p.follow(to);
                 self.told(server.member, terms);
+                if passes_on {
+                    self.relay(server.member);
+                }
                 Outcome::Verified
             }
         }

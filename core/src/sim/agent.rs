@@ -19,11 +19,16 @@ const ASK_EVERY_MS: i64 = 500;
 /// Without a word of the operator for this long it counts as away. Milliseconds.
 const AWAY_AFTER_MS: i64 = 3_000;
 
+/// How long an agent passes clients on after its primary was demoted. Milliseconds.
+const RELAY_MS: i64 = 3_000;
+
 /// The agent of one pod, as far as it does not outlive its process.
 #[derive(Clone, Debug)]
 pub(super) struct Agent {
     pub(super) gate: Gate,
     pub(super) leaving: bool,
+    /// Until when it passes clients on, by its own clock.
+    relays_until: Timestamp,
     pub(super) confirmations: Option<Confirmations>,
     /// When the operator spoke last, by this agent's clock.
     greeted_at: Timestamp,
@@ -91,6 +96,7 @@ impl Agent {
         Agent {
             gate: Gate::Holding(HoldReason::Starting),
             leaving: false,
+            relays_until: now,
             confirmations: None,
             greeted_at: now,
             asked_at: now.plus_millis(-ASK_EVERY_MS),
@@ -314,12 +320,20 @@ impl World {
             drawn: pod.process.as_ref().and_then(|p| p.drawn.clone()),
             gate: agent.gate,
             disk_full: false,
-            relays: false,
+            relays: now < agent.relays_until,
             oom_kills: 0,
             leaving: agent.leaving || pod.deleted_at.is_some(),
             writes_stopped: agent.writes_stopped(now),
             certificate: CertificateFacts::default(),
         })
+    }
+
+    /// A primary was demoted: its agent passes its clients on for a while.
+    pub(super) fn relay(&mut self, id: MemberId) {
+        let until = self.local(id).plus_millis(RELAY_MS);
+        if let Some(agent) = self.agent(id) {
+            agent.relays_until = until;
+        }
     }
 
     /// The operator gives a member's agent a grant of its own, or tells it whose it is.

@@ -2,6 +2,7 @@
 
 use super::World;
 use crate::support::{
+    faults::cordon,
     journal::Journal,
     load::{Figures, Load},
     resp::Role,
@@ -12,6 +13,8 @@ use std::time::{Duration, Instant};
 
 /// Until a primary has a replica in sync again.
 const SETTLED_MAX: Duration = Duration::from_secs(120);
+/// Until a primary has left a cordoned node. Its handover begins at once: this is for a busy machine.
+const CORDONED_MAX: Duration = Duration::from_secs(20);
 /// How long the operator is away while pods come and go, in seconds, unless VALKEEPER_E2E_AWAY_S says otherwise: more than
 /// every window and timeout of the members, and few minutes of a test run.
 const AWAY_S: u64 = 60;
@@ -44,6 +47,43 @@ pub async fn node_drained(world: &World) -> anyhow::Result<String> {
         primary.name,
         now.name
     ))
+}
+
+/// The primary's node is cordoned and nothing else happens: the primary leaves it at once, for a member on another node, and does not
+/// come back by itself when the node is free again.
+pub async fn node_cordoned(world: &World) -> anyhow::Result<String> {
+    let subject = &world.subject;
+    let primary = subject.protected(SETTLED_MAX).await?;
+    let nodes = subject.nodes().await?;
+    let node = nodes.get(&primary.name).context("the primary has no node")?;
+    let load = Load::start(subject).await?;
+    let fault = Instant::now();
+    cordon(&subject.client, node, true).await?;
+    let left = elsewhere(world, node).await;
+    cordon(&subject.client, node, false).await?;
+    let (successor, took) = left?;
+    load.flows(SETTLED_MAX).await?;
+    subject.ready().await?;
+    if subject.primary().await?.name != successor {
+        bail!("{successor} took over, and is not the primary any more");
+    }
+    let figures = Figures::of(subject, &load.finish()?, &[fault]).await?;
+    figures.nothing_lost()?;
+    Ok(format!("{} -> {successor} after {} ms; {}", primary.name, took.as_millis(), figures.line()))
+}
+
+/// Waits until the primary is on another node; who it is, and how long that took.
+async fn elsewhere(world: &World, node: &str) -> anyhow::Result<(String, Duration)> {
+    let subject = &world.subject;
+    until("the primary to leave its node", CORDONED_MAX, || async {
+        let now = subject.primary().await?.name;
+        let nodes = subject.nodes().await?;
+        match nodes.get(&now) {
+            Some(at) if at != node => Ok(now),
+            at => bail!("{now} is at {at:?}"),
+        }
+    })
+    .await
 }
 
 /// Deletes pods at once under load; what clients saw.

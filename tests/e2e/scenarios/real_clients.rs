@@ -41,7 +41,7 @@ async fn through(ground: &Ground<'_>, faults: &[Fault]) -> anyhow::Result<String
         ground.settled().await?;
         let jobs = JOBS.map(str::to_owned);
         let clients = Clients::start(ground.subject, ground.topology, &LIBRARIES, &jobs).await?;
-        let begun = ground.meet(*fault).await.context(name)?;
+        let begun = ground.meet(*fault).await.context(name)?.begun_ms;
         tokio::time::sleep(AFTER).await;
         let sudden: &[u64] = if fault.is_sudden() { &[begun] } else { &[] };
         let seen = clients.finish(begun, sudden).await.context(name)?;

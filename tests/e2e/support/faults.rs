@@ -13,7 +13,7 @@ use super::{
 use anyhow::{Context, bail};
 use k8s_openapi::api::core::v1::{Node, Pod};
 use kube::{
-    Api,
+    Api, Client,
     api::{EvictParams, Patch, PatchParams},
 };
 use serde_json::{Value, json};
@@ -80,6 +80,15 @@ impl Fault {
     }
 }
 
+/// When it happened, in milliseconds since 1970.
+#[derive(Clone, Copy, Debug)]
+pub struct Met {
+    /// It began.
+    pub begun_ms: u64,
+    /// All was well again by everyone's word.
+    pub well_ms: u64,
+}
+
 /// Where it happens.
 pub struct Ground<'a> {
     /// The ValkeyCluster.
@@ -116,8 +125,8 @@ impl Ground<'_> {
         found.map(|(member, _)| member).context("no member has that role")
     }
 
-    /// Makes it happen, and waits until all is well again by everyone's word. When it began, in milliseconds since 1970.
-    pub async fn meet(&self, fault: Fault) -> anyhow::Result<u64> {
+    /// Makes it happen, and waits until all is well again by everyone's word.
+    pub async fn meet(&self, fault: Fault) -> anyhow::Result<Met> {
         let subject = self.subject;
         let primary = self.settled().await?;
         let all: HashSet<String> = subject.members().await?.into_iter().map(|member| member.uid).collect();
@@ -160,7 +169,7 @@ impl Ground<'_> {
         })
         .await?;
         self.settled().await?;
-        Ok(begun)
+        Ok(Met { begun_ms: begun, well_ms: now_ms()? })
     }
 
     /// The same server under another name: pods are replaced for it, and nothing else changes.
@@ -197,19 +206,11 @@ impl Ground<'_> {
         let node = nodes.get(primary).context("the primary has no node")?;
         let names: Vec<String> =
             nodes.iter().filter(|(_, n)| *n == node).map(|(name, _)| name.clone()).collect();
-        self.cordon(node, true).await?;
+        cordon(&self.subject.client, node, true).await?;
         let evicted = self.evict(primary, &names).await;
         // Volumes are on this node: their pods can start nowhere else.
-        self.cordon(node, false).await?;
+        cordon(&self.subject.client, node, false).await?;
         evicted
-    }
-
-    async fn cordon(&self, node: &str, unschedulable: bool) -> anyhow::Result<()> {
-        let api: Api<Node> = Api::all(self.subject.client.clone());
-        let body = json!({ "spec": { "unschedulable": unschedulable } });
-        let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
-        api.patch(node, &params, &Patch::Merge(&body)).await?;
-        Ok(())
     }
 
     /// Evicts pods as a drain does, which asks again where the budget refuses. Only the primary must go.
@@ -230,4 +231,13 @@ impl Ground<'_> {
         }
         Ok(())
     }
+}
+
+/// Keeps new pods away from a node, or lets them come again.
+pub async fn cordon(client: &Client, node: &str, unschedulable: bool) -> anyhow::Result<()> {
+    let api: Api<Node> = Api::all(client.clone());
+    let body = json!({ "spec": { "unschedulable": unschedulable } });
+    let params = PatchParams { field_manager: Some(MANAGER.to_owned()), ..PatchParams::default() };
+    api.patch(node, &params, &Patch::Merge(&body)).await?;
+    Ok(())
 }
