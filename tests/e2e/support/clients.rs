@@ -51,17 +51,26 @@ pub enum Library {
     Iovalkey,
     /// Node.
     Ioredis,
+    /// Java.
+    Lettuce,
+    /// Java.
+    Jedis,
+    /// Rust.
+    RedisRs,
 }
 
 impl Library {
     /// All of them.
-    pub const ALL: [Library; 6] = [
+    pub const ALL: [Library; 9] = [
         Library::ValkeyPy,
         Library::RedisPy,
         Library::GoRedis,
         Library::ValkeyGo,
         Library::Iovalkey,
         Library::Ioredis,
+        Library::Lettuce,
+        Library::Jedis,
+        Library::RedisRs,
     ];
 
     /// Its name as a package.
@@ -73,6 +82,9 @@ impl Library {
             Library::ValkeyGo => "valkey-go",
             Library::Iovalkey => "iovalkey",
             Library::Ioredis => "ioredis",
+            Library::Lettuce => "lettuce",
+            Library::Jedis => "jedis",
+            Library::RedisRs => "redis-rs",
         }
     }
 
@@ -82,6 +94,8 @@ impl Library {
             Library::ValkeyPy | Library::RedisPy => "python",
             Library::GoRedis | Library::ValkeyGo => "go",
             Library::Iovalkey | Library::Ioredis => "node",
+            Library::Lettuce | Library::Jedis => "java",
+            Library::RedisRs => "rust",
         }
     }
 }
