@@ -125,6 +125,7 @@ fn age_max(effect: &Effect, promised: bool) -> Option<Duration> {
         | Effect::Brief { .. }
         | Effect::Meet { .. }
         | Effect::Route { .. }
+        | Effect::Unroute { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
         | Effect::Apply { .. }
@@ -145,6 +146,7 @@ fn bound(effect: &Effect) -> Duration {
         | Effect::MigrateSlots { .. }
         | Effect::Forget { .. }
         | Effect::Route { .. }
+        | Effect::Unroute { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
@@ -187,6 +189,9 @@ async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) 
         }
         Effect::Route { shard, to, address, resource_version } => {
             of_request(route(cluster, *shard, *to, address, resource_version).await)
+        }
+        Effect::Unroute { shard, resource_version } => {
+            of_request(unroute(cluster, *shard, resource_version).await)
         }
         Effect::Label { member, pod_uid, role } => of_request(label(cluster, *member, pod_uid, *role).await),
         Effect::DeletePod { member, pod_uid, grace_s } => {
@@ -249,6 +254,19 @@ async fn route(
     let client = &cluster.shell.clients.requests;
     let moved = slice::route(client, &live, resource_version, &target, cluster.state.epoch).await?;
     world.slices.written(&moved);
+    Ok(Outcome::Verified)
+}
+
+async fn unroute(cluster: &Cluster, shard: ShardId, resource_version: &str) -> Result<Outcome, k8s::Error> {
+    let (namespace, name) = &cluster.id.owner;
+    let slices = &cluster.shell.world.slices;
+    let slice_name = objects::names::route(name, shard);
+    let Some(live) = slices.get(namespace, &slice_name) else {
+        return Ok(Outcome::Superseded(format!("there is no EndpointSlice/{slice_name}")));
+    };
+    let client = &cluster.shell.clients.requests;
+    let closed = slice::unroute(client, &live, resource_version, cluster.state.epoch).await?;
+    slices.written(&closed);
     Ok(Outcome::Verified)
 }
 

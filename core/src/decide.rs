@@ -93,6 +93,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Reshard, Rule::Mesh(steps::reshard::step)),
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
     (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
+    (StepName::Routing, Rule::Repair(steps::routing::close)),
 ];
 
 /// What is to be done, what is waited for and what is blocked, given everything known, this look's readings and the time.

@@ -71,6 +71,9 @@ reasons! {
         Switchover,
         /// The write Service pointed elsewhere than to the primary.
         RouteMoved,
+        /// No server of the shard is left but those that are about to go, and none serves: the write Service lists nobody, so that a client
+        /// is refused at once and tries again. A connection to an address that is gone would wait for its timeout.
+        RouteClosed,
         /// A role label did not say what the member is.
         RoleLabelled,
         /// The primary is about to stop (its pod is being deleted, or its agent was told to end): another member takes over

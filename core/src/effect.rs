@@ -181,6 +181,13 @@ pub enum Effect {
         /// resourceVersion the slice must still have.
         resource_version: String,
     },
+    /// Empties the write Service's EndpointSlice by one compare-and-swap: who connects is refused at once.
+    Unroute {
+        /// The shard whose slice it is.
+        shard: ShardId,
+        /// resourceVersion the slice must still have.
+        resource_version: String,
+    },
     /// Sets the role label of a pod.
     Label {
         /// The member.
@@ -237,6 +244,7 @@ impl Effect {
             Effect::MigrateSlots { .. } => "migrate-slots",
             Effect::Forget { .. } => "forget",
             Effect::Route { .. } => "route",
+            Effect::Unroute { .. } => "unroute",
             Effect::Label { .. } => "label",
             Effect::Disconnect { .. } => "disconnect",
             Effect::DeletePod { .. } => "delete-pod",
@@ -307,6 +315,7 @@ impl std::fmt::Display for Effect {
                 write!(f, "{} forgets the node {}", server.member, short(&node.to_string()))
             }
             Effect::Route { shard, to, address, .. } => write!(f, "route shard {shard} to {to} ({address})"),
+            Effect::Unroute { shard, resource_version: _ } => write!(f, "route shard {shard} to nobody"),
             Effect::Label { member, role, .. } => write!(f, "label {member} {}", role.as_str()),
             Effect::Disconnect { server } => write!(f, "disconnect clients of {}", server.member),
             Effect::DeletePod { member, pod_uid, grace_s: Some(grace) } => {

@@ -122,6 +122,13 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                     say(format!("routes shard {shard} to {to}, which holds no grant"));
                 }
             }
+            Effect::Unroute { shard, .. } => {
+                let pod_stays = |m: &MemberState| m.facts.pod.present().is_some_and(|pod| !pod.deleting);
+                let stays = |m: &MemberState| pod_stays(m) && m.server().is_some();
+                if let Some((id, _)) = state.members_of(*shard).find(|(_, m)| stays(m)) {
+                    say(format!("routes shard {shard} to nobody, and {id} stays"));
+                }
+            }
             // What is open is closed where it is.
             Effect::MigrateSlots { server, to, .. } if server.member == *to => {}
             Effect::MigrateSlots { server, slots, to, node: _, keys: _, by: _ } => {

@@ -446,6 +446,7 @@ pub fn effect_name(effect: &Effect) -> String {
         }
         Effect::Forget { server, node } => format!("{} forgets {}", server.member, short(&node.to_string())),
         Effect::Route { shard, to, .. } => format!("route shard {shard} to {to}"),
+        Effect::Unroute { shard, .. } => format!("route shard {shard} to nobody"),
         Effect::Label { member, role, .. } => format!("label {member} {}", role.as_str()),
         Effect::Disconnect { server } => format!("disconnect clients of {}", server.member),
         Effect::DeletePod { member, .. } => format!("delete pod of {member}"),

@@ -193,6 +193,7 @@ fn moves_slots_of(effect: &Effect, shard: ShardId) -> bool {
         | Effect::Meet { .. }
         | Effect::Forget { .. }
         | Effect::Route { .. }
+        | Effect::Unroute { .. }
         | Effect::Label { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
@@ -218,7 +219,9 @@ fn touches(effect: &Effect, member: MemberId) -> bool {
         Effect::Handover { from, to, .. } => from.member == member || to.member == member,
         Effect::Route { to, .. } => *to == member,
         Effect::Label { member: of, .. } | Effect::DeletePod { member: of, .. } => *of == member,
-        Effect::Apply { .. } | Effect::Delete { .. } | Effect::ReleaseFinalizer => false,
+        Effect::Unroute { .. } | Effect::Apply { .. } | Effect::Delete { .. } | Effect::ReleaseFinalizer => {
+            false
+        }
     }
 }
 

@@ -93,8 +93,8 @@ mod tests {
         // The rule reads it without asking whether it is there.
         assert_eq!(spec["properties"]["balance"]["default"], "Slots");
         let announce = rules.iter().find(|r| r["fieldPath"] == ".announce").unwrap();
-        assert_eq!(announce["rule"], "self.topology == 'Cluster' || self.announce == 'Address'");
-        assert_eq!(spec["properties"]["announce"]["default"], "Address");
+        assert_eq!(announce["rule"], "self.topology == 'Cluster' || !has(self.announce)");
+        assert!(spec["properties"]["announce"].get("default").is_none());
         assert_eq!(spec["properties"]["shards"]["maximum"].as_f64(), Some(16.0));
     }
 

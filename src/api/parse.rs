@@ -285,8 +285,10 @@ fn balance(spec: &api::ValkeyClusterSpec) -> Result<Balance, Invalid> {
 
 fn announce(spec: &api::ValkeyClusterSpec) -> Result<api::Announce, Invalid> {
     match (topology(spec.topology)?, spec.announce) {
-        (Topology::Cluster, wanted) | (Topology::Replication, wanted @ api::Announce::Address) => Ok(wanted),
-        (Topology::Replication, wanted @ api::Announce::Hostname) => {
+        (Topology::Cluster, wanted) => Ok(wanted.unwrap_or_default()),
+        // Nobody asks its members.
+        (Topology::Replication, None) => Ok(api::Announce::Address),
+        (Topology::Replication, Some(wanted)) => {
             let allowed = "only nodes of topology Cluster name each other to clients: leave it out";
             Err(Invalid::new("spec.announce", format!("{wanted:?}"), allowed))
         }

@@ -66,6 +66,22 @@ pub async fn route(
     replace(client, next, epoch).await
 }
 
+/// Empties the slice by one update, if it still has `resource_version`: who connects to the Service is refused.
+///
+/// # Errors
+/// [`Error::Conflict`] if it changed since; else as [`bounded`].
+pub async fn unroute(
+    client: &Client,
+    live: &EndpointSlice,
+    resource_version: &str,
+    epoch: WriterEpoch,
+) -> Result<EndpointSlice, Error> {
+    let mut next = live.clone();
+    next.endpoints = Some(Vec::new());
+    next.metadata.resource_version = Some(resource_version.to_owned());
+    replace(client, next, epoch).await
+}
+
 /// Writes the epoch into the slice, so that every resourceVersion an earlier leader has read is stale.
 ///
 /// # Errors

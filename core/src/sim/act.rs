@@ -57,8 +57,9 @@ impl World {
                 Ok(())
             }),
             Effect::Route { shard, to: _, address, resource_version } => {
-                self.route(*shard, address, resource_version)
+                self.route(*shard, Some(address), resource_version)
             }
+            Effect::Unroute { shard, resource_version } => self.route(*shard, None, resource_version),
             Effect::Label { member, pod_uid, role } => {
                 self.with_pod(*member, pod_uid, |p| p.role_label = Some(*role))
             }
@@ -251,12 +252,12 @@ impl World {
         Outcome::Verified
     }
 
-    fn route(&mut self, shard: ShardId, address: &str, resource_version: &str) -> Outcome {
+    fn route(&mut self, shard: ShardId, address: Option<&String>, resource_version: &str) -> Outcome {
         let number = self.count();
         match self.routes.get_mut(&shard) {
             Some(route) if route.resource_version == resource_version => {
                 let resource_version = format!("rv-{number}");
-                *route = RouteFacts { address: Some(address.to_owned()), resource_version };
+                *route = RouteFacts { address: address.cloned(), resource_version };
                 Outcome::Verified
             }
             Some(_) | None => Outcome::Superseded("resourceVersion moved on".into()),

@@ -71,6 +71,7 @@ impl ClusterState {
             | Effect::Promise { .. }
             | Effect::Brief { .. }
             | Effect::Route { .. }
+            | Effect::Unroute { .. }
             | Effect::Label { .. }
             | Effect::Disconnect { .. }
             | Effect::Apply { .. }
@@ -116,6 +117,7 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         | Effect::Promise { .. }
         | Effect::Fence { .. }
         | Effect::Route { .. }
+        | Effect::Unroute { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
         | Effect::ReleaseFinalizer => format!("{scope}/{}", effect.verb()),

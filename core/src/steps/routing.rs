@@ -1,6 +1,6 @@
 //! Wants: the write Service to list the primary and the role labels to say who is what.
 //! Proof: the EndpointSlice's address and the pods' labels, as last seen.
-//! Refuses: to move anything while no member is seen to be the rightful primary.
+//! Refuses: to move anything while no member is seen to be the rightful primary; to list nobody while a server of the shard stays.
 //! Story: create, primary_moved_by_hand.
 
 use crate::{
@@ -10,7 +10,7 @@ use crate::{
     ids::{MemberId, ShardId},
     observation::{Observed, RoleLabel},
     spec::Topology,
-    state::failure_key,
+    state::{MemberState, failure_key},
     topology,
 };
 
@@ -24,6 +24,29 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         Topology::Replication => by_slice(view, shard, primary, labels),
         Topology::Cluster => by_label(view, shard, primary, labels),
     }
+}
+
+/// Has the write Service list nobody once no server of the shard is left but those whose pods go. An address that is gone answers
+/// nothing: a client that dials it waits for its timeout, and a library without one for ever. A pod that goes refuses for long enough
+/// meanwhile. A server that stays is about to become primary, and one change of the route is faster than two.
+pub fn close(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    let Some(route) = view.shard(shard).route.present().filter(|route| route.address.is_some()) else {
+        return StepOutcome::Satisfied;
+    };
+    let stays = |member: &MemberState| match (&member.facts.pod, &member.facts.server) {
+        (Observed::Unknown(_), _) => true,
+        (Observed::Absent, _) => false,
+        (Observed::Present(pod), _) if pod.deleting => false,
+        (Observed::Present(_), Observed::Absent) => member.address() == route.address.as_deref(),
+        (Observed::Present(_), Observed::Unknown(_) | Observed::Present(_)) => true,
+    };
+    let mut members = view.state.members_of(shard);
+    if topology::serving_primary(view, shard).is_some() || members.any(|(_, member)| stays(member)) {
+        return StepOutcome::Satisfied;
+    }
+    let mut decision = Decision::new(StepName::Routing, Scope::Shard(shard), Reason::RouteClosed);
+    decision.effects = vec![Effect::Unroute { shard, resource_version: route.resource_version.clone() }];
+    super::unless_failing(view, decision)
 }
 
 /// Clients of a Valkey Cluster are sent to the owner of a slot by any node: only the labels are to be true.

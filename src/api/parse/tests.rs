@@ -173,12 +173,14 @@ fn a_switchover_wish_is_read_with_and_without_shard_and_token() {
 }
 
 #[test]
-fn nodes_name_each_other_by_address_unless_the_user_says_otherwise() {
+fn nodes_name_each_other_by_hostname_unless_the_user_says_otherwise() {
     let of = |topology: &str, announce: &str| json!({ "topology": topology, "announce": announce });
-    assert_eq!(parsed(json!({ "topology": "Cluster" })).workload.announce, api::Announce::Address);
+    assert_eq!(parsed(json!({ "topology": "Cluster" })).workload.announce, api::Announce::Hostname);
     assert_eq!(parsed(of("Cluster", "Hostname")).workload.announce, api::Announce::Hostname);
+    assert_eq!(parsed(of("Cluster", "Address")).workload.announce, api::Announce::Address);
     for topology in ["Replication", "Standalone"] {
-        assert_eq!(parsed(of(topology, "Address")).workload.announce, api::Announce::Address);
+        assert_eq!(parsed(json!({ "topology": topology })).workload.announce, api::Announce::Address);
+        assert_eq!(refused(of(topology, "Address")).field, "spec.announce");
         let text = "spec.announce: \"Hostname\" cannot be used; \
                     only nodes of topology Cluster name each other to clients: leave it out";
         assert_eq!(refused(of(topology, "Hostname")).to_string(), text);

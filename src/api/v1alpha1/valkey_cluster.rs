@@ -97,7 +97,7 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
     validation = Rule::new("self.topology == 'Cluster' || self.balance == 'Slots'")
         .message("only topology Cluster has slots to balance: leave spec.balance out")
         .field_path(".balance"),
-    validation = Rule::new("self.topology == 'Cluster' || self.announce == 'Address'")
+    validation = Rule::new("self.topology == 'Cluster' || !has(self.announce)")
         .message("only nodes of topology Cluster name each other to clients: leave spec.announce out")
         .field_path(".announce"),
 )]
@@ -122,11 +122,11 @@ pub struct ValkeyClusterSpec {
     /// Default: Slots, and other topologies allow nothing else.
     #[serde(default)]
     pub balance: Balance,
-    /// How the nodes of topology Cluster name each other to clients: Address, the pods' addresses; Hostname, the pods' names in
-    /// DNS, which stay what they are when a pod comes back elsewhere. A change restarts every member, one after the other.
-    /// Default: Address, and other topologies allow nothing else.
-    #[serde(default)]
-    pub announce: Announce,
+    /// How the nodes of topology Cluster name each other to clients: Hostname, the pods' names in DNS, which stay what they are when a
+    /// pod comes back elsewhere; Address, the pods' addresses, for clients that cannot resolve those names. A change restarts every
+    /// member, one after the other. Default: Hostname. Other topologies have no use for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub announce: Option<Announce>,
     /// Replicas of each shard's primary. Default: 2 for Replication and Cluster, 0 for Standalone.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 0, max = 5))]
@@ -209,9 +209,9 @@ pub enum Balance {
 #[derive(Clone, Copy, Debug, Default, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub enum Announce {
     /// By the pods' addresses.
-    #[default]
     Address,
     /// By the pods' names in DNS.
+    #[default]
     Hostname,
 }
 

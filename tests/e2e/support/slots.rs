@@ -1,11 +1,11 @@
 //! The smallest client of a Valkey Cluster: it asks a node who serves a slot, and goes where it is sent. Slots of keys are the servers'
 //! own answers, too: a mistake of ours about them must not hide here.
 
-use super::resp::{Connection, Reach, Reply};
+use super::resp::{Connection, PORT, Reach, Reply};
 use std::{
     collections::{BTreeMap, btree_map::Entry},
     io,
-    net::IpAddr,
+    net::{IpAddr, ToSocketAddrs},
     time::Duration,
 };
 
@@ -56,7 +56,7 @@ pub fn runs(node: &mut Connection) -> io::Result<Vec<Run>> {
 fn run(entry: &Reply) -> Option<Run> {
     let [first, last, owner, ..] = entry.list() else { return None };
     let slot = |reply: &Reply| reply.integer().and_then(|slot| u16::try_from(slot).ok());
-    let owner = owner.list().first()?.text()?.parse().ok()?;
+    let owner = address(owner.list().first()?.text()?)?;
     Some(Run { first: slot(first)?, last: slot(last)?, owner })
 }
 
@@ -125,8 +125,13 @@ pub fn asked(reply: &Reply) -> Option<IpAddr> {
 fn sent_by(word: &str, reply: &Reply) -> Option<IpAddr> {
     let Reply::Error(text) = reply else { return None };
     let (_slot, target) = text.strip_prefix(word)?.split_once(' ')?;
-    let (address, _port) = target.rsplit_once(':')?;
-    address.parse().ok()
+    let (name, _port) = target.rsplit_once(':')?;
+    address(name)
+}
+
+/// Nodes name each other by address or by a name in DNS, as the spec has it.
+fn address(name: &str) -> Option<IpAddr> {
+    name.parse().ok().or_else(|| (name, PORT).to_socket_addrs().ok()?.next().map(|found| found.ip()))
 }
 
 /// A client that knows one node, remembers nothing of where keys are, and follows every redirection.
