@@ -31,8 +31,8 @@ use valkeeper_core::{
     spec::Topology,
 };
 
-/// How long clients are passed on to a primary. kube-proxy's second sync within a second waits for the end of that second, and a sync takes up to
-/// another: what it leads here after that it leads here for good.
+/// How long clients are passed on to a primary. kube-proxy's second sync within a second waits for the end of that
+/// second, and a sync takes up to another: what it leads here after that it leads here for good.
 const PASS_MAX: Duration = Duration::from_secs(3);
 /// The same once the server of a member that leaves has ended: what its end may take longer.
 pub const PASS_LEAVING_MAX: Duration = Duration::from_secs(2);
