@@ -444,6 +444,8 @@ mod tests {
             let info = Info {
                 run_id: String::new(),
                 version: "9.1.2".into(),
+                port: 6379,
+                gate: None,
                 role: RawRole::Primary,
                 loading,
                 replid: ReplId(String::new()),

@@ -1,21 +1,23 @@
-//! How a server is started: always as a replica of an address where nobody answers, so that it serves nobody and feeds
-//! nobody until it is said what it is. In Cluster mode, where a server refuses to follow an address, its users are the gate.
+//! How a server is started: always with its port closed, and as a replica of an address where nobody answers, so that it serves nobody and
+//! feeds nobody until it is said what it is. In Cluster mode, where a server refuses to follow an address, the closed port is the gate.
 
 mod users;
 
-pub use users::{Listed, Login, Users};
+pub use users::{Login, Users};
 
 use crate::args::{Announce, Config};
 use rand::{Rng, distr::Alphanumeric};
 use std::{
     fs,
     io::{self, Read},
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
 };
 use valkeeper_core::{
     config::{
-        AOF_DIR, BUS_PORT, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, NODES_FILE, PORT, RDB_FILE,
+        AOF_DIR, BUS_PORT, GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, GATE_SOCKET_BLANK,
+        GATE_SOCKET_HISTORY, NODES_FILE, PORT, RDB_FILE,
     },
     spec::Topology,
 };
@@ -26,6 +28,8 @@ pub const USER: &str = "valkeeper-agent";
 const PASSWORD_LENGTH: usize = 32;
 /// What a replica at the gate of Cluster mode logs in at its primary with: nobody's password, so that it cannot be synchronised.
 pub const PRIMARYAUTH_NOBODYS: &str = "valkeeper-gate";
+/// The socket's file, where its name need not say anything.
+const SOCKET: &str = "valkeeper.sock";
 /// Ending of a data file that is put aside.
 const ASIDE: &str = ".aside";
 /// Where a snapshot says which history it is of: among the first auxiliary fields.
@@ -57,9 +61,27 @@ pub fn password() -> String {
     rand::rng().sample_iter(Alphanumeric).take(PASSWORD_LENGTH).map(char::from).collect()
 }
 
-/// The socket that the server listens on for its agent.
+/// The socket at which the agent finds its server.
 pub fn socket(config: &Config) -> PathBuf {
-    config.args.run_dir.join("valkeeper.sock")
+    config.args.run_dir.join(SOCKET)
+}
+
+/// Where the server listens for its agent. In Cluster mode the name tells those who look what the server began with, and the agent's path
+/// leads there. What the last server left is removed.
+fn lay_socket(run_dir: &Path, topology: Topology, mark: &str) -> io::Result<PathBuf> {
+    for name in [SOCKET, GATE_SOCKET_BLANK, GATE_SOCKET_HISTORY] {
+        match fs::remove_file(run_dir.join(name)) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            Ok(()) | Err(_) => {}
+        }
+    }
+    match topology {
+        Topology::Replication => Ok(run_dir.join(SOCKET)),
+        Topology::Cluster => {
+            symlink(mark, run_dir.join(SOCKET))?;
+            Ok(run_dir.join(mark))
+        }
+    }
 }
 
 /// Writes the copy of the users with the agent's own and prepares the command.
@@ -76,18 +98,17 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
     let (program, given) = args.command.split_first().ok_or_else(|| io::Error::other("no command"))?;
     let mut command = Command::new(program);
     command.args(given);
-    let (port, listed) = match files {
-        Files::Blank => (GATE_PORT_BLANK, Listed::GateBlank),
-        Files::RdbWithHistory | Files::Rdb | Files::Aof => (GATE_PORT_HISTORY, Listed::GateHistory),
+    users.write()?;
+    let (port, mark) = match files {
+        Files::Blank => (GATE_PORT_BLANK, GATE_SOCKET_BLANK),
+        Files::RdbWithHistory | Files::Rdb | Files::Aof => (GATE_PORT_HISTORY, GATE_SOCKET_HISTORY),
     };
     match config.topology {
         Topology::Replication => {
-            users.write(Listed::All)?;
             command.args(["--replicaof", GATE_ADDRESS, &port.to_string()]);
             command.args(["--replica-announce-ip", &config.pod_ip]);
         }
         Topology::Cluster => {
-            users.write(listed)?;
             command.args(["--primaryauth", PRIMARYAUTH_NOBODYS]);
             // A primary that was away is held for dead for up to four seconds after its return: nobody shall be elected in its place.
             command.args(["--cluster-replica-no-failover", "yes"]);
@@ -109,11 +130,12 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             }
         }
     }
-    // Clients are refused until the server has left the gate.
+    // Clients, replicas and whoever brings keys are refused until the server has left the gate.
     command.args(["--port", "0"]);
     // Otherwise a replica says of itself that it is at the port which it had when it connected.
     command.args(["--replica-announce-port", &args.server_port.to_string()]);
-    command.arg("--unixsocket").arg(socket(config)).args(["--unixsocketperm", "700"]);
+    let socket = lay_socket(&args.run_dir, config.topology, mark)?;
+    command.arg("--unixsocket").arg(socket).args(["--unixsocketperm", "700"]);
     command.arg("--aclfile").arg(users.file());
     if aof_left_off {
         // With the append-only file on, a server does not look at a snapshot that stands alone: it would start empty.
@@ -247,6 +269,31 @@ mod tests {
         assert_eq!(files(&dir).unwrap(), Files::RdbWithHistory);
         fs::write(dir.join(AOF_DIR).join("appendonly.aof.manifest"), "").unwrap();
         assert_eq!(files(&dir).unwrap(), Files::Aof);
+        fs::remove_dir_all(&dir).unwrap();
+    }
+
+    #[test]
+    fn the_name_of_a_nodes_socket_says_what_it_began_with_and_the_agents_path_leads_there() {
+        let dir = std::env::temp_dir().join(format!("valkeeper-socket-{}", std::process::id()));
+        fs::create_dir_all(&dir).unwrap();
+        let names = || {
+            let names = fs::read_dir(&dir).unwrap().map(|entry| entry.unwrap().file_name());
+            let mut names: Vec<_> = names.map(|name| name.into_string().unwrap()).collect();
+            names.sort();
+            names
+        };
+        for mark in [GATE_SOCKET_BLANK, GATE_SOCKET_HISTORY, GATE_SOCKET_BLANK] {
+            let path = lay_socket(&dir, Topology::Cluster, mark).unwrap();
+            assert_eq!(
+                (path, names()),
+                (dir.join(mark), vec![SOCKET.to_owned()]),
+                "of the last one nothing is left"
+            );
+            fs::write(dir.join(mark), mark).unwrap();
+            assert_eq!(fs::read_to_string(dir.join(SOCKET)).unwrap(), mark);
+        }
+        let path = lay_socket(&dir, Topology::Replication, GATE_SOCKET_BLANK).unwrap();
+        assert_eq!((path, names()), (dir.join(SOCKET), Vec::new()));
         fs::remove_dir_all(&dir).unwrap();
     }
 

@@ -168,6 +168,8 @@ mod tests {
         Info {
             run_id: "b".repeat(40),
             version: "9.1.2".to_owned(),
+            port: 6379,
+            gate: None,
             role: RawRole::Replica { source, link },
             loading: false,
             replid: id(),

@@ -164,7 +164,7 @@ async fn attach(
             let was_primary = agent.read(Known::is_primary);
             agent.follow(was_primary, &source).await
         }
-        (Topology::Cluster, Some(node)) => agent.local.replicate(node).await,
+        (Topology::Cluster, Some(node)) => agent.local.replicate(run_id, node).await,
         (Topology::Cluster, None) => Err(local::Error::Unverified("nobody knows its node")),
     };
     match attached {
@@ -237,7 +237,7 @@ async fn resume(agent: &Arc<Agent>, run_id: &str, grant: Seq) {
         Some(nodes) if nodes.myself.primary.is_none() => Promotion::Open,
         Some(_) => Promotion::Force,
     });
-    match agent.promote(asked_at, by).await {
+    match agent.promote(asked_at, run_id, by).await {
         Ok(()) => {
             agent.update(|known| known.gate = Gate::Resumed);
             tracing::info!(

@@ -106,14 +106,15 @@ fn ready(known: &Known) -> Result<&'static str, &'static str> {
     if known.relays {
         return Err("its clients are passed on");
     }
-    match &info.role {
+    let served = match &info.role {
         RawRole::Primary if known.stopped.is_some() => Err("primary, and its writes are stopped"),
         RawRole::Primary => Ok("primary"),
         RawRole::Replica { source: _, link: Link::Up } => Ok("replica"),
         RawRole::Replica { source: _, link: Link::Syncing } => Err("being synchronised"),
         RawRole::Replica { source: _, link: Link::Down } if known.is_at_gate() => Err("at the boot gate"),
         RawRole::Replica { source: _, link: Link::Down } => Err("its link is down"),
-    }
+    };
+    if known.listens { served } else { served.and(Err("its port is closed")) }
 }
 
 /// Nothing that a new container would not mend.

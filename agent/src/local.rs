@@ -7,7 +7,10 @@ mod stranded;
 pub use node::Cancelled;
 pub use slots::{Session, SlotIs, Target};
 
-use crate::boot::Users;
+use crate::{
+    args::Config,
+    boot::{self, Users},
+};
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, Pipeline, RedisConnectionInfo, RedisError, RedisResult,
     Value, aio::MultiplexedConnection, cmd, from_redis_value,
@@ -64,7 +67,7 @@ pub enum Error {
     /// What it says of the nodes is none.
     #[error("the server's answer cannot be understood: {0}")]
     Nodes(#[from] NodesError),
-    /// The gate is opened with the users, and their files cannot be read or written.
+    /// What a replica logs in with cannot be read.
     #[error("the users' files: {0}")]
     Users(#[from] std::io::Error),
     /// Done, and not seen to have an effect.
@@ -116,13 +119,19 @@ pub struct Look {
     pub refused_writes: u64,
     /// Of two looks the one with the higher ticket was asked later, whoever hears of it first.
     pub ticket: u64,
+    /// Which server of this agent said it.
+    pub life: Life,
 }
 
-/// What a server in Cluster mode says beside INFO.
-struct Gossip {
-    users: Vec<String>,
-    /// `CLUSTER NODES`.
-    nodes: Result<String, Error>,
+/// A server among those that one agent has started.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Life(u64);
+
+/// The connection to the server that was started last.
+#[derive(Default)]
+struct Held {
+    life: Life,
+    connection: Option<MultiplexedConnection>,
 }
 
 /// One answer of several.
@@ -156,23 +165,27 @@ async fn logged_in(
 pub struct Local {
     tickets: AtomicU64,
     socket: PathBuf,
+    /// Of clients, when the server listens for them.
+    port: u16,
     user: &'static str,
     password: String,
     topology: Topology,
     users: Users,
-    held: Mutex<Option<MultiplexedConnection>>,
+    held: Mutex<Held>,
 }
 
 impl Local {
-    pub fn new(
-        socket: PathBuf,
-        user: &'static str,
-        password: String,
-        topology: Topology,
-        users: Users,
-    ) -> Local {
-        let (tickets, held) = (AtomicU64::new(1), Mutex::new(None));
-        Local { tickets, socket, user, password, topology, users, held }
+    pub fn new(config: &Config, password: String, users: Users) -> Local {
+        Local {
+            tickets: AtomicU64::new(1),
+            socket: boot::socket(config),
+            port: config.args.server_port,
+            user: boot::USER,
+            password,
+            topology: config.topology,
+            users,
+            held: Mutex::default(),
+        }
     }
 
     /// Whatever is asked from now on has a higher one than whatever was asked before.
@@ -180,21 +193,27 @@ impl Local {
         self.tickets.fetch_add(1, Ordering::SeqCst)
     }
 
-    /// Forgets the connection: another server is started.
+    /// Another server is started. What is said to the one before does not reach it.
     pub async fn forget(&self) {
-        *self.held.lock().await = None;
+        let mut held = self.held.lock().await;
+        *held = Held { life: Life(held.life.0 + 1), connection: None };
     }
 
-    async fn connection(&self) -> Result<MultiplexedConnection, Error> {
+    /// A connection to this server, or to whichever there is; and which one it is. It is made with `held` locked, so that no other server is
+    /// started meanwhile.
+    async fn connection(&self, to: Option<Life>) -> Result<(MultiplexedConnection, Life), Error> {
         let mut held = self.held.lock().await;
-        if let Some(connection) = &*held {
-            return Ok(connection.clone());
+        if to.is_some_and(|life| life != held.life) {
+            return Err(Error::Lost("it was another server's".to_owned()));
+        }
+        if let Some(connection) = &held.connection {
+            return Ok((connection.clone(), held.life));
         }
         let stream = UnixStream::connect(&self.socket).await.map_err(|e| lost(&e))?;
         // Its driver ends with the last handle, or with the socket.
         let (connection, _driver) = logged_in(stream, self.user, &self.password).await?;
-        *held = Some(connection.clone());
-        Ok(connection)
+        held.connection = Some(connection.clone());
+        Ok((connection, held.life))
     }
 
     async fn settle<T>(
@@ -204,21 +223,22 @@ impl Local {
     ) -> Result<T, Error> {
         let result = tokio::time::timeout(bound, asked).await.unwrap_or(Err(Error::Silent));
         if let Err(Error::Lost(_)) = &result {
-            self.forget().await;
+            self.held.lock().await.connection = None;
         }
         result
     }
 
-    async fn ask_within<T: FromRedisValue>(&self, bound: Duration, command: &Cmd) -> Result<T, Error> {
-        let asked = async {
-            let mut connection = self.connection().await?;
-            command.query_async(&mut connection).await.map_err(|error| Error::of(&error))
-        };
-        self.settle(bound, asked).await
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        self.ask_of(None, command).await
     }
 
-    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
-        self.ask_within(COMMAND_TIMEOUT, command).await
+    /// Asks this server, or whichever there is.
+    async fn ask_of<T: FromRedisValue>(&self, server: Option<Life>, command: &Cmd) -> Result<T, Error> {
+        let asked = async {
+            let (mut connection, _) = self.connection(server).await?;
+            command.query_async(&mut connection).await.map_err(|error| Error::of(&error))
+        };
+        self.settle(COMMAND_TIMEOUT, asked).await
     }
 
     /// Everything that INFO says.
@@ -228,44 +248,47 @@ impl Local {
 
     /// Asks the server what it is.
     pub async fn look_within(&self, bound: Duration) -> Result<Look, Error> {
+        self.look_of(None, bound).await
+    }
+
+    /// Asks this server, or whichever there is, what it is.
+    async fn look_of(&self, server: Option<Life>, bound: Duration) -> Result<Look, Error> {
         let ticket = self.ticket();
-        let mut sections = cmd("INFO");
-        sections.arg("server").arg("replication").arg("persistence").arg("errorstats");
-        let (text, gossip): (String, Option<Gossip>) = match self.topology {
-            Topology::Replication => (self.ask_within(bound, &sections).await?, None),
-            Topology::Cluster => {
-                let (text, gossip) = self.ask_node(bound, sections).await?;
-                (text, Some(gossip))
-            }
-        };
+        let (text, nodes, life) = self.settle(bound, self.ask_all(server)).await?;
         let fails = ["rdb_last_bgsave_status:err", "aof_last_write_status:err"];
         let saves = fails.iter().all(|fail| !text.contains(fail));
         let rewrites =
             ["aof_rewrite_in_progress:1", "aof_rewrite_scheduled:1", "aof_last_bgrewrite_status:err"];
         let rewriting = rewrites.iter().any(|sign| text.contains(sign));
         let refused_writes = stranded::refused_writes(&text);
-        let listens = !text.lines().any(|line| line.trim_end() == "tcp_port:0");
         let info = Info::parse(&text)?;
-        let (info, nodes) = match gossip {
+        let listens = info.port != 0;
+        let (info, nodes) = match nodes {
             None => (info, None),
             // Before it has loaded it does not say.
-            Some(Gossip { users, nodes: _ }) if info.loading => (info.behind_gate(&users), None),
-            Some(Gossip { users, nodes }) => (info.behind_gate(&users), Some(nodes?.parse::<Nodes>()?)),
+            Some(_) if info.loading => (info.behind_gate(), None),
+            Some(nodes) => (info.behind_gate(), Some(nodes?.parse::<Nodes>()?)),
         };
-        Ok(Look { info, nodes, saves, rewriting, listens, refused_writes, ticket })
+        Ok(Look { info, nodes, saves, rewriting, listens, refused_writes, ticket, life })
     }
 
-    /// In one go, so that all of it is of one moment.
-    async fn ask_node(&self, bound: Duration, sections: Cmd) -> Result<(String, Gossip), Error> {
+    /// INFO, and in Cluster mode `CLUSTER NODES`, in one go, so that all of it is of one moment.
+    async fn ask_all(
+        &self,
+        server: Option<Life>,
+    ) -> Result<(String, Option<Result<String, Error>>, Life), Error> {
         let mut all: Pipeline = redis::pipe();
-        all.add_command(sections).cmd("ACL").arg("USERS").cmd("CLUSTER").arg("NODES").ignore_errors();
-        let asked = async {
-            let mut connection = self.connection().await?;
-            all.query_async::<Vec<RedisResult<Value>>>(&mut connection).await.map_err(|e| Error::of(&e))
-        };
-        let mut answers = self.settle(bound, asked).await?.into_iter();
-        let (text, users) = (answer(answers.next())?, answer(answers.next())?);
-        Ok((text, Gossip { users, nodes: answer(answers.next()) }))
+        all.cmd("INFO").arg("server").arg("replication").arg("persistence").arg("errorstats");
+        if self.topology == Topology::Cluster {
+            all.cmd("CLUSTER").arg("NODES");
+        }
+        all.ignore_errors();
+        let (mut connection, life) = self.connection(server).await?;
+        let asked = all.query_async::<Vec<RedisResult<Value>>>(&mut connection).await;
+        let mut answers = asked.map_err(|e| Error::of(&e))?.into_iter();
+        let text = answer(answers.next())?;
+        let nodes = (self.topology == Topology::Cluster).then(|| answer(answers.next()));
+        Ok((text, nodes, life))
     }
 
     /// [`Local::look_within`] with the bound of a command.
@@ -273,8 +296,8 @@ impl Local {
         self.look_within(COMMAND_TIMEOUT).await
     }
 
-    /// Makes it primary, seen to be done.
-    pub async fn promote(&self, by: Promotion) -> Result<Look, Error> {
+    /// Makes it primary, seen to be done. In Cluster mode nobody but the process with this `run_id`.
+    pub async fn promote(&self, run_id: &str, by: Promotion) -> Result<Look, Error> {
         let by = match by {
             Promotion::Unspecified => {
                 self.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
@@ -286,7 +309,7 @@ impl Local {
             Promotion::Takeover => Some(node::Failover::TAKEOVER),
             Promotion::Handover => Some(node::Failover::HANDOVER),
         };
-        self.promote_node(by).await
+        self.promote_node(run_id, by).await
     }
 
     /// `REPLICAOF` an address, seen to be done. Connections of clients but of this user are `ended` before those that are paused go on: none
@@ -309,9 +332,18 @@ impl Local {
     }
 
     async fn until(&self, holds: impl Fn(&Look) -> bool, otherwise: &'static str) -> Result<Look, Error> {
+        self.until_of(None, holds, otherwise).await
+    }
+
+    async fn until_of(
+        &self,
+        server: Option<Life>,
+        holds: impl Fn(&Look) -> bool,
+        otherwise: &'static str,
+    ) -> Result<Look, Error> {
         let until = tokio::time::Instant::now() + COMMAND_TIMEOUT;
         loop {
-            let look = self.look().await?;
+            let look = self.look_of(server, COMMAND_TIMEOUT).await?;
             if holds(&look) {
                 return Ok(look);
             }
@@ -322,9 +354,23 @@ impl Local {
         }
     }
 
-    /// Listens at this port, or at none if it is 0; the socket stays.
-    pub async fn listen(&self, port: u16) -> Result<(), Error> {
-        self.ask(cmd("CONFIG").arg("SET").arg("port").arg(port)).await
+    /// Has this server, and no later one, listen for clients. In Cluster mode that opens the gate: in the same step it may log in at its
+    /// primary.
+    pub async fn listen(&self, server: Life) -> Result<(), Error> {
+        let mut set = cmd("CONFIG");
+        set.arg("SET").arg("port").arg(self.port);
+        match self.topology {
+            Topology::Replication => {}
+            Topology::Cluster => {
+                set.arg("primaryauth").arg(self.users.primaryauth()?);
+            }
+        }
+        self.ask_of(Some(server), &set).await
+    }
+
+    /// Closes the port. The socket stays, and so do the connections that there are.
+    pub async fn close_port(&self) -> Result<(), Error> {
+        self.ask(cmd("CONFIG").arg("SET").arg("port").arg(0)).await
     }
 
     /// Makes writes wait. They go on by themselves after `timeout_ms`.
@@ -361,7 +407,7 @@ impl Local {
         both.cmd("CONFIG").arg("SET").arg(MIN_REPLICAS).arg(REPLICAS_NEVER);
         both.arg(MIN_REPLICAS_LAG).arg(LAG_FOR_NEVER).ignore();
         let asked = async {
-            let mut connection = self.connection().await?;
+            let (mut connection, _) = self.connection(None).await?;
             both.query_async::<(BTreeMap<String, String>,)>(&mut connection).await.map_err(|e| Error::of(&e))
         };
         let (before,) = self.settle(STOP_TIMEOUT, asked).await?;
@@ -381,5 +427,68 @@ impl Local {
     /// Turns the append-only file on, which was left off so that the snapshot would be loaded.
     pub async fn append(&self) -> Result<(), Error> {
         self.ask(cmd("CONFIG").arg("SET").arg("appendonly").arg("yes")).await
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::sync::{Arc, Mutex, PoisonError};
+    use tokio::{
+        io::{AsyncReadExt, AsyncWriteExt},
+        net::UnixListener,
+    };
+
+    /// A server that obeys, and what it was told.
+    fn obedient(socket: &std::path::Path) -> Arc<Mutex<String>> {
+        let told = Arc::new(Mutex::new(String::new()));
+        let (listener, heard) = (UnixListener::bind(socket).unwrap(), told.clone());
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                let heard = heard.clone();
+                tokio::spawn(async move {
+                    let mut words = [0; 1024];
+                    while let Ok(length @ 1..) = stream.read(&mut words).await {
+                        let text = String::from_utf8_lossy(&words[..length]).into_owned();
+                        heard.lock().unwrap_or_else(PoisonError::into_inner).push_str(&text);
+                        let _ = stream.write_all(b"+OK\r\n").await;
+                    }
+                });
+            }
+        });
+        told
+    }
+
+    #[tokio::test]
+    async fn the_gate_of_the_next_server_is_not_opened_by_what_was_decided_about_the_one_before() {
+        let dir = std::env::temp_dir().join(format!("valkeeper-local-{}", std::process::id()));
+        std::fs::create_dir_all(&dir).unwrap();
+        let local = Local {
+            tickets: AtomicU64::new(1),
+            socket: dir.join("socket"),
+            port: 6379,
+            user: boot::USER,
+            password: "password".to_owned(),
+            topology: Topology::Cluster,
+            users: Users::of(&dir),
+            held: tokio::sync::Mutex::default(),
+        };
+        let first = Life::default();
+        let told = obedient(&local.socket);
+        let heard = || told.lock().unwrap_or_else(PoisonError::into_inner).clone();
+        // It ends and another is at the socket, before or after the agent has connected to that one.
+        local.forget().await;
+        for _ in 0..2 {
+            let late = local.listen(first).await;
+            assert!(matches!(late, Err(Error::Lost(_))), "{late:?}");
+            assert!(!heard().contains("CONFIG"), "{}", heard());
+            local.unpause().await.unwrap();
+        }
+        let (_, now) = local.connection(None).await.unwrap();
+        assert_ne!(now, first);
+        local.listen(now).await.unwrap();
+        let said = heard();
+        assert!(said.contains("port\r\n$4\r\n6379") && said.contains("primaryauth"), "{said}");
+        std::fs::remove_dir_all(&dir).unwrap();
     }
 }

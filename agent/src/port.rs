@@ -1,5 +1,6 @@
 //! The port of clients. It is closed while the server is at the gate: whoever connects is refused, and so is a replica. It is the server's
-//! once it has left the gate, and the relay's for a moment where a server has stopped being primary (see [`crate::relay`]).
+//! once it has left the gate, and the relay's for a moment where a server has stopped being primary (see [`crate::relay`]). In Cluster mode the
+//! closed port is the gate, and the command that settles the role opens it: nothing here opens a gate.
 
 use crate::{
     local::{self, Look},
@@ -19,13 +20,14 @@ impl Agent {
     /// The server's; clients are still refused, and the next look tries again.
     pub async fn open_port(&self) -> Result<(), local::Error> {
         let _alone = self.port.lock().await;
-        let is_shut =
-            self.read(|known| !known.listens && !known.relays && (!known.leaving || known.is_primary()));
-        if !is_shut {
-            return Ok(());
-        }
-        self.local.listen(self.config.args.server_port).await?;
-        self.update(|known| known.listens = true);
+        let is_shut = |known: &Known| {
+            // Of a server that has said so itself, and has not ended since.
+            let is_settled = known.info.is_some() && !known.is_at_gate();
+            is_settled && !known.listens && !known.relays && (!known.leaving || known.is_primary())
+        };
+        let Some(server) = self.read(|known| is_shut(known).then_some(known.life)) else { return Ok(()) };
+        self.local.listen(server).await?;
+        self.update(|known| known.listens |= known.life == server);
         Ok(())
     }
 
@@ -53,7 +55,7 @@ impl Agent {
     /// Closes the port, which leaves the connections that there are, and has the relay take it. Nobody opens it in between.
     async fn take_port(self: &Arc<Self>) -> Result<(), local::Error> {
         let _alone = self.port.lock().await;
-        self.local.listen(0).await?;
+        self.local.close_port().await?;
         self.update(|known| known.listens = false);
         relay::begin(self).await;
         Ok(())

@@ -46,7 +46,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let identity = identity::read(&config).context("the identity")?;
     let password = boot::password();
     let users = boot::Users::new(&config, &password);
-    let local = Local::new(boot::socket(&config), boot::USER, password, config.topology, users.clone());
+    let local = Local::new(&config, password, users.clone());
     let agent = Arc::new(Agent::new(config, Live::new(identity), local, memory, ledger));
     let _ = AGENT.set(agent.clone());
     tracing::info!(member = %agent.me(), "the agent starts");
@@ -140,7 +140,6 @@ async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, users: &boot::Users)
         // Before it makes files that look like data.
         agent.remember_blank(true).await.context("remembering that there is no data")?;
     }
-    let _ = std::fs::remove_file(boot::socket(&agent.config));
     agent.local.forget().await;
     let child = supervisor.spawn(&mut command, line).context("starting the server")?;
     tracing::info!(pid = child.process.id(), ?files, "the server is started at the gate");

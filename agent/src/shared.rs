@@ -6,7 +6,7 @@ use crate::{
     boot::Files,
     election::{Allegiance, Standing},
     handing::Handing,
-    local::{self, Configured, Local, Look},
+    local::{self, Configured, Life, Local, Look},
     memory::{Memory, Unchanged},
     peers::Peers,
     relay::Relay,
@@ -52,6 +52,8 @@ pub struct Known {
     pub exited_run_id: String,
     /// The last answer of this process.
     pub info: Option<Info>,
+    /// Which server gave it.
+    pub life: Life,
     /// Its node in Cluster mode and those that it knows, as it said then.
     pub nodes: Option<Nodes>,
     /// History that it had when it had loaded, which says nothing if nothing was loaded that could.
@@ -115,6 +117,7 @@ impl Known {
             exited: String::new(),
             exited_run_id: String::new(),
             info: None,
+            life: Life::default(),
             nodes: None,
             drawn: None,
             silent_since: None,
@@ -498,11 +501,12 @@ impl Agent {
     pub async fn promote(
         self: &Arc<Self>,
         spoken: Instant,
+        run_id: &str,
         by: proto::Promotion,
     ) -> Result<(), local::Error> {
         self.update(|known| known.promoting = Some(u64::MAX));
         self.told(spoken);
-        let promoted = self.local.promote(by).await;
+        let promoted = self.local.promote(run_id, by).await;
         let ticket = self.local.ticket();
         let result = promoted.map(|look| self.seen(look));
         self.update(|known| {
@@ -523,14 +527,14 @@ impl Agent {
     /// Takes over what the server has said, unless that was asked before what is known: before a promotion, or before the
     /// end of the server that said it.
     pub fn seen(&self, look: Look) {
-        let Look { info, nodes, saves, rewriting: _, listens, refused_writes: _, ticket } = look;
+        let Look { info, nodes, saves, rewriting: _, listens, refused_writes: _, ticket, life } = look;
         let me = self.me();
         let turned = self.update(|known| {
             if ticket < known.ticket {
                 return false;
             }
             let was_primary = known.may_be_primary();
-            known.ticket = ticket;
+            (known.ticket, known.life) = (ticket, life);
             known.listens = listens;
             known.exited.clear();
             known.run_id.clone_from(&info.run_id);

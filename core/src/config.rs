@@ -15,11 +15,11 @@ pub const GATE_ADDRESS: &str = "127.0.0.1";
 pub const GATE_PORT_HISTORY: u16 = 1;
 /// Port of the gate of a server that found none: it is blank.
 pub const GATE_PORT_BLANK: u16 = 2;
-/// User without any right that only the users' file of the gate has: a server in Cluster mode refuses to follow an address, so this
-/// says that it is at the gate, and that it found no data file.
-pub const GATE_USER_BLANK: &str = "valkeeper-gate-blank";
+/// Name of the socket of a node of a Valkey Cluster that found no data file. A server in Cluster mode refuses to follow an address: there a
+/// port that was never open is the gate, and the socket's name, which nobody can change, says what the server began with.
+pub const GATE_SOCKET_BLANK: &str = "valkeeper-blank.sock";
 /// The same of a server that found a data file.
-pub const GATE_USER_HISTORY: &str = "valkeeper-gate-history";
+pub const GATE_SOCKET_HISTORY: &str = "valkeeper-history.sock";
 
 /// Port of every member.
 pub const PORT: u16 = 6379;

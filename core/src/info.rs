@@ -2,7 +2,7 @@
 //! parse is [`Garbled`], never a panic and never a guess.
 
 use crate::{
-    config::{GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, GATE_USER_BLANK, GATE_USER_HISTORY},
+    config::{GATE_ADDRESS, GATE_PORT_BLANK, GATE_PORT_HISTORY, GATE_SOCKET_HISTORY},
     ids::{MemberId, ReplId, Timestamp},
     observation::{Link, Reading, ServerFacts, ServerRole, Source},
 };
@@ -65,6 +65,10 @@ pub struct Info {
     pub run_id: String,
     /// `valkey_version`, or `redis_version` of a server that has none.
     pub version: String,
+    /// `tcp_port`: 0 while it listens for no client.
+    pub port: u16,
+    /// Where it is in Cluster mode whatever its role, as its port was never open.
+    pub gate: Option<RawSource>,
     /// Role and source.
     pub role: RawRole,
     /// True while it loads its data set.
@@ -108,9 +112,12 @@ impl Info {
         let role = fields.role()?;
         let is_replica = role != RawRole::Primary;
         let offset_field = if is_replica { "slave_repl_offset" } else { "master_repl_offset" };
+        let port = fields.port("tcp_port")?;
         Ok(Info {
             run_id: fields.id("run_id")?.to_owned(),
             version: fields.version()?,
+            port,
+            gate: fields.gate(port),
             role,
             loading: fields.flag("loading")?,
             replid: ReplId(fields.id("master_replid")?.to_owned()),
@@ -125,18 +132,15 @@ impl Info {
         })
     }
 
-    /// The answer of a server in Cluster mode, which has these users (`ACL USERS`): behind the gate it follows the gate, whatever its
-    /// node is to the others. If both markers are there, the one that claims less counts.
+    /// The answer of a server in Cluster mode: one whose port was never open follows the gate, whatever its node is to the others.
     #[must_use]
-    pub fn behind_gate(self, users: &[String]) -> Info {
-        let has = |marker: &str| users.iter().any(|user| user == marker);
-        let port = match () {
-            () if has(GATE_USER_BLANK) => GATE_PORT_BLANK,
-            () if has(GATE_USER_HISTORY) => GATE_PORT_HISTORY,
-            () => return self,
-        };
-        let source = RawSource { host: GATE_ADDRESS.to_owned(), port };
-        Info { role: RawRole::Replica { source, link: Link::Down }, last_io_ms: None, ..self }
+    pub fn behind_gate(self) -> Info {
+        match self.gate.clone() {
+            None => self,
+            Some(source) => {
+                Info { role: RawRole::Replica { source, link: Link::Down }, last_io_ms: None, ..self }
+            }
+        }
     }
 
     /// The answer as facts and reading. `taken_at` is when it arrived, on the caller's clock.
@@ -148,6 +152,8 @@ impl Info {
         let Info {
             run_id,
             version,
+            port: _,
+            gate: _,
             role,
             loading,
             replid,
@@ -245,8 +251,30 @@ impl<'a> Fields<'a> {
     }
 
     fn source(&self) -> Result<RawSource, Garbled> {
-        let port = self.value("master_port")?.parse().map_err(|_| Garbled::Malformed("master_port"))?;
-        Ok(RawSource { host: self.word("master_host")?.to_owned(), port })
+        Ok(RawSource { host: self.word("master_host")?.to_owned(), port: self.port("master_port")? })
+    }
+
+    fn port(&self, name: &'static str) -> Result<u16, Garbled> {
+        self.value(name)?.parse().map_err(|_| Garbled::Malformed(name))
+    }
+
+    /// Lines `listenerN:name=tcp,bind=...,port=...`. That of a port which is closed again stays, without the port: clients may be left.
+    /// What cannot be read for a mark counts as blank, which claims less.
+    fn gate(&self, port: u16) -> Option<RawSource> {
+        let is_listener =
+            |field: &str| field.strip_prefix("listener").is_some_and(|n| n.parse::<u32>().is_ok());
+        let mut paths = Vec::new();
+        for (_, value) in self.lines().filter(|(field, _)| is_listener(field)) {
+            let (kind, bound) = value.split_once(',').unwrap_or((value, ""));
+            if kind != "name=unix" {
+                return None;
+            }
+            paths.push(bound.strip_prefix("bind=").unwrap_or_default());
+        }
+        let is_history = |path: &&str| path.rsplit('/').next() == Some(GATE_SOCKET_HISTORY);
+        let had_history = !paths.is_empty() && paths.iter().all(is_history);
+        let gate = if had_history { GATE_PORT_HISTORY } else { GATE_PORT_BLANK };
+        (port == 0).then(|| RawSource { host: GATE_ADDRESS.to_owned(), port: gate })
     }
 
     fn link(&self) -> Result<Link, Garbled> {
@@ -283,7 +311,7 @@ mod tests {
     use super::*;
 
     const PRIMARY: &str = "# Server\r\nredis_version:7.2.4\r\nvalkey_version:9.1.2\r\n\
-        run_id:0123456789abcdef0123456789abcdef01234567\r\n\r\n# Persistence\r\nloading:0\r\n\r\n\
+        run_id:0123456789abcdef0123456789abcdef01234567\r\ntcp_port:6379\r\n\r\n# Persistence\r\nloading:0\r\n\r\n\
         # Replication\r\nrole:master\r\nconnected_slaves:2\r\n\
         slave0:ip=10.0.0.2,port=6379,state=online,offset=70,lag=0,type=replica\r\n\
         slave1:ip=10.0.0.3,port=6379,state=wait_bgsave,offset=0,lag=0,type=replica\r\n\
@@ -367,6 +395,8 @@ mod tests {
             ("run_id:01", "run_id:0"),
             ("role:slave", "role:sentinel"),
             ("master_port:6379", "master_port:65536"),
+            ("tcp_port:6379", "tcp_port:65536"),
+            ("tcp_port:6379", "tcp_port:"),
             ("master_host:10.0.0.1", "master_host:"),
             ("master_host:10.0.0.1", "master_host:10.0.0.1 or so"),
             ("master_host:10.0.0.1", "master_host:\u{1b}[31m"),
@@ -395,29 +425,55 @@ mod tests {
         }
     }
 
+    /// An answer with this port and these listeners.
+    fn listening(text: &str, port: &str, listeners: &[&str]) -> String {
+        let lines: String = listeners.iter().map(|line| format!("{line}\r\n")).collect();
+        text.replace("tcp_port:6379\r\n", &format!("tcp_port:{port}\r\n{lines}"))
+    }
+
     #[test]
-    fn a_marker_among_the_users_means_that_a_node_follows_the_gate_whatever_it_is_to_the_others() {
-        let gate = |port| {
-            let source = RawSource { host: GATE_ADDRESS.to_owned(), port };
-            RawRole::Replica { source, link: Link::Down }
-        };
-        let users =
-            |names: &[&str]| ["default", "valkeeper"].iter().chain(names).map(|n| n.to_string()).collect();
+    fn a_node_whose_port_was_never_open_follows_the_gate_whatever_it_is_to_the_others() {
+        let (blank, history) = (GATE_PORT_BLANK, GATE_PORT_HISTORY);
+        let begun_blank = format!("listener1:name=unix,bind=/run/vk/{}", crate::config::GATE_SOCKET_BLANK);
+        let begun_with_data = format!("listener1:name=unix,bind=/run/vk/{GATE_SOCKET_HISTORY}");
+        let (blank_line, history_line) = (begun_blank.as_str(), begun_with_data.as_str());
+        let deeper = format!("{history_line}/of");
         for text in [PRIMARY.to_owned(), replica()] {
-            let plain = parse(&text).unwrap();
-            let behind = |names: &[&str]| -> Info {
-                let users: Vec<String> = users(names);
-                plain.clone().behind_gate(&users)
-            };
-            assert_eq!(behind(&[]), plain, "an open gate changes nothing");
-            assert_eq!(behind(&["valkeeper-gate"]), plain);
-            for (markers, port) in [
-                (&[GATE_USER_BLANK][..], GATE_PORT_BLANK),
-                (&[GATE_USER_HISTORY], GATE_PORT_HISTORY),
-                (&[GATE_USER_HISTORY, GATE_USER_BLANK], GATE_PORT_BLANK),
+            for (listeners, port) in [
+                (&[history_line][..], history),
+                (&[blank_line], blank),
+                // Nothing that can be read for a mark: an agent of an earlier build, another's listener, two of them.
+                (&["listener1:name=unix,bind=/run/vk/valkeeper.sock"], blank),
+                (&["listener1:name=unix"], blank),
+                (&[deeper.as_str()], blank),
+                (&[], blank),
+                (&[history_line, blank_line], blank),
             ] {
-                let gated = Info { role: gate(port), last_io_ms: None, ..plain.clone() };
-                assert_eq!(behind(markers), gated, "{markers:?}: offset and history stay");
+                let plain = parse(&listening(&text, "0", listeners)).unwrap();
+                let source = RawSource { host: GATE_ADDRESS.to_owned(), port };
+                let role = RawRole::Replica { source, link: Link::Down };
+                let gated = Info { role, last_io_ms: None, ..plain.clone() };
+                assert_eq!(plain.behind_gate(), gated, "{listeners:?}: offset and history stay");
+            }
+        }
+    }
+
+    #[test]
+    fn a_node_whose_port_is_open_or_was_is_what_it_says() {
+        let socket = format!("listener1:name=unix,bind=/run/vk/{GATE_SOCKET_HISTORY}");
+        for (port, listeners) in [
+            ("6379", &["listener0:name=tcp,bind=10.0.0.1,port=6379", socket.as_str()][..]),
+            ("6379", &[&socket]),
+            ("6379", &[]),
+            // Closed by somebody's hand: whoever was connected is still there and may write.
+            ("0", &["listener0:name=tcp", &socket]),
+            ("0", &["listener0:name=tcp,bind=10.0.0.1", &socket]),
+            ("0", &["listener2:name=tls,bind=10.0.0.1,port=6380", &socket]),
+        ] {
+            for text in [PRIMARY.to_owned(), replica()] {
+                let plain = parse(&listening(&text, port, listeners)).unwrap();
+                assert_eq!(plain.port.to_string(), port);
+                assert_eq!(plain.clone().behind_gate(), plain, "{listeners:?}");
             }
         }
     }

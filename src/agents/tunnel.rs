@@ -9,6 +9,7 @@ use async_trait::async_trait;
 use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
 use valkeeper_agent::tls::{ALPN_H2, ALPN_SERVER, Accept, Live, Peer, Reached};
+use valkeeper_core::spec::Topology;
 
 /// The way to the servers of one cluster.
 pub struct Tunnel {
@@ -33,8 +34,15 @@ impl Way for Tunnel {
         let connecting = self.live.connect(&accept, &[ALPN_SERVER, ALPN_H2], stream);
         let mut tunnel = connecting.await.map_err(|error| Error::of_io(&error))?;
         if tunnel.protocol() != Some(ALPN_SERVER) {
-            // An agent of an earlier build: its server has its port to itself all the time.
-            return Direct.open(target).await;
+            // An agent of an earlier build.
+            return match target.topology {
+                // Its server has its port to itself all the time.
+                Topology::Replication => Direct.open(target).await,
+                // There the gate was a list of users beside an open port: nobody asks for that, so the server would look as if it served.
+                Topology::Cluster => Err(Error::Refusal(
+                    "its agent is of an earlier build, whose gate cannot be seen".to_owned(),
+                )),
+            };
         }
         let said = tunnel.read_u8().await.map_err(|error| Error::of_io(&error))?;
         match Reached::of_byte(said) {

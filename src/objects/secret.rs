@@ -33,17 +33,17 @@ struct Rules {
 }
 
 const RULES: Rules = Rules { operator: "+ping +info +role", replica: "+ping +psync +replconf +sync" };
-/// In a Valkey Cluster the operator looks at nodes, how many keys are in their slots, and whether the gate is open. What a shard hands over to another is executed there as
+/// In a Valkey Cluster the operator looks at nodes, and how many keys are in their slots. What a shard hands over to another is executed there as
 /// the user of replication: slots that are opened and closed, the keys, and then whatever is written meanwhile. None of it empties a data
 /// set or goes elsewhere.
 const RULES_CLUSTER: Rules = Rules {
-    operator: "+ping +info +role +cluster|nodes +cluster|info +cluster|countkeysinslot +acl|users",
+    operator: "+ping +info +role +cluster|nodes +cluster|info +cluster|countkeysinslot",
     replica: "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|myid +cluster|setslot \
             -flushall -flushdb -migrate -swapdb",
 };
 /// From Valkey 9.0 on it looks at jobs as well.
 const RULES_HANDING_OVER: Rules = Rules {
-    operator: "+ping +info +role +cluster|nodes +cluster|info +cluster|countkeysinslot +acl|users +cluster|getslotmigrations",
+    operator: "+ping +info +role +cluster|nodes +cluster|info +cluster|countkeysinslot +cluster|getslotmigrations",
     replica: "+ping +psync +replconf +sync ~* +@write +pfcount +select +cluster|myid +cluster|setslot +cluster|syncslots \
         -flushall -flushdb -migrate -swapdb",
 };

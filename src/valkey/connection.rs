@@ -90,12 +90,11 @@ impl Connection {
             Topology::Cluster => {
                 info.arg("keyspace");
                 let mut all = redis::pipe();
-                all.add_command(info).cmd("CLUSTER").arg("NODES").cmd("ACL").arg("USERS");
-                all.cmd("CLUSTER").arg("INFO").cmd("CLUSTER").arg("GETSLOTMIGRATIONS").ignore_errors();
-                let answers: [RedisResult<Value>; 5] = all.query_async(&mut self.commands.clone()).await?;
-                let [info, nodes, users, state, jobs] = answers;
+                all.add_command(info).cmd("CLUSTER").arg("NODES").cmd("CLUSTER").arg("INFO");
+                all.cmd("CLUSTER").arg("GETSLOTMIGRATIONS").ignore_errors();
+                let answers: [RedisResult<Value>; 4] = all.query_async(&mut self.commands.clone()).await?;
+                let [info, nodes, state, jobs] = answers;
                 let (info, nodes): (String, String) = (read(info)?, read(nodes)?);
-                let users: Vec<String> = read(users)?;
                 let jobs = match jobs {
                     // Below 9.0 there is no such command, and nothing is handed over.
                     Err(error) if is_unknown(&error) => Some(Vec::<Fields>::new()),
@@ -103,7 +102,7 @@ impl Connection {
                 };
                 // A server whose users are from before does not say it: that is no reason to know nothing.
                 let state: String = read(state).unwrap_or_default();
-                Look::parse_node(&info, (&nodes, &state), &users, jobs.as_deref(), Instant::now())
+                Look::parse_node(&info, (&nodes, &state), jobs.as_deref(), Instant::now())
             }
         }
     }

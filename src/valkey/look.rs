@@ -28,12 +28,11 @@ impl Look {
         Ok(Look { answered_at, info: Info::parse(text)?, node: None })
     }
 
-    /// Parses the same with `CLUSTER NODES` and `ACL USERS`, of a server in a Valkey Cluster; and `CLUSTER INFO` and `CLUSTER
-    /// GETSLOTMIGRATIONS`, which spoil nothing, whatever they say.
+    /// Parses the same with `CLUSTER NODES`, of a server in a Valkey Cluster; and `CLUSTER INFO` and `CLUSTER GETSLOTMIGRATIONS`, which spoil
+    /// nothing, whatever they say.
     pub fn parse_node(
         info: &str,
         (nodes, state): (&str, &str),
-        users: &[String],
         jobs: Option<&[Fields]>,
         answered_at: Instant,
     ) -> Result<Look, Error> {
@@ -42,7 +41,7 @@ impl Look {
         let (known, exports_unread) = (jobs.map(exports).unwrap_or_default(), jobs.is_none());
         let down = state.lines().any(|line| line.trim_end() == "cluster_state:fail");
         let node = NodeFacts { exports: known, exports_unread, down, ..nodes.facts() };
-        Ok(Look { answered_at, info: info.behind_gate(users), node: Some(node) })
+        Ok(Look { answered_at, info: info.behind_gate(), node: Some(node) })
     }
 }
 

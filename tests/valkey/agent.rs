@@ -178,7 +178,7 @@ impl Member {
     pub async fn start_node(pki: &Pki, ordinal: u16) -> (Member, MemberLink) {
         let more = "cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-require-full-coverage no\n\
                     cluster-node-timeout 2000\ncluster-allow-replica-migration no";
-        let looks = "+ping +info +role +cluster|nodes +acl|users +cluster|getslotmigrations";
+        let looks = "+ping +info +role +cluster|nodes +cluster|getslotmigrations";
         // What is handed over to a server is written there as the user of replication.
         let writes = "+psync +replconf +ping ~* +@write +pfcount +select +cluster|syncslots";
         let users = users().replace("+ping +info +role", looks).replace("+psync +replconf +ping", writes);

@@ -1,14 +1,15 @@
 //! What a look at a node of a Valkey Cluster brings back.
 
-use crate::server::{OPERATOR_PASSWORD, Server, eventually, free_port, link_to, present, target_at};
-use std::{collections::BTreeMap, net::Ipv4Addr};
+use crate::server::{OPERATOR_PASSWORD, Server, eventually, free_port, link_by, link_to, present, target_at};
+use async_trait::async_trait;
+use std::{collections::BTreeMap, net::Ipv4Addr, path::Path, sync::Arc};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
-    net::TcpListener,
+    net::{TcpListener, UnixStream},
 };
-use valkeeper::valkey::{Look, MemberLink, Target};
+use valkeeper::valkey::{Error, Look, MemberLink, Target, Way, way::Stream};
 use valkeeper_core::{
-    config::{GATE_USER_BLANK, GATE_USER_HISTORY},
+    config::{GATE_SOCKET_BLANK, GATE_SOCKET_HISTORY},
     ids::Timestamp,
     info::RawRole,
     observation::{Export, ExportState, Link, NodeFacts, Observed, ServerRole, Source, Why},
@@ -28,7 +29,7 @@ pub async fn node(bus_port: u16) -> Server {
 }
 
 async fn may_ask(server: &Server) {
-    server.run::<String>("ACL SETUSER valkeeper +cluster|nodes +acl|users").await.unwrap();
+    server.run::<String>("ACL SETUSER valkeeper +cluster|nodes").await.unwrap();
 }
 
 pub fn link(server: &Server) -> MemberLink {
@@ -127,20 +128,37 @@ async fn a_node_says_whether_it_refuses_clients_to_whoever_may_ask() {
     assert!(!says(&link).await.down);
 }
 
+/// The way to a server without a port.
+struct Socket(&'static Path);
+
+#[async_trait]
+impl Way for Socket {
+    async fn open(&self, _: Target) -> Result<Box<dyn Stream>, Error> {
+        Ok(Box::new(UnixStream::connect(self.0).await.unwrap()))
+    }
+}
+
 #[tokio::test]
-async fn a_marker_among_the_users_is_a_closed_gate_whatever_the_node_is() {
-    let server = node(free_port()).await;
-    let link = link(&server);
-    let role = |look: Look| {
-        let (facts, _) = look.info.resolved(&BTreeMap::new(), Timestamp(0));
-        (facts.role, look.node.unwrap().primary)
-    };
-    for (marker, had_history) in [(GATE_USER_BLANK, false), (GATE_USER_HISTORY, true)] {
-        server.run::<String>(&format!("ACL SETUSER {marker} off")).await.unwrap();
+async fn a_port_that_was_never_open_is_a_closed_gate_whatever_the_node_is() {
+    for (name, had_history) in
+        [(GATE_SOCKET_BLANK, false), (GATE_SOCKET_HISTORY, true), ("valkeeper.sock", false)]
+    {
+        let server = Server::at_socket(name, &conf(free_port())).await;
+        may_ask(&server).await;
+        let way = Arc::new(Socket(server.socket.unwrap()));
+        let (link, _) = link_by(way, as_node(server.target()), OPERATOR_PASSWORD);
+        let role = |look: Look| {
+            let (facts, _) = look.info.resolved(&BTreeMap::new(), Timestamp(0));
+            (facts.role, look.node.unwrap().primary)
+        };
         let gated = ServerRole::Replica { source: Source::Gate { had_history }, link: Link::Down };
-        assert_eq!(role(present(&link).await), (gated, None));
-        server.run::<u32>(&format!("ACL DELUSER {marker}")).await.unwrap();
-        assert_eq!(present(&link).await.role, RawRole::Primary);
+        assert_eq!(role(present(&link).await), (gated, None), "{name}");
+        // Once it has been open, whoever closes it does not bring it back there.
+        for port in [server.port, 0] {
+            server.run::<String>(&format!("CONFIG SET port {port}")).await.unwrap();
+            let look = present(&link).await;
+            assert_eq!((look.port, look.role.clone()), (port, RawRole::Primary), "{name}");
+        }
     }
 }
 
@@ -178,7 +196,7 @@ async fn a_stranger_whose_third_answer_has_no_end_is_cut_off() {
         let mut asked = [0; 1024];
         assert!(socket.read(&mut asked).await.unwrap() > 0, "who logs in");
         socket.write_all(b"+OK\r\n").await.unwrap();
-        assert!(socket.read(&mut asked).await.unwrap() > 0, "three questions");
+        assert!(socket.read(&mut asked).await.unwrap() > 0, "all questions");
         socket.write_all(b"+first\r\n+second\r\n*1\r\n$500000000\r\n").await.unwrap();
         let mut sent = 0;
         while let Ok(written) = socket.write(&[b'x'; 65536]).await {

@@ -1,8 +1,9 @@
 //! Two releases side by side: this operator and an agent of an earlier contract, and this agent and a later operator.
 
 use crate::{
-    agent::{Member, Operator, Pki, at, brief, place, terms},
-    server::eventually,
+    agent::{Member, OWNER, Operator, Pki, at, brief, place, terms},
+    nodes::as_node,
+    server::{OPERATOR_PASSWORD, Server, eventually, link_by, present},
 };
 use futures::future::BoxFuture;
 use prost::{
@@ -23,9 +24,12 @@ use tonic::{
     client, codec,
     codegen::{Service, http},
     server::{self, NamedService},
-    transport::{Channel, Server},
+    transport::{self, Channel},
 };
-use valkeeper::agents::{AgentLink, CallError, Endpoint};
+use valkeeper::{
+    agents::{AgentLink, CallError, Endpoint, Tunnel},
+    valkey::{Error, Way},
+};
 use valkeeper_agent::{
     link::connect,
     proto::{
@@ -37,7 +41,8 @@ use valkeeper_core::{
     agent::Brief,
     effect,
     ids::{MemberId, Seq},
-    observation::{AgentFacts, ServerProcess},
+    info::RawRole,
+    observation::{AgentFacts, Observed, ServerProcess, Why},
 };
 
 /// Bound on what is done in milliseconds, on a busy machine.
@@ -151,7 +156,11 @@ impl Older {
         });
         let mut serving = JoinSet::new();
         serving.spawn(async move {
-            Server::builder().add_service(self).serve_with_incoming(Box::pin(incoming)).await.unwrap()
+            transport::Server::builder()
+                .add_service(self)
+                .serve_with_incoming(Box::pin(incoming))
+                .await
+                .unwrap()
         });
         let link = operator.dial_to(place(me, port));
         link.settled().await;
@@ -206,6 +215,24 @@ async fn an_agent_of_an_earlier_contract_is_understood_and_does_what_it_can() {
     link.tell(&terms(5, me)).await.unwrap();
     knows(&operator, &link, 5).await;
     assert_eq!(operator.board().deposed(), None);
+}
+
+#[tokio::test]
+async fn a_server_under_an_agent_of_an_earlier_build_is_looked_at_directly_unless_its_gate_cannot_be_seen() {
+    let (pki, me) = (Pki::new(), MemberId::new(0, 0));
+    let operator = Operator::new(&pki, 1);
+    let state = AgentState { brief: Some(proto::Brief::default()), ..AgentState::default() };
+    let (link, _serving) = Older(Arc::new(Mutex::new(state))).reached_by(&operator, &pki, me).await;
+    let (namespace, cluster) = (OWNER.0.to_owned(), OWNER.1.to_owned());
+    let way: Arc<dyn Way> =
+        Arc::new(Tunnel { port: link.place().address.port(), live: pki.operator(), namespace, cluster });
+    let server = Server::start("").await;
+    let (to_server, _) = link_by(way.clone(), server.target(), OPERATOR_PASSWORD);
+    assert_eq!(present(&to_server).await.role, RawRole::Primary);
+    let (to_node, _) = link_by(way, as_node(server.target()), OPERATOR_PASSWORD);
+    assert_eq!(to_node.look().await, Observed::Unknown(Why::Garbled));
+    let trouble = to_node.trouble().unwrap();
+    assert!(matches!(&trouble, Error::Refusal(words) if words.contains("earlier build")), "{trouble}");
 }
 
 async fn asked(channel: &Channel, call: &str, request: Vec<u8>) -> Result<Vec<u8>, Status> {

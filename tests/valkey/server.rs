@@ -82,9 +82,7 @@ impl Server {
     /// Starts a server and waits until it listens, not until it has loaded.
     pub async fn spawn(extra: &str) -> Server {
         for _ in 0..PORT_TRIES {
-            let port = free_port();
-            let dir = env::temp_dir().join(format!("valkeeper-test-{}-{port}", std::process::id()));
-            fs::create_dir_all(&dir).unwrap();
+            let (port, dir) = place();
             let mut server =
                 Server { instance: Instance { port, socket: None }, child: launch(&dir, port, extra), dir };
             if server.listens().await {
@@ -92,6 +90,16 @@ impl Server {
             }
         }
         panic!("valkey-server did not start on any of {PORT_TRIES} ports");
+    }
+
+    /// Starts a server that has no port, at a socket of this name, and waits until it answers.
+    pub async fn at_socket(name: &str, extra: &str) -> Server {
+        let (port, dir) = place();
+        let socket: &'static Path = Box::leak(dir.join(name).into_boxed_path());
+        let child = launch(&dir, port, &format!("port 0\nunixsocket {}\n{extra}", socket.display()));
+        let server = Server { instance: Instance { port, socket: Some(socket) }, child, dir };
+        server.answers().await;
+        server
     }
 
     /// Starts the server again at its port, in its directory.
@@ -294,6 +302,14 @@ pub fn conf(dir: &Path, port: u16) -> String {
          enable-debug-command local\nprimaryuser replication\nprimaryauth {REPLICATION_PASSWORD}\n",
         dir = dir.display(),
     )
+}
+
+/// A free port, and a directory for the server there.
+fn place() -> (u16, PathBuf) {
+    let port = free_port();
+    let dir = env::temp_dir().join(format!("valkeeper-test-{}-{port}", std::process::id()));
+    fs::create_dir_all(&dir).unwrap();
+    (port, dir)
 }
 
 fn launch(dir: &Path, port: u16, extra: &str) -> Child {

@@ -1,5 +1,4 @@
-//! The server's users: a copy of the mounted file with the agent's own. In Cluster mode, where a server cannot be made to follow
-//! nobody, the list is the gate: behind it there are only those who look, and a marker that says so.
+//! The server's users: a copy of the mounted file with the agent's own.
 
 use super::USER;
 use crate::args::Config;
@@ -10,17 +9,14 @@ use std::{
     os::unix::fs::OpenOptionsExt,
     path::PathBuf,
 };
-use valkeeper_core::{
-    config::{GATE_USER_BLANK, GATE_USER_HISTORY},
-    spec::Topology,
-};
+use valkeeper_core::spec::Topology;
 
 /// The agent's user at its server: what it needs and no key.
 const RULES: &str = "+ping +info +auth +config|get +config|set +replicaof +client +command|list +acl|users";
 /// What it needs in Cluster mode beside that. MIGRATESLOTS is not named: it came with 9.0, and a server that finds a word in its
 /// users' file which it does not know does not start; which version that is, nobody knows before. So it is all of CLUSTER, less what
 /// drops slots, data or the node at once, by names that every version since 8.0 knows. Keys are for MIGRATE alone, hence the selector (7.0).
-const RULES_CLUSTER: &str = "+acl|load +wait +eval_ro +cluster -cluster|reset -cluster|flushslots -cluster|delslots -cluster|delslotsrange \
+const RULES_CLUSTER: &str = "+wait +eval_ro +cluster -cluster|reset -cluster|flushslots -cluster|delslots -cluster|delslotsrange \
     (+migrate ~*)";
 /// Whom a replica logs in as where the file does not say.
 const USER_DEFAULT: &str = "default";
@@ -31,30 +27,24 @@ pub struct Login {
     pub password: String,
 }
 
-/// Who may log in.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Listed {
-    /// Everybody.
-    All,
-    /// The agent and whoever looks, behind the gate of a server without data.
-    GateBlank,
-    /// The same of one that has some.
-    GateHistory,
-}
-
 /// The mounted files, the copy, and the agent's own user in it.
 #[derive(Clone, Debug)]
 pub struct Users {
     mounted: PathBuf,
     auth: PathBuf,
     copy: PathBuf,
-    /// Whoever only looks.
-    operator: String,
     /// The agent's own line.
     own: String,
 }
 
 impl Users {
+    /// With all of their files in this directory.
+    #[cfg(test)]
+    pub fn of(dir: &std::path::Path) -> Users {
+        let [mounted, auth, copy] = ["users.acl", "auth.conf", "copy"].map(|name| dir.join(name));
+        Users { mounted, auth, copy, own: format!("user {USER} on #dd -@all +info") }
+    }
+
     pub fn new(config: &Config, password: &str) -> Users {
         let args = &config.args;
         let hash: String = Sha256::digest(password.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
@@ -66,7 +56,6 @@ impl Users {
             mounted: args.aclfile.clone(),
             auth: args.aclfile.with_file_name("auth.conf"),
             copy: args.run_dir.join("valkeeper-users.acl"),
-            operator: args.operator_user.clone(),
             own: format!("user {USER} on #{hash} resetkeys resetchannels -@all {RULES}{more}"),
         }
     }
@@ -77,35 +66,17 @@ impl Users {
     }
 
     /// Writes the copy that the server reads next.
-    pub fn write(&self, listed: Listed) -> io::Result<()> {
-        let text = self.render(&read(&self.mounted)?, listed);
+    pub fn write(&self) -> io::Result<()> {
+        let text = self.render(&read(&self.mounted)?);
         let _ = fs::remove_file(&self.copy);
         let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(&self.copy)?;
         file.write_all(text.as_bytes())
     }
 
-    fn render(&self, mounted: &str, listed: Listed) -> String {
-        let name = |line: &str| line.split_whitespace().nth(1).unwrap_or_default().to_owned();
-        let marker = match listed {
-            Listed::All => None,
-            Listed::GateBlank => Some(GATE_USER_BLANK),
-            Listed::GateHistory => Some(GATE_USER_HISTORY),
-        };
-        let may = |user: &str| match marker {
-            _ if [USER, GATE_USER_BLANK, GATE_USER_HISTORY].contains(&user) => false,
-            Some(_) => user == self.operator,
-            None => true,
-        };
-        let mut lines: Vec<String> = mounted.lines().filter(|l| may(&name(l))).map(str::to_owned).collect();
-        lines.push(self.own.clone());
-        if let Some(marker) = marker {
-            lines.push(format!("user {marker} off"));
-            if self.operator != "default" {
-                // Where the file does not name it, the server makes one that may do everything.
-                lines.push("user default off".to_owned());
-            }
-        }
-        lines.iter().map(|line| format!("{line}\n")).collect()
+    fn render(&self, mounted: &str) -> String {
+        let is_own = |line: &&str| line.split_whitespace().nth(1) == Some(USER);
+        let others = mounted.lines().filter(|line| !is_own(line));
+        others.chain([self.own.as_str()]).map(|line| format!("{line}\n")).collect()
     }
 
     /// The password that a replica logs in at its primary with, empty if there is none.
@@ -135,42 +106,18 @@ fn read(path: &PathBuf) -> io::Result<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::path::Path;
 
     const MOUNTED: &str = "user default on #aa ~* &* +@all\nuser valkeeper on #bb -@all +info\n\
-        user replica on #cc -@all +psync\nuser valkeeper-agent on nopass ~* +@all\nuser valkeeper-gate-blank on";
-
-    fn users() -> Users {
-        let path = |name: &str| PathBuf::from(name);
-        Users {
-            mounted: path("users.acl"),
-            auth: path("auth.conf"),
-            copy: path("copy"),
-            operator: "valkeeper".to_owned(),
-            own: "user valkeeper-agent on #dd -@all +info".to_owned(),
-        }
-    }
+        user replica on #cc -@all +psync\nuser valkeeper-agent on nopass ~* +@all";
 
     #[test]
-    fn everybody_is_everybody_but_those_who_claim_the_agents_own_names() {
-        let text = users().render(MOUNTED, Listed::All);
+    fn everybody_is_in_the_copy_but_who_claims_the_agents_own_name() {
+        let text = Users::of(Path::new("")).render(MOUNTED);
         assert_eq!(
             text,
             "user default on #aa ~* &* +@all\nuser valkeeper on #bb -@all +info\nuser replica on #cc -@all +psync\n\
              user valkeeper-agent on #dd -@all +info\n"
         );
-    }
-
-    #[test]
-    fn behind_the_gate_are_those_who_look_and_a_marker() {
-        for (listed, marker) in
-            [(Listed::GateBlank, GATE_USER_BLANK), (Listed::GateHistory, GATE_USER_HISTORY)]
-        {
-            let text = users().render(MOUNTED, listed);
-            let expected = format!(
-                "user valkeeper on #bb -@all +info\nuser valkeeper-agent on #dd -@all +info\nuser {marker} off\n\
-                 user default off\n"
-            );
-            assert_eq!(text, expected);
-        }
     }
 }

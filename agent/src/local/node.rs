@@ -1,18 +1,16 @@
-//! What a server in Cluster mode is told: to become primary or to follow, by the words of Valkey Cluster, and its gate, which opens by
-//! its users. `OK` does not mean done there, so everything is seen in what the node says afterwards.
+//! What a server in Cluster mode is told: to become primary or to follow, by the words of Valkey Cluster, and only then to listen, which opens
+//! its gate. `OK` does not mean done there, so everything is seen in what the node says afterwards.
 
-use super::{COMMAND_TIMEOUT, Error, Local, Look, POLL_PAUSE, cmd};
-use crate::{
-    boot::{Listed, PRIMARYAUTH_NOBODYS},
-    election::Standing,
-    shared::is_at_gate,
-};
+use super::{COMMAND_TIMEOUT, Cmd, Error, FromRedisValue, Life, Local, Look, POLL_PAUSE, cmd};
+use crate::{boot::PRIMARYAUTH_NOBODYS, election::Standing, shared::is_at_gate};
 use std::time::Duration;
 use tokio::time::Instant;
 use valkeeper_core::{config::ServerVersion, ids::NodeId, info::RawSource, nodes::Nodes, slots::SlotSet};
 
-/// valkey-server 8.0 dies of loading its users beside a replica's live link; later ones do not.
-const USERS_BESIDE_A_LINK_FROM: ServerVersion = ServerVersion { major: 8, minor: 1 };
+/// For up to a second nodes of 8.0.1 hold a new replica for one of another shard (valkey-io/valkey#774). A primary that hands over to it
+/// before that stays an empty primary, and one that dies does not start again, as its `nodes.conf` is corrupt to it. So there the link
+/// comes up with the next try to log in, a second later.
+const SHARD_KNOWN_AT_ONCE_FROM: ServerVersion = ServerVersion { major: 8, minor: 1 };
 
 /// Between two requests for a vote: a refused one is not repeated by the server itself for four times the node timeout.
 const FORCE_PAUSE: Duration = Duration::from_millis(100);
@@ -79,63 +77,30 @@ fn is_primary(look: &Look) -> bool {
     look.nodes.as_ref().is_some_and(|nodes| nodes.myself.primary.is_none())
 }
 
-impl Local {
-    /// Makes the node primary, or waits for nothing if it is one, and opens the gate.
-    pub(super) async fn promote_node(&self, by: Option<Failover>) -> Result<Look, Error> {
-        let begun = Instant::now();
-        let (mut refused, mut due) = (Error::Unverified("its node is not a primary"), begun);
-        loop {
-            let look = self.look().await?;
-            if is_primary(&look) {
-                return self.open(look).await;
-            }
-            let Some(Failover { option, pause, last, timeout }) = &by else { return Err(refused) };
-            if begun.elapsed() >= *timeout {
-                return Err(refused);
-            }
-            if due <= Instant::now() && due <= begun + *last {
-                due = Instant::now() + *pause;
-                match self.ask::<()>(cmd("CLUSTER").arg("FAILOVER").arg(*option)).await {
-                    Ok(()) => {}
-                    Err(error @ Error::Refused(_)) => refused = error,
-                    Err(error) => return Err(error),
-                }
-            }
-            tokio::time::sleep(POLL_PAUSE).await;
-        }
+/// The server that a decision was about. The next one is at the gate again, and none of this reaches it.
+struct Server<'a> {
+    local: &'a Local,
+    life: Life,
+}
+
+impl Server<'_> {
+    async fn ask<T: FromRedisValue>(&self, command: &Cmd) -> Result<T, Error> {
+        self.local.ask_of(Some(self.life), command).await
     }
 
-    /// Makes the node replicate another, unless it does, and opens the gate; paused clients go on and learn what it is now.
-    pub async fn replicate(&self, to: &NodeId) -> Result<Look, Error> {
-        let look = self.look().await?;
-        let version = look.info.version.parse::<ServerVersion>().ok();
-        // Of another it would copy until it is told to follow this one.
-        let follows_another = look
-            .nodes
-            .as_ref()
-            .is_none_or(|nodes| nodes.myself.primary.as_ref().is_some_and(|primary| primary != to));
-        let is_late = version.is_none_or(|version| version < USERS_BESIDE_A_LINK_FROM);
-        if !is_at_gate(&look.info) || follows_another || is_late {
-            return self.replicate_node(to).await;
-        }
-        // Before it tries to log in for the first time: the next try is a second later.
-        self.log_in_at_primary(&self.users.primaryauth()?).await?;
-        let replicated = self.replicate_node(to).await;
-        if replicated.is_err() {
-            // Whomever it replicates then, it must not copy anything.
-            self.log_in_at_primary(PRIMARYAUTH_NOBODYS).await?;
-        }
-        replicated
+    async fn look(&self) -> Result<Look, Error> {
+        self.local.look_of(Some(self.life), COMMAND_TIMEOUT).await
     }
 
-    async fn replicate_node(&self, to: &NodeId) -> Result<Look, Error> {
+    /// Follows that node, seen to be done; paused clients go on and learn what it is now.
+    async fn follow(&self, to: &NodeId) -> Result<Look, Error> {
         let begun = Instant::now();
         let mut refused = Error::Unverified("its node does not replicate that one");
         loop {
             let look = self.look().await?;
             if look.nodes.as_ref().is_some_and(|nodes| nodes.myself.primary.as_ref() == Some(to)) {
-                self.unpause().await?;
-                return self.open(look).await;
+                self.ask::<()>(cmd("CLIENT").arg("UNPAUSE")).await?;
+                return Ok(look);
             }
             if begun.elapsed() >= COMMAND_TIMEOUT {
                 return Err(refused);
@@ -151,24 +116,81 @@ impl Local {
         }
     }
 
-    /// Opens the gate if it is closed, and lets a replica log in at its primary.
+    /// Lets a replica log in at its primary, and opens the gate if it is closed. The node's role is settled before that.
     async fn open(&self, look: Look) -> Result<Look, Error> {
-        let closed = is_at_gate(&look.info);
-        if closed {
-            self.users.write(Listed::All)?;
-            self.ask::<()>(cmd("ACL").arg("LOAD")).await?;
+        if is_at_gate(&look.info) {
+            self.local.listen(self.life).await?;
+            let is_open = |look: &Look| !is_at_gate(&look.info);
+            return self.local.until_of(Some(self.life), is_open, "its gate is closed").await;
         }
         // Also where the gate is open: the last command may have come to its end before this.
-        self.log_in_at_primary(&self.users.primaryauth()?).await?;
-        if closed {
-            return self.until(|look| !is_at_gate(&look.info), "its gate is closed").await;
-        }
+        self.log_in_at_primary(&self.local.users.primaryauth()?).await?;
         Ok(look)
     }
 
     /// What a replica logs in at its primary with.
     async fn log_in_at_primary(&self, primaryauth: &str) -> Result<(), Error> {
         self.ask(cmd("CONFIG").arg("SET").arg("primaryauth").arg(primaryauth)).await
+    }
+}
+
+impl Local {
+    /// The process with this run id, and what it says.
+    async fn server(&self, run_id: &str) -> Result<(Server<'_>, Look), Error> {
+        let look = self.look().await?;
+        if look.info.run_id != run_id {
+            return Err(Error::Lost("it is another process by now".to_owned()));
+        }
+        Ok((Server { local: self, life: look.life }, look))
+    }
+
+    /// Makes the node primary, or waits for nothing if it is one, and opens the gate.
+    pub(super) async fn promote_node(&self, run_id: &str, by: Option<Failover>) -> Result<Look, Error> {
+        let begun = Instant::now();
+        let (mut refused, mut due) = (Error::Unverified("its node is not a primary"), begun);
+        let (server, mut look) = self.server(run_id).await?;
+        loop {
+            if is_primary(&look) {
+                return server.open(look).await;
+            }
+            let Some(Failover { option, pause, last, timeout }) = &by else { return Err(refused) };
+            if begun.elapsed() >= *timeout {
+                return Err(refused);
+            }
+            if due <= Instant::now() && due <= begun + *last {
+                due = Instant::now() + *pause;
+                match server.ask::<()>(cmd("CLUSTER").arg("FAILOVER").arg(*option)).await {
+                    Ok(()) => {}
+                    Err(error @ Error::Refused(_)) => refused = error,
+                    Err(error) => return Err(error),
+                }
+            }
+            tokio::time::sleep(POLL_PAUSE).await;
+            look = server.look().await?;
+        }
+    }
+
+    /// Makes the node of the process with this `run_id` replicate another, unless it does, and opens the gate.
+    pub async fn replicate(&self, run_id: &str, to: &NodeId) -> Result<Look, Error> {
+        let (server, look) = self.server(run_id).await?;
+        // Of another it would copy until it is told to follow this one.
+        let follows_another = look
+            .nodes
+            .as_ref()
+            .is_none_or(|nodes| nodes.myself.primary.as_ref().is_some_and(|primary| primary != to));
+        let version = look.info.version.parse::<ServerVersion>().ok();
+        let is_known_at_once = version.is_some_and(|version| version >= SHARD_KNOWN_AT_ONCE_FROM);
+        let logs_in_first = is_at_gate(&look.info) && !follows_another && is_known_at_once;
+        if logs_in_first {
+            // Before it tries to log in for the first time: the next try is a second later.
+            server.log_in_at_primary(&self.users.primaryauth()?).await?;
+        }
+        let followed = server.follow(to).await;
+        if followed.is_err() && logs_in_first {
+            // Whomever it replicates then, it must not copy anything.
+            server.log_in_at_primary(PRIMARYAUTH_NOBODYS).await?;
+        }
+        server.open(followed?).await
     }
 
     /// Whether the node stands for election when its primary is lost.

@@ -16,6 +16,7 @@ use valkeeper_core::{
     ids::{NodeId, WriterEpoch},
     info::{Info, RawRole, RawSource},
     observation::{Gate, Link},
+    spec::Topology,
 };
 
 /// Bound on the end of a killed process: a kernel that writes out its memory on a slow disk.
@@ -154,7 +155,7 @@ impl Commands {
             Ok(())
         };
         self.obey(epoch, accept).await?;
-        self.0.promote(spoken, by).await.map_err(|error| failed(&error))?;
+        self.0.promote(spoken, &run_id, by).await.map_err(|error| failed(&error))?;
         self.0.update(|known| known.gate = Gate::Commanded);
         tracing::info!(grant = brief.grant.0, "the server is primary");
         self.done()
@@ -167,6 +168,10 @@ impl Commands {
         let node = wire::node_or_none(&node_id, "node_id").map_err(malformed)?;
         let to = match node {
             Some(node) => Target::Node(node),
+            // Its server would refuse an address, after its port was closed for that.
+            None if self.0.config.topology == Topology::Cluster => {
+                return Err(malformed(wire::Malformed("node_id")));
+            }
             None => Target::Address(address(host, port)?),
         };
         let asked = Instant::now();
@@ -187,7 +192,7 @@ impl Commands {
             .map_err(|refusal: Refusal| unchanged(refusal.into()))?;
         let attached = async {
             match &to {
-                Target::Node(node) => self.0.local.replicate(node).await,
+                Target::Node(node) => self.0.local.replicate(&run_id, node).await,
                 Target::Address(source) => self.0.follow(was_primary, source).await,
             }
         };

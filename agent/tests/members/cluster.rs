@@ -1,4 +1,4 @@
-//! Members of a Valkey Cluster: the gate is the list of users, and the operator speaks of nodes.
+//! Members of a Valkey Cluster: the gate is the closed port, and the operator speaks of nodes.
 
 use super::{
     APPEND_ONLY, NOTHING, SNAPSHOTS,
@@ -8,6 +8,8 @@ use std::{fs, time::Instant};
 use tonic::{Code, Status};
 use valkeeper_agent::proto::{self, Promotion};
 use valkeeper_core::{
+    config::{GATE_PORT_BLANK, GATE_PORT_HISTORY},
+    info::Info,
     nodes::Nodes,
     observation::NodeFacts,
     slots::{SLOTS, SlotSet},
@@ -16,7 +18,8 @@ use valkeeper_core::{
 const NODES: &str = "cluster-enabled yes\ncluster-config-file nodes.conf\ncluster-node-timeout 2000\n\
     cluster-require-full-coverage no\ncluster-allow-replica-migration no";
 /// What is handed over to a server is written there as the user of replication. Not in its file: servers below 9.0 do not know all of it.
-const TAKES_KEYS: &str = "~* +@write +pfcount +select +cluster|syncslots -flushall -flushdb -migrate -swapdb";
+pub const TAKES_KEYS: &str =
+    "~* +@write +pfcount +select +cluster|syncslots -flushall -flushdb -migrate -swapdb";
 /// Of the operator, who is the same all the time.
 pub const EPOCH: u64 = 1;
 
@@ -27,10 +30,14 @@ impl Member {
         text.parse::<Nodes>().unwrap().facts()
     }
 
-    /// The marker among its users.
-    pub async fn marker(&self) -> Option<String> {
-        let users: Vec<String> = self.run_as("valkeeper", "ACL USERS").await.unwrap();
-        users.into_iter().find(|user| user.starts_with("valkeeper-gate"))
+    /// What it says at the gate that it began with.
+    pub async fn mark(&self) -> Option<&'static str> {
+        let info: String = self.run_as("valkeeper", "INFO everything").await.unwrap();
+        Info::parse(&info).unwrap().gate.map(|gate| match gate.port {
+            GATE_PORT_BLANK => "blank",
+            GATE_PORT_HISTORY => "history",
+            port => panic!("a gate of port {port}"),
+        })
     }
 
     pub async fn keys(&self) -> usize {
@@ -40,7 +47,7 @@ impl Member {
     /// Waits until its agent has looked at it once more from the beginning to the end.
     async fn is_looked_at(&self) {
         let looks = async || {
-            let calls = self.field("cmdstat_acl|users").await;
+            let calls = self.field("cmdstat_cluster|nodes").await;
             calls.split(['=', ',']).nth(1).unwrap().parse::<usize>().unwrap()
         };
         let before = looks().await;
@@ -48,7 +55,8 @@ impl Member {
         eventually("two looks", async || (looks().await > before + 2).then_some(())).await;
     }
 
-    async fn fill(&self, keys: usize) {
+    pub async fn fill(&self, keys: usize) {
+        eventually("an open port", || self.client()).await;
         // A primary that has just got slots looks around for up to two seconds before it takes writes.
         eventually("a node that takes writes", || async { self.run::<()>("SET key:0 value").await.ok() })
             .await;
@@ -109,8 +117,12 @@ impl Shard {
         shard.begin(0, 5, "0-16383").await;
         shard.at_gate(1, EPOCH).await;
         shard.promote_by(1, 5, Promotion::Open).await.unwrap();
-        shard.meet(0, &shard.members[1]).await;
-        let _: () = shard.members[1].run(&format!("ACL SETUSER replica {TAKES_KEYS}")).await.unwrap();
+        let second = &shard.members[1];
+        shard.meet(0, second).await;
+        // What it does not know for the other's it does not take.
+        eventually("slots that both know", || async { (second.node().await.covered == SLOTS).then_some(()) })
+            .await;
+        let _: () = second.run(&format!("ACL SETUSER replica {TAKES_KEYS}")).await.unwrap();
         shard.members[0].fill(keys).await;
         shard
     }
@@ -157,9 +169,8 @@ async fn a_blank_node_holds_at_the_gate_until_it_is_opened_where_it_is() {
     let shard = Shard::with_nodes(1, NOTHING);
     let member = &shard.members[0];
     shard.at_gate(0, EPOCH).await;
-    assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-blank"));
-    assert!(member.connection("default").await.is_none(), "no client gets in");
-    assert!(member.connection("replica").await.is_none(), "and no replica");
+    assert_eq!(member.mark().await, Some("blank"));
+    assert!(member.client().await.is_none(), "no client gets in");
     let (ready, why) = member.page("/readyz").await.unwrap();
     assert_eq!((ready, why.trim()), (503, "at the boot gate"));
     let refused = shard.promote_by(0, 5, Promotion::Unspecified).await.unwrap_err();
@@ -167,7 +178,7 @@ async fn a_blank_node_holds_at_the_gate_until_it_is_opened_where_it_is() {
     assert_eq!(shard.members[0].ledger().brief.holder, None, "a refused promotion leaves no grant");
 
     shard.promote_by(0, 5, Promotion::Open).await.unwrap();
-    assert_eq!((member.marker().await, member.page("/readyz").await.unwrap().0), (None, 200));
+    assert_eq!((member.mark().await, member.page("/readyz").await.unwrap().0), (None, 200));
     assert!(!member.ledger().blank);
     let refused = shard.promote_by(0, 6, Promotion::Open).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
@@ -193,18 +204,18 @@ async fn a_primary_that_comes_back_blank_waits_at_the_gate_and_gets_its_data_fro
     shard.at_gate(1, EPOCH).await;
     shard.meet(0, second).await;
     shard.follow(1, 0, 5).await;
-    assert_eq!((second.keys().await, second.marker().await), (100, None));
+    assert_eq!((second.keys().await, second.mark().await), (100, None));
 
     signal(first.server_pid().await, "KILL");
     shard.at_gate(0, EPOCH).await;
-    assert_eq!(first.marker().await.as_deref(), Some("valkeeper-gate-blank"));
-    assert!(first.connection("default").await.is_none());
+    assert_eq!(first.mark().await, Some("blank"));
+    assert!(first.client().await.is_none());
     assert_eq!(first.node().await.slots, SlotSet::all(), "to the others it is what it was");
     assert_eq!(second.keys().await, 100, "nothing is copied from it");
     shard.promote_by(1, 6, Promotion::Takeover).await.unwrap();
     assert_eq!(second.node().await.slots, SlotSet::all());
     shard.follow(0, 1, 6).await;
-    assert_eq!((first.keys().await, first.marker().await), (100, None));
+    assert_eq!((first.keys().await, first.mark().await), (100, None));
     assert!(first.run::<()>("SET key:1 other").await.is_err(), "it is a replica");
     second.fill(101).await;
 
@@ -237,7 +248,7 @@ async fn a_majority_of_the_primaries_votes_for_who_is_promoted_by_force() {
     eventually("a vote", || async { shard.promote_by(3, 6, Promotion::Force).await.ok() }).await;
     assert_eq!(replica.node().await.slots.to_string(), "0-5460");
     shard.follow(0, 3, 6).await;
-    assert_eq!(first.marker().await, None);
+    assert_eq!(first.mark().await, None);
     let gone = proto::ForgetRequest {
         epoch: EPOCH,
         run_id: replica.field("run_id").await,
@@ -267,12 +278,12 @@ async fn a_replica_at_the_gate_is_not_synchronised_before_it_is_told_to_follow()
         second.log().contains("WRONGPASS").then_some(())
     })
     .await;
-    assert!(second.marker().await.is_some());
+    assert!(second.mark().await.is_some());
     assert!(!second.field("db0").await.starts_with("keys=11,"), "nothing has come since");
     let refused = shard.promote_by(1, 6, Promotion::Open).await.unwrap_err();
     assert_eq!(refused.code(), Code::FailedPrecondition, "{refused}");
     shard.follow(1, 0, 5).await;
-    assert_eq!((second.keys().await, second.marker().await), (11, None));
+    assert_eq!((second.keys().await, second.mark().await), (11, None));
 }
 
 #[tokio::test]
@@ -307,8 +318,8 @@ async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_f
     })
     .await;
     eventually("the old primary as its replica", || async {
-        let member = first.connection("default").await.is_some();
-        (member && first.field("master_link_status").await == "up").then_some(())
+        let serves = first.client().await.is_some();
+        (serves && first.field("master_link_status").await == "up").then_some(())
     })
     .await;
     assert_eq!((first.keys().await, second.keys().await), (50, 50));
@@ -345,8 +356,7 @@ async fn come_back(conf: &str) {
     let (first, second) = (&shard.members[0], &shard.members[1]);
     first.fill(21).await;
     eventually("a replica of it that has everything", || async {
-        let follows =
-            second.connection("default").await.is_some() && second.field("master_link_status").await == "up";
+        let follows = second.client().await.is_some() && second.field("master_link_status").await == "up";
         (follows && second.keys().await == 21).then_some(())
     })
     .await;
@@ -370,14 +380,14 @@ async fn a_member_that_has_lost_its_node_begins_as_a_new_one_and_its_data_is_put
     member.start();
     shard.at_gate(0, EPOCH).await;
     let member = &mut shard.members[0];
-    assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-history"));
+    assert_eq!(member.mark().await, Some("history"));
     assert_eq!(member.node().await.id, before);
     member.kill();
     fs::remove_file(data.join("nodes.conf")).unwrap();
     member.start();
     shard.at_gate(0, EPOCH).await;
     let member = &shard.members[0];
-    assert_eq!(member.marker().await.as_deref(), Some("valkeeper-gate-blank"));
+    assert_eq!(member.mark().await, Some("blank"));
     let node = member.node().await;
     assert!(node.id != before && node.slots.is_empty());
     assert!(data.join("dump.rdb.aside").exists());
@@ -492,7 +502,7 @@ async fn slots_stay_where_they_are_if_anything_the_handover_was_decided_from_is_
     shard.at_gate(0, EPOCH).await;
     let gated = shard.handing("0-100").await;
     assert_eq!(refused(gated).await, Code::FailedPrecondition, "behind the gate it has nothing to give");
-    assert_eq!((first.node().await.slots, first.marker().await.is_some()), (SlotSet::all(), true));
+    assert_eq!((first.node().await.slots, first.mark().await.is_some()), (SlotSet::all(), true));
 }
 
 #[tokio::test]

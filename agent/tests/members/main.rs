@@ -9,6 +9,7 @@
 
 mod announce;
 mod by_key;
+mod closed;
 mod cluster;
 mod news;
 mod pki;

@@ -211,7 +211,7 @@ impl Member {
         fs::write(
             dir.join("users.acl"),
             "user default on nopass ~* &* +@all\n\
-             user valkeeper on nopass +ping +info +role +acl|users +cluster|nodes\n\
+             user valkeeper on nopass +ping +info +role +cluster|nodes\n\
              user replica on >of-replicas +ping +psync +replconf\n",
         )
         .unwrap();
