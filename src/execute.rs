@@ -23,22 +23,9 @@ use valkeeper_core::{
 };
 use valkeeper_journal::Recorded;
 
-/// A promotion is made at once or not at all: what it was decided from is no longer so after this long. Ten times what look,
-/// append and effects take together.
-pub const DECISION_AGE_MAX: Duration = Duration::from_millis(500);
-
-/// The same for a promotion that follows promises in its decision: they alone may take until [`DECISION_AGE_MAX`] to begin and
-/// [`PROMISE_MAX`] to end, and a promotion that comes to nothing after them costs the whole way once more. That what it was
-/// decided from is still so, the agent checks at the server: process, history and offset.
-const PROMISED_AGE_MAX: Duration = Duration::from_millis(1_500);
-
 /// Bound on one promise: a round trip and one write to a disk, which takes milliseconds and seldom more. The promises of a
 /// decision are asked for side by side, so this is what a peer that does not answer costs.
 const PROMISE_MAX: Duration = Duration::from_millis(400);
-
-/// A pod or an object is deleted, a server ended, a node forgotten, or a slot given out for what was seen of all, and while an append hangs a silent primary
-/// may have come back. Longer than any append of a healthy API server, and no longer than a few turns: what is still so then is decided again.
-const DELETION_AGE_MAX: Duration = Duration::from_secs(2);
 
 /// Most characters of the API server's words that are recorded.
 const WORDS_MAX: usize = 1_000;
@@ -63,7 +50,7 @@ async fn one(cluster: &Cluster, decision: &Recorded<Decision>, decided_at: Insta
     let effects = &decision.value().effects;
     for group in effects.chunk_by(|a, b| is_promise(a) && is_promise(b)) {
         let stopped = outcomes.iter().any(|(_, outcome)| *outcome != Outcome::Verified);
-        let promised = effects.iter().any(is_promise);
+        let promised = decision.value().promises();
         let ended = group.iter().map(|effect| async move {
             let skipped = Outcome::Skipped;
             if stopped { skipped } else { perform(cluster, decision, effect, promised, decided_at).await }
@@ -96,8 +83,9 @@ async fn perform(
             cluster.state.epoch
         ));
     }
-    if age_max(effect, promised).is_some_and(|age_max| decided_at.elapsed() > age_max) {
-        return Outcome::Superseded(format!("decided {} ms ago", decided_at.elapsed().as_millis()));
+    let age_ms = decided_at.elapsed().as_millis();
+    if effect.age_max_ms(promised).is_some_and(|max_ms| age_ms > u128::from(max_ms)) {
+        return Outcome::Superseded(format!("decided {age_ms} ms ago"));
     }
     tokio::time::timeout(bound(effect), run(cluster, decision, effect))
         .await
@@ -107,30 +95,6 @@ async fn perform(
 /// True for what may be done side by side: each concerns another member's agent, and none depends on another.
 fn is_promise(effect: &Effect) -> bool {
     matches!(effect, Effect::Promise { .. })
-}
-
-/// How long after its decision an effect may still begin; `promised` if there are promises in its decision. What only follows in
-/// the same decision must go on.
-fn age_max(effect: &Effect, promised: bool) -> Option<Duration> {
-    match effect {
-        Effect::Promote { .. } if promised => Some(PROMISED_AGE_MAX),
-        Effect::Promote { .. } | Effect::Promise { .. } | Effect::Handover { .. } => Some(DECISION_AGE_MAX),
-        Effect::DeletePod { .. }
-        | Effect::Delete { .. }
-        | Effect::Fence { .. }
-        | Effect::AddSlots { .. }
-        | Effect::MigrateSlots { .. }
-        | Effect::Forget { .. } => Some(DELETION_AGE_MAX),
-        Effect::Attach { .. }
-        | Effect::Brief { .. }
-        | Effect::Meet { .. }
-        | Effect::Route { .. }
-        | Effect::Unroute { .. }
-        | Effect::Label { .. }
-        | Effect::Disconnect { .. }
-        | Effect::Apply { .. }
-        | Effect::ReleaseFinalizer => None,
-    }
 }
 
 fn bound(effect: &Effect) -> Duration {
@@ -307,7 +271,7 @@ async fn release(cluster: &Cluster) -> Result<Outcome, k8s::Error> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use valkeeper_core::effect::Promotion;
+    use valkeeper_core::effect::{DECISION_AGE_MAX_MS, Promotion};
 
     #[test]
     fn promises_are_given_time_and_what_follows_them_as_well() {
@@ -317,8 +281,9 @@ mod tests {
             valkeeper_core::effect::Server { member, run_id: "r".into(), address: "10.0.0.1".into() };
         let replid = valkeeper_core::ids::ReplId("a".into());
         let promote = Effect::Promote { server, replid, offset: 1, consents: 0, by: Promotion::Detach };
-        assert_eq!(age_max(&promote, false), Some(DECISION_AGE_MAX));
-        assert!(age_max(&promote, true).unwrap() > DECISION_AGE_MAX + bound(&promise));
+        let [alone, promised] = [false, true].map(|promised| promote.age_max_ms(promised).unwrap());
+        assert_eq!(alone, DECISION_AGE_MAX_MS);
+        assert!(Duration::from_millis(promised - alone) > bound(&promise));
         assert!(is_promise(&promise) && !is_promise(&promote));
     }
 

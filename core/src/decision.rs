@@ -505,6 +505,11 @@ impl Decision {
         self.successor_of_a_node().is_some() || self.effects.iter().any(forces)
     }
 
+    /// True if members promise not to support the present holder any more.
+    pub fn promises(&self) -> bool {
+        self.effects.iter().any(|effect| matches!(effect, Effect::Promise { .. }))
+    }
+
     /// True if it promotes or hands over: such a decision is executed at once or not at all.
     pub fn promotes(&self) -> bool {
         self.effects.iter().any(|e| matches!(e, Effect::Promote { .. } | Effect::Handover { .. }))

@@ -6,6 +6,21 @@ use crate::observation::{ObjectRef, RoleLabel};
 use crate::slots::SlotSet;
 use serde::{Deserialize, Serialize};
 
+/// A promotion is made at once or not at all: what it was decided from is no longer so after this long. Ten
+/// times what look, append and effects take together. Milliseconds.
+pub const DECISION_AGE_MAX_MS: u64 = 500;
+
+/// The same for a promotion that follows promises in its decision: they alone may take until
+/// [`DECISION_AGE_MAX_MS`] to begin and 400 ms to end, and a promotion that comes to nothing after them costs
+/// the whole way once more. That what it was decided from is still so, the agent checks at the server:
+/// process, history and offset. Milliseconds.
+const PROMISED_AGE_MAX_MS: u64 = 1_500;
+
+/// A pod or an object is deleted, a server ended, a node forgotten, or a slot given out for what was seen of
+/// all, and while an append hangs a silent primary may have come back. Longer than any append of a healthy
+/// API server, and no longer than a few turns: what is still so then is decided again. Milliseconds.
+const DELETION_AGE_MAX_MS: u64 = 2_000;
+
 /// A server process: a member's address and the `run_id` that must answer there. Another run id is another process,
 /// and the effect is superseded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -230,6 +245,32 @@ pub enum Effect {
 }
 
 impl Effect {
+    /// How long after its decision it may still begin, in milliseconds; `promised` if there are promises in
+    /// that. What only follows in the same decision must go on.
+    pub fn age_max_ms(&self, promised: bool) -> Option<u64> {
+        match self {
+            Effect::Promote { .. } if promised => Some(PROMISED_AGE_MAX_MS),
+            Effect::Promote { .. } | Effect::Promise { .. } | Effect::Handover { .. } => {
+                Some(DECISION_AGE_MAX_MS)
+            }
+            Effect::DeletePod { .. }
+            | Effect::Delete { .. }
+            | Effect::Fence { .. }
+            | Effect::AddSlots { .. }
+            | Effect::MigrateSlots { .. }
+            | Effect::Forget { .. } => Some(DELETION_AGE_MAX_MS),
+            Effect::Attach { .. }
+            | Effect::Brief { .. }
+            | Effect::Meet { .. }
+            | Effect::Route { .. }
+            | Effect::Unroute { .. }
+            | Effect::Label { .. }
+            | Effect::Disconnect { .. }
+            | Effect::Apply { .. }
+            | Effect::ReleaseFinalizer => None,
+        }
+    }
+
     /// A short verb for timelines and metrics.
     pub fn verb(&self) -> &'static str {
         match self {

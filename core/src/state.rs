@@ -1,8 +1,10 @@
 //! What is known of one cluster: a fold over its journal and nothing else.
 
+mod loss;
 mod nodes;
 mod outcomes;
 
+pub use loss::Loss;
 pub use nodes::migration_key;
 pub use outcomes::failure_key;
 
@@ -21,10 +23,6 @@ use crate::{
 };
 use serde::{Deserialize, Serialize};
 use std::collections::{BTreeMap, BTreeSet};
-
-/// A replica whose link went down at most this long before the primary was seen lost still counts as in sync: the loss of
-/// the primary is what broke the link, and looks are a second apart. Milliseconds.
-const BROKEN_BY_LOSS_MS: i64 = 2_000;
 
 /// Histories of a shard that are remembered besides the last two: one a promotion, and a member that missed more than
 /// eight of them without being looked at is a stranger. Count.
@@ -107,6 +105,9 @@ pub struct ShardState {
     /// grant that was recorded and came to nothing never is.
     #[serde(default)]
     pub in_force: Option<MemberId>,
+    /// When that member was lost, if it does not serve.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lost: Option<Loss>,
     /// The history (replication id) of the last primary seen with the highest grant. Only ever used to refuse.
     pub history: Option<ReplId>,
     /// The history that `history` continued when that primary was promoted.
@@ -296,7 +297,7 @@ impl ClusterState {
             Event::DecisionClosed { decision, how: _ } => {
                 self.pending.remove(decision);
             }
-            Event::StandingChanged { standing, evidence: _ } => self.standing = standing.clone(),
+            Event::StandingChanged { standing, evidence: _ } => self.apply_standing(standing),
             Event::LevelRaised { level, version: _ } => self.level = *level,
             // About the store, not about the cluster.
             Event::Trimmed { .. } => {}
@@ -335,6 +336,7 @@ impl ClusterState {
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
+            shard.lost = shard.in_force.map(|of| Loss { of, at: now });
             shard.handed_at = shard.handed_at.map(|_| now);
             shard.weighed = None;
         }
@@ -375,6 +377,7 @@ impl ClusterState {
         }
         known.facts.server = server.clone();
         self.note_history(id.shard);
+        self.note_loss(id.shard);
     }
 
     /// Number of a grant that is decided at `seq`: that, or one above what an agent was last heard to know. A journal may be younger than
@@ -418,6 +421,7 @@ impl ClusterState {
                 known.in_force = Some(member);
             }
             self.note_history(shard);
+            self.note_loss(shard);
         }
         self.note_given(decision);
         match &decision.operation {
@@ -471,21 +475,6 @@ impl ClusterState {
         if !decision.effects.is_empty() {
             self.pending.insert(record.seq, Pending { decision: decision.clone(), epoch: record.epoch });
         }
-    }
-
-    /// True if the member runs as replica but had no link to the primary for a while, when that was lost or until now.
-    pub fn is_detached(&self, id: MemberId, now: Timestamp) -> bool {
-        let Some(member) = self.members.get(&id) else { return false };
-        let Some((Source::Member(_) | Source::Foreign(_), Link::Down | Link::Syncing)) =
-            link_of(&member.facts.server)
-        else {
-            return false;
-        };
-        let holder = self.shards.get(&id.shard).and_then(|s| s.in_force).and_then(|h| self.members.get(&h));
-        let lost_at = holder.filter(|h| !h.is_primary()).map_or(now, |h| h.server_changed_at);
-        let known_before = member.was_detached.is_some()
-            && member.was_detached.as_ref() == member.server().map(|s| &s.run_id);
-        known_before || lost_at.millis_since(member.link_since) > BROKEN_BY_LOSS_MS
     }
 
     /// True if the member's pod is being deleted, or its agent was told to end.

@@ -111,6 +111,14 @@ fn a_fork_of_the_history_does_not_outrank_who_stayed_on_it() {
 }
 
 #[test]
+fn a_link_that_breaks_long_after_the_primary_fell_silent_was_there_when_it_was_lost() {
+    after(
+        "cluster replicas=1 profile=Durable\nrun\nwrite 5\nnode-silent 0-0\nrun 10s\ncut 0-1\nrun 5s\n\
+         kill 0-0\nnode-back 0-0\nrun\nexpect primary 0-1\nexpect no-write-lost",
+    );
+}
+
+#[test]
 fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_keys_may_be_on_a_volume() {
     let made_again = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nset shards=3\nrun\nwrite 20 to 2\n\
         set shards=2\nrun 200ms\nexpect unbalanced\nrecreate\nrun\nexpect blocked SlotsUnaccounted\nexpect not-decided SlotsReclaimed";

@@ -85,7 +85,7 @@ impl World {
 
     /// The agent of a member can be told something.
     fn obeys(&mut self, id: MemberId) -> Result<(), Outcome> {
-        let away = self.side(id) != 0 || self.is_frozen_pod(id) || self.agent(id).is_none();
+        let away = self.is_apart(id) || self.is_frozen_pod(id) || self.agent(id).is_none();
         if away { Err(Outcome::Failed("no answer".into())) } else { Ok(()) }
     }
 
@@ -98,12 +98,15 @@ impl World {
     /// The server, reached through its agent.
     fn server(&mut self, server: &Server) -> Result<&mut Process, Outcome> {
         self.obeys(server.member)?;
+        let now = self.now;
         let process = self.process(server.member).filter(|p| !p.frozen);
         let process = process.ok_or_else(|| Outcome::Failed("no answer".into()))?;
-        if process.run_id == server.run_id {
-            Ok(process)
-        } else {
+        if process.run_id != server.run_id {
             Err(Outcome::Superseded("another process".into()))
+        } else if process.loads(now) {
+            Err(Outcome::Failed("it is loading its data set".into()))
+        } else {
+            Ok(process)
         }
     }
 

@@ -181,7 +181,7 @@ impl World {
 
     /// A holder asks its peers, and the operator if that is there.
     fn confirm(&mut self, id: MemberId) {
-        let (now, on_our_side) = (self.local(id), self.side(id) == 0);
+        let (now, on_our_side) = (self.local(id), !self.is_apart(id));
         let supported = self.authority.contains(&(id, self.grant_of(id))) && on_our_side;
         let Some(place) = self.places.get_mut(&id) else { return };
         let peers: Vec<MemberId> = place.ledger.peers(id).collect();
@@ -208,7 +208,7 @@ impl World {
     fn hold(&mut self, id: MemberId) {
         let now = self.local(id);
         let Some(place) = self.places.get_mut(&id) else { return };
-        let Some(data) = data_at_gate(place) else { return };
+        let Some(data) = data_at_gate(place, self.now) else { return };
         let peers: Vec<MemberId> = place.ledger.peers(id).collect();
         let grant = place.ledger.brief.grant;
         let Some(agent) = place.pod.as_mut().filter(|p| !p.frozen).and_then(|p| p.agent.as_mut()) else {
@@ -265,12 +265,12 @@ impl World {
     }
 
     fn receive(&mut self, from: MemberId, to: MemberId, mail: Mail) {
-        let now = self.local(to);
+        let (at, now) = (self.now, self.local(to));
         let Some(place) = self.places.get_mut(&to) else { return };
         let told = PeerAnswer {
             grant: place.ledger.brief.grant,
             holder: place.ledger.brief.holder,
-            server: serving(place),
+            server: serving(place, at),
         };
         let Some(agent) = place.pod.as_mut().and_then(|p| p.agent.as_mut()) else { return };
         let answer = match mail {
@@ -361,8 +361,8 @@ impl World {
 }
 
 /// What its agent knows of the data of a server at the gate; `None` if none is there.
-fn data_at_gate(place: &Place) -> Option<Data> {
-    let process = place.pod.as_ref()?.process.as_ref().filter(|p| !p.frozen)?;
+fn data_at_gate(place: &Place, now: Timestamp) -> Option<Data> {
+    let process = place.pod.as_ref()?.process.as_ref().filter(|p| !p.frozen && !p.loads(now))?;
     match &process.source {
         Some(Source::Gate { had_history: false }) => Some(Data::Blank),
         Some(Source::Gate { had_history: true }) => {
@@ -372,14 +372,14 @@ fn data_at_gate(place: &Place) -> Option<Data> {
     }
 }
 
-fn serving(place: &Place) -> PeerServer {
+fn serving(place: &Place, now: Timestamp) -> PeerServer {
     let Some(process) = place.pod.as_ref().and_then(|p| p.process.as_ref()).filter(|p| !p.frozen) else {
         return PeerServer::Starting;
     };
     match (&process.source, process.link) {
         (None, _) => PeerServer::Primary,
         (Some(Source::Gate { .. }), _) => {
-            data_at_gate(place).map_or(PeerServer::Starting, PeerServer::AtGate)
+            data_at_gate(place, now).map_or(PeerServer::Starting, PeerServer::AtGate)
         }
         (Some(_), Link::Syncing) => PeerServer::Starting,
         (Some(_), Link::Up | Link::Down) => PeerServer::Running(Data::Proven(history(process))),

@@ -73,7 +73,7 @@ impl World {
     fn running(&self) -> BTreeMap<MemberId, String> {
         let up = |(id, place): (&MemberId, &super::world::Place)| {
             let pod = place.pod.as_ref()?;
-            pod.process.as_ref().filter(|p| !p.frozen)?;
+            pod.process.as_ref().filter(|p| !p.frozen && !p.loads(self.now))?;
             Some((*id, pod.address.clone()))
         };
         self.places.iter().filter_map(up).collect()

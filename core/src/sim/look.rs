@@ -81,7 +81,7 @@ impl World {
     }
 
     fn look_at(&mut self, id: MemberId) -> (MemberFacts, Option<Reading>) {
-        let (now, apart) = (self.now, self.side(id) != 0);
+        let (now, apart) = (self.now, self.is_apart(id));
         let replicas_online = self.processes().filter(|(_, p)| p.source == Some(Source::Member(id))).count();
         let Some(pod) = self.places.get(&id).and_then(|p| p.pod.as_ref()) else {
             let gone = MemberFacts {
@@ -143,6 +143,7 @@ fn answer(
     let reading = Reading { taken_at: now, offset: p.offset, last_io_ms, replicas_online, keys: None };
     let (replid2, replid2_offset) = p.before.clone().unzip();
     let (run_id, version, replid) = (p.run_id.clone(), release.to_owned(), p.replid.clone());
-    let facts = ServerFacts { run_id, version, role, loading: false, replid, replid2, replid2_offset };
+    let loading = p.loads(now);
+    let facts = ServerFacts { run_id, version, role, loading, replid, replid2, replid2_offset };
     (Observed::Present(facts), Some(reading))
 }

@@ -140,10 +140,14 @@ impl Sim {
             self.start();
             return (true, None);
         }
+        let decided_at = self.world.now();
+        if busy {
+            self.world.advance(decided_at.plus_millis(self.world.append_ms));
+        }
         // What is not confirmed any more is said before anything is done about it.
         self.world.authority = self.state.confirmed().collect();
         for (seq, decision) in decided.into_iter().filter(|(_, d)| !d.effects.is_empty()) {
-            let outcomes = self.execute(&decision);
+            let outcomes = self.execute(&decision, decided_at);
             self.done.insert(seq);
             if self.perturbation.loses_outcome(seq) {
                 self.start();
@@ -154,15 +158,17 @@ impl Sim {
         (busy, made.wake_at)
     }
 
-    fn execute(&mut self, decision: &Decision) -> Vec<(Timestamp, Outcome)> {
+    fn execute(&mut self, decision: &Decision, decided_at: Timestamp) -> Vec<(Timestamp, Outcome)> {
         let mut outcomes = Vec::new();
         let mut going = true;
         for effect in &decision.effects {
             let terms = terms(&self.state, decision);
-            let outcome = if going {
-                self.perturbation.apply(&mut self.world, effect, &terms)
-            } else {
-                Outcome::Skipped
+            let age_ms = u64::try_from(self.world.now().millis_since(decided_at)).unwrap_or(0);
+            let is_old = effect.age_max_ms(decision.promises()).is_some_and(|max_ms| age_ms > max_ms);
+            let outcome = match (going, is_old) {
+                (false, _) => Outcome::Skipped,
+                (true, true) => Outcome::Superseded(format!("decided {age_ms} ms ago")),
+                (true, false) => self.perturbation.apply(&mut self.world, effect, &terms),
             };
             going &= outcome == Outcome::Verified;
             self.world.pass(EFFECT_MS);

@@ -33,6 +33,8 @@ pub struct Process {
     pub frozen: bool,
     /// When that began, or ended.
     pub frozen_at: Timestamp,
+    /// Until then it loads its data, and does nothing else.
+    pub loads_until: Timestamp,
     /// When it last heard from its source.
     pub heard_at: Timestamp,
 }
@@ -53,6 +55,7 @@ impl Process {
             writes,
             frozen: false,
             frozen_at: now,
+            loads_until: now,
             heard_at: now,
             run_id,
         }
@@ -61,6 +64,11 @@ impl Process {
     /// True if it accepts writes.
     pub fn is_primary(&self) -> bool {
         self.source.is_none()
+    }
+
+    /// True while it loads its data set.
+    pub fn loads(&self, now: Timestamp) -> bool {
+        now < self.loads_until
     }
 
     /// True if it has a whole data set: not in the middle of a first synchronisation.

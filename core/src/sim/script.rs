@@ -207,6 +207,14 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_node_silent(id, false);
             Ok(())
         }),
+        ["unseen", ids @ ..] => each(ids, |id| {
+            sim.world.set_unseen(id, true);
+            Ok(())
+        }),
+        ["seen", ids @ ..] => each(ids, |id| {
+            sim.world.set_unseen(id, false);
+            Ok(())
+        }),
         ["cordon", ids @ ..] => each(ids, |id| sim.world.set_cordoned(id, true)),
         ["uncordon", ids @ ..] => each(ids, |id| sim.world.set_cordoned(id, false)),
         ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
@@ -313,6 +321,9 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             }
         }
         "rebalance" => spec.rebalance = (value != "no").then(|| value.to_owned()),
+        "repl-timeout" => sim.world.repl_timeout_ms = Some(millis(value)?),
+        "loading" => sim.world.loading_ms = millis(value)?,
+        "append" => sim.world.append_ms = millis(value)?,
         "release" => sim.world.release = value.to_owned(),
         "deleting" => sim.world.deleting = value == "true",
         "revision" => sim.world.revision = Digest(value.to_owned()),

@@ -72,6 +72,14 @@ pub struct World {
     pub(super) places: BTreeMap<MemberId, Place>,
     /// Which part of a divided network a member is in; the operator and the clients of Services are in part 0.
     pub(super) sides: BTreeMap<MemberId, u32>,
+    /// Members that the operator alone does not reach.
+    pub(super) unseen: BTreeSet<MemberId>,
+    /// Without a byte for so long a replica gives its link up; `None`: never. Milliseconds.
+    pub repl_timeout_ms: Option<i64>,
+    /// How long a server loads that has data. Milliseconds.
+    pub loading_ms: i64,
+    /// How long an append to the journal takes. Milliseconds.
+    pub append_ms: i64,
     /// Members on nodes whose kubelet does not report.
     pub(super) not_ready: BTreeSet<MemberId>,
     pub(super) post: Post,
@@ -132,6 +140,10 @@ impl World {
             broken: BTreeSet::new(),
             places: BTreeMap::new(),
             sides: BTreeMap::new(),
+            unseen: BTreeSet::new(),
+            repl_timeout_ms: None,
+            loading_ms: 0,
+            append_ms: 0,
             not_ready: BTreeSet::new(),
             post: Post::default(),
             drift_ppm: BTreeMap::new(),
@@ -298,6 +310,7 @@ impl World {
             let Some(place) = self.places.get_mut(&id) else {
                 continue;
             };
+            let loads_until = now.plus_millis(if place.disk.is_some() { self.loading_ms } else { 0 });
             let fresh = clustered && place.node.is_none();
             place.node = if fresh { Node::new(number) } else { place.node.take() };
             // Data of a node that is gone is put aside.
@@ -307,7 +320,7 @@ impl World {
             };
             pod.starts_at = None;
             pod.agent.get_or_insert_with(|| Agent::new(local)).at_gate();
-            pod.process = Some(Process::at_gate(run_id, disk, now));
+            pod.process = Some(Process { loads_until, ..Process::at_gate(run_id, disk, now) });
         }
     }
 
@@ -315,13 +328,19 @@ impl World {
         let sources: BTreeMap<MemberId, Process> =
             self.places.iter().filter_map(|(id, p)| Some((*id, p.pod.as_ref()?.process.clone()?))).collect();
         let (now, sides, cut) = (self.now, self.sides.clone(), self.cut.clone());
+        let timeout_ms = self.repl_timeout_ms.unwrap_or(i64::MAX);
         let apart = |a: MemberId, b: MemberId| sides.get(&a).unwrap_or(&0) != sides.get(&b).unwrap_or(&0);
-        for (id, process) in self.processes().filter(|(id, p)| !p.frozen && !lagging.contains(id)) {
+        let talks = |id: &MemberId, p: &Process| !p.frozen && !p.loads(now) && !lagging.contains(id);
+        for (id, process) in self.processes().filter(|(id, p)| talks(id, p)) {
             let Some(Source::Member(of)) = process.source.clone() else {
                 continue;
             };
             match sources.get(&of).filter(|_| !cut.contains(&id)) {
-                Some(source) if source.frozen || apart(of, id) => {}
+                Some(source) if source.frozen || apart(of, id) => {
+                    if now.millis_since(process.heard_at) >= timeout_ms {
+                        process.lose_link();
+                    }
+                }
                 Some(source) if source.is_primary() => process.talk(source, now),
                 Some(_) | None => process.lose_link(),
             }
@@ -446,6 +465,20 @@ impl World {
     pub fn divide(&mut self, ids: &[MemberId]) {
         let side = u32::try_from(self.count()).unwrap_or(u32::MAX).max(1);
         self.sides.extend(ids.iter().map(|id| (*id, side)));
+    }
+
+    /// The operator does not reach a member, and everybody else does; or it does again.
+    pub fn set_unseen(&mut self, id: MemberId, unseen: bool) {
+        if unseen {
+            self.unseen.insert(id)
+        } else {
+            self.unseen.remove(&id)
+        };
+    }
+
+    /// True if the operator does not reach a member.
+    pub(super) fn is_apart(&self, id: MemberId) -> bool {
+        self.side(id) != 0 || self.unseen.contains(&id)
     }
 
     /// The network is whole again.

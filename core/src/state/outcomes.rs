@@ -34,6 +34,9 @@ impl ClusterState {
                 Outcome::Skipped => {}
             }
         }
+        if let Scope::Shard(shard) = decision.scope {
+            self.note_loss(shard);
+        }
     }
 
     fn note_verified(&mut self, effect: &Effect) {
