@@ -43,9 +43,12 @@ pub struct MemberState {
     /// Since when its node refuses its clients, as was seen within this epoch, if it does.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub down_since: Option<Timestamp>,
-    /// Since when the source and link of the server are what they are, within this epoch.
+    /// Since when the server has a link to its source, or has none, within this epoch.
     #[serde(default)]
     pub link_since: Timestamp,
+    /// The process of which that is said, by its run id, and whether it has a link.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub linked: Option<(String, bool)>,
     /// Run id of a server that had no link to the serving primary for a while, as an earlier epoch saw it last.
     #[serde(default)]
     pub was_detached: Option<String>,
@@ -332,7 +335,7 @@ impl ClusterState {
             member.facts = MemberFacts::default();
             (member.server_since, member.pod_since) = (now, now);
             (member.server_changed_at, member.link_since) = (now, now);
-            member.down_since = None;
+            (member.down_since, member.linked) = (None, None);
         }
         for shard in self.shards.values_mut() {
             shard.route = Observed::Unknown(Why::NotLooked);
@@ -372,8 +375,14 @@ impl ClusterState {
         if link_of(server).is_none_or(|(_, link)| link == Link::Up) && server.present().is_some() {
             known.was_detached = None;
         }
-        if link_of(&known.facts.server) != link_of(server) {
-            known.link_since = time;
+        // A synchronisation that began and broke off, another address of its source, or a moment of silence:
+        // none of it is a link.
+        let linked = server.present().map(|facts| {
+            let has_link = link_of(server).is_none_or(|(_, link)| link == Link::Up);
+            (facts.run_id.clone(), has_link)
+        });
+        if linked.is_some() && known.linked != linked {
+            (known.linked, known.link_since) = (linked, time);
         }
         known.facts.server = server.clone();
         self.note_history(id.shard);

@@ -118,6 +118,38 @@ fn a_link_that_breaks_long_after_the_primary_fell_silent_was_there_when_it_was_l
     );
 }
 
+/// What becomes of a turn after `seen`.
+fn goes_on(sim: &mut Sim, seen: &Seen) {
+    let made = turn(&sim.state, seen, sim.world.now());
+    for event in made.events {
+        let record = Record { seq: sim.state.head.next(), epoch: sim.state.epoch, time: made.now, event };
+        sim.state.apply(&record);
+    }
+}
+
+#[test]
+fn a_replica_whose_late_synchronisation_broke_off_has_not_what_the_lost_primary_had() {
+    let link = |seen: &mut Seen, link: Link| {
+        let source = Source::Member(member(0));
+        server(seen, 1).role = ServerRole::Replica { source, link };
+    };
+    let mut sim = after(
+        "cluster replicas=1 profile=Durable\nrun\nwrite 5\ncut 0-1\nrun 5s\nwrite 50\nexpect primary 0-0",
+    );
+    let mut syncs = sim.world.look(&sim.state);
+    link(&mut syncs, Link::Syncing);
+    goes_on(&mut sim, &syncs);
+    sim.world.pass(500);
+    let mut silent = syncs.clone();
+    silent.members.get_mut(&member(1)).expect("looked at").server = Observed::Unknown(Why::Silent);
+    goes_on(&mut sim, &silent);
+    sim.world.kill(member(0)).expect("it runs");
+    let mut broken = sim.world.look(&sim.state);
+    link(&mut broken, Link::Down);
+    let made = turn(&sim.state, &broken, sim.world.now());
+    assert!(decisions(&made).is_empty(), "{:?}", decisions(&made));
+}
+
 #[test]
 fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_keys_may_be_on_a_volume() {
     let made_again = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nset shards=3\nrun\nwrite 20 to 2\n\
