@@ -244,6 +244,9 @@ reasons! {
         Behind,
         /// It is as far, and another comes first by ordinal.
         TieBreak,
+        /// Its promotion came to nothing twice and more, and less than 30 s ago, and another candidate is as
+        /// good. The outcome of that promotion says why.
+        PromotionFailed,
         /// Its pod is being deleted.
         Leaving,
         /// Its agent does not answer: nothing can be told to it.
@@ -508,6 +511,14 @@ impl Decision {
     /// True if members promise not to support the present holder any more.
     pub fn promises(&self) -> bool {
         self.effects.iter().any(|effect| matches!(effect, Effect::Promise { .. }))
+    }
+
+    /// What must be done before the others of its effects are of any use: as far as the promotion, or the
+    /// first.
+    pub fn decisive(&self) -> &[Effect] {
+        let promotes = |e: &Effect| matches!(e, Effect::Promote { .. } | Effect::Handover { .. });
+        let last = self.effects.iter().position(promotes).unwrap_or(0);
+        self.effects.get(..=last).unwrap_or_default()
     }
 
     /// True if it promotes or hands over: such a decision is executed at once or not at all.

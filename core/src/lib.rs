@@ -1,7 +1,7 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
 //! - **data**: [`ids`], [`slots`], [`spec`], [`weights`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
-//! - **rules**: [`agent`], [`config`], [`exports`], [`info`], [`nodes`], [`turn`], [`decide`], [`steps`], [`topology`]
+//! - **rules**: [`agent`], [`config`], [`exports`], [`info`], [`nodes`], [`retry`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
 // data
@@ -22,6 +22,7 @@ pub mod decide;
 pub mod exports;
 pub mod info;
 pub mod nodes;
+pub mod retry;
 pub mod steps;
 pub mod topology;
 pub mod turn;

@@ -6,7 +6,7 @@ mod outcomes;
 
 pub use loss::Loss;
 pub use nodes::migration_key;
-pub use outcomes::failure_key;
+pub use outcomes::{failure_key, handover_key, promise_key, promotion_key};
 
 use crate::{
     agent::Brief,

@@ -73,6 +73,20 @@ fn single_fault_of_a_valkey_cluster() -> impl Strategy<Value = String> {
     ]
 }
 
+/// What some see of a member and the rest does not, and its end.
+fn one_sided() -> impl Strategy<Value = &'static str> {
+    prop_oneof![
+        Just("disobey"),
+        Just("obey"),
+        Just("fill-disk"),
+        Just("free-disk"),
+        Just("unseen"),
+        Just("seen"),
+        Just("cut"),
+        Just("heal"),
+    ]
+}
+
 /// Anything, at any moment.
 fn anything() -> impl Strategy<Value = String> {
     let who = 0..3_u16;
@@ -87,7 +101,12 @@ fn anything() -> impl Strategy<Value = String> {
         1 => who.clone().prop_map(|o| format!("try uncordon 0-{o}")),
         1 => who.clone().prop_map(|o| format!("part 0-{o}")),
         1 => who.clone().prop_map(|o| format!("part 0-{o} 0-{}", (o + 1) % 3)),
+        1 => (who.clone(), who.clone()).prop_map(|(o, to)| format!("confine 0-{o} to 0-{to}")),
         2 => Just("unite".to_owned()),
+        2 => (one_sided(), who.clone()).prop_map(|(verb, o)| format!("{verb} 0-{o}")),
+        1 => (0..40_u16, 0..30_u16)
+            .prop_map(|(t, l)| format!("set repl-timeout={}ms loading={}ms", 2_000 + t * 250, l * 100)),
+        1 => (0..5_u16).prop_map(|t| format!("set append={}ms", t * 100)),
         1 => who.prop_map(|o| format!("set switchover=0-{o}")),
         1 => (2..9_u8).prop_map(|r| format!("set revision=rev-{r}")),
         1 => (1..4_u8).prop_map(|r| format!("set replicas={r}")),
@@ -192,9 +211,10 @@ proptest! {
         let profile = if durable { "Durable" } else { "Cache" };
         let mut text = format!("cluster replicas=2 profile={profile}\nrun\ntry write 5\n");
         text.push_str(&events.join("\n"));
-        text.push_str("\nunite\nset replicas=2\nstart-operator\n");
+        text.push_str("\nunite\nset replicas=2 append=0ms\nstart-operator\n");
         for o in 0..4 {
             text.push_str(&format!("try thaw 0-{o}\nnode-back 0-{o}\ntry uncordon 0-{o}\n"));
+            text.push_str(&format!("obey 0-{o}\nfree-disk 0-{o}\nseen 0-{o}\nheal 0-{o}\n"));
         }
         // Data of unproven lineage is not chosen from by the operator: it says so, and a person names the member.
         let end = if durable { "expect ready-or-blocked HistoriesDiverge" } else { "expect ready" };

@@ -89,20 +89,35 @@ impl World {
         if away { Err(Outcome::Failed("no answer".into())) } else { Ok(()) }
     }
 
+    fn accept(&mut self, id: MemberId, terms: &Brief, consents: u64) -> Result<(), Outcome> {
+        self.remembers(id)?;
+        let accepted = self.places.entry(id).or_default().ledger.accept(terms, consents);
+        accepted.map_err(|refusal| Outcome::Superseded(refusal.to_string()))
+    }
+
     fn learn(&mut self, id: MemberId, terms: &Brief) -> Result<(), Outcome> {
         self.obeys(id)?;
+        self.remembers(id)?;
         let place = self.places.entry(id).or_default();
         place.ledger.learn(terms).map_err(|refusal| Outcome::Superseded(refusal.to_string()))
+    }
+
+    /// The agent of a member can write down what it is told.
+    fn remembers(&self, id: MemberId) -> Result<(), Outcome> {
+        let full = self.full.contains(&id);
+        if full { Err(Outcome::Failed("no space left on device".into())) } else { Ok(()) }
     }
 
     /// The server, reached through its agent.
     fn server(&mut self, server: &Server) -> Result<&mut Process, Outcome> {
         self.obeys(server.member)?;
-        let now = self.now;
+        let (now, refuses) = (self.now, self.disobedient.contains(&server.member));
         let process = self.process(server.member).filter(|p| !p.frozen);
         let process = process.ok_or_else(|| Outcome::Failed("no answer".into()))?;
         if process.run_id != server.run_id {
             Err(Outcome::Superseded("another process".into()))
+        } else if refuses {
+            Err(Outcome::Failed("NOAUTH Authentication required".into()))
         } else if process.loads(now) {
             Err(Outcome::Failed("it is loading its data set".into()))
         } else {
@@ -196,8 +211,8 @@ impl World {
             Ok(p) => p.talk(&source, now),
             Err(outcome) => return outcome,
         }
-        if let Err(refusal) = self.places.entry(to.member).or_default().ledger.accept(terms, consents) {
-            return Outcome::Superseded(refusal.to_string());
+        if let Err(outcome) = self.accept(to.member, terms, consents) {
+            return outcome;
         }
         if let Err(why) = self.hand_over_node(to.member) {
             return Outcome::Failed(why);
@@ -241,8 +256,8 @@ impl World {
             Ok(_) => {}
         }
         let id = server.member;
-        if let Err(refusal) = self.places.entry(id).or_default().ledger.accept(terms, consents) {
-            return Outcome::Superseded(refusal.to_string());
+        if let Err(outcome) = self.accept(id, terms, consents) {
+            return outcome;
         }
         if self.is_cluster() {
             if let Err(why) = self.promote_node(id, by) {

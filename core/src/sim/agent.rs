@@ -2,6 +2,7 @@
 //! between peers that get lost, come twice or come late.
 
 use super::{
+    network::reach,
     process::Process,
     world::{Place, World},
 };
@@ -134,7 +135,7 @@ impl World {
 
     /// True if the two can talk.
     pub(super) fn reach(&self, a: MemberId, b: MemberId) -> bool {
-        a == b || self.side(a) == self.side(b)
+        a == b || reach(&self.sides, &self.only, a, b)
     }
 
     /// True if the member's server accepts writes of whoever reaches it.
@@ -355,6 +356,9 @@ impl World {
     pub(super) fn promise(&mut self, id: MemberId, brief: &Brief) -> Result<(), String> {
         let now = self.local(id);
         let ago = self.agent(id).ok_or("no agent")?.confirmed_ago_ms(now);
+        if self.full.contains(&id) {
+            return Err("no space left on device".to_owned());
+        }
         let place = self.places.get_mut(&id).ok_or("no such member")?;
         place.ledger.promise(brief, ago).map_err(|refusal| refusal.to_string())
     }

@@ -7,6 +7,7 @@ mod by_key;
 mod faults;
 mod gossip;
 mod look;
+mod network;
 mod process;
 mod reshard;
 mod script;

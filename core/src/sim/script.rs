@@ -207,17 +207,28 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_node_silent(id, false);
             Ok(())
         }),
-        ["unseen", ids @ ..] => each(ids, |id| {
-            sim.world.set_unseen(id, true);
-            Ok(())
-        }),
-        ["seen", ids @ ..] => each(ids, |id| {
-            sim.world.set_unseen(id, false);
-            Ok(())
-        }),
         ["cordon", ids @ ..] => each(ids, |id| sim.world.set_cordoned(id, true)),
         ["uncordon", ids @ ..] => each(ids, |id| sim.world.set_cordoned(id, false)),
         ["promote-by-hand", id] => sim.world.promote_by_hand(member(id)?),
+        _ => fault_of_one_side(sim, words),
+    }
+}
+
+/// What some of a member's parts, or some of the others, see and the rest does not.
+fn fault_of_one_side(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
+    let world = &mut sim.world;
+    match words {
+        ["unseen", ids @ ..] => for_all(ids, |id| world.set_unseen(id, true)),
+        ["seen", ids @ ..] => for_all(ids, |id| world.set_unseen(id, false)),
+        ["disobey", ids @ ..] => for_all(ids, |id| world.set_disobedient(id, true)),
+        ["obey", ids @ ..] => for_all(ids, |id| world.set_disobedient(id, false)),
+        ["fill-disk", ids @ ..] => for_all(ids, |id| world.set_full(id, true)),
+        ["free-disk", ids @ ..] => for_all(ids, |id| world.set_full(id, false)),
+        ["confine", id, "to", ids @ ..] => {
+            let to = ids.iter().map(|id| member(id)).collect::<Result<_, _>>()?;
+            world.confine(member(id)?, to);
+            Ok(())
+        }
         _ => fault_of_slots(sim, words),
     }
 }
@@ -453,6 +464,10 @@ fn write_options(words: &[&str]) -> Result<(ShardId, BTreeSet<MemberId>), String
         ["lagging", ids @ ..] => Ok((ShardId(0), ids.iter().map(|i| member(i)).collect::<Result<_, _>>()?)),
         _ => Err("expected: write N [to SHARD] [lagging MEMBER...]".into()),
     }
+}
+
+fn for_all(ids: &[&str], mut action: impl FnMut(MemberId)) -> Result<(), String> {
+    ids.iter().map(|id| member(id)).try_for_each(|id| id.map(&mut action))
 }
 
 fn each(ids: &[&str], mut action: impl FnMut(MemberId) -> Result<(), String>) -> Result<(), String> {

@@ -5,6 +5,7 @@ use super::{
     agent::{Agent, Post, history},
     by_key::ByKey,
     gossip::{Node, Settled},
+    network::reach,
     process::Process,
     reshard::Job,
 };
@@ -74,6 +75,12 @@ pub struct World {
     pub(super) sides: BTreeMap<MemberId, u32>,
     /// Members that the operator alone does not reach.
     pub(super) unseen: BTreeSet<MemberId>,
+    /// Members whose server does nothing that its agent tells it, though it answers the operator.
+    pub(super) disobedient: BTreeSet<MemberId>,
+    /// Members whose agent cannot remember anything: their disk is full.
+    pub(super) full: BTreeSet<MemberId>,
+    /// Members that reach those alone.
+    pub(super) only: BTreeMap<MemberId, BTreeSet<MemberId>>,
     /// Without a byte for so long a replica gives its link up; `None`: never. Milliseconds.
     pub repl_timeout_ms: Option<i64>,
     /// How long a server loads that has data. Milliseconds.
@@ -141,6 +148,9 @@ impl World {
             places: BTreeMap::new(),
             sides: BTreeMap::new(),
             unseen: BTreeSet::new(),
+            disobedient: BTreeSet::new(),
+            full: BTreeSet::new(),
+            only: BTreeMap::new(),
             repl_timeout_ms: None,
             loading_ms: 0,
             append_ms: 0,
@@ -213,11 +223,6 @@ impl World {
         let writable: Vec<MemberId> =
             self.places.keys().copied().filter(|id| self.writable(*id) && self.owns_slots(*id)).collect();
         writable.iter().any(|a| writable.iter().any(|b| a != b && a.shard == b.shard))
-    }
-
-    /// The part of the network that a member is in.
-    pub(super) fn side(&self, id: MemberId) -> u32 {
-        self.sides.get(&id).copied().unwrap_or(0)
     }
 
     pub(super) fn is_frozen_pod(&self, id: MemberId) -> bool {
@@ -327,9 +332,10 @@ impl World {
     pub(super) fn replicate(&mut self, lagging: &BTreeSet<MemberId>) {
         let sources: BTreeMap<MemberId, Process> =
             self.places.iter().filter_map(|(id, p)| Some((*id, p.pod.as_ref()?.process.clone()?))).collect();
-        let (now, sides, cut) = (self.now, self.sides.clone(), self.cut.clone());
+        let (now, cut) = (self.now, self.cut.clone());
+        let (sides, only) = (self.sides.clone(), self.only.clone());
         let timeout_ms = self.repl_timeout_ms.unwrap_or(i64::MAX);
-        let apart = |a: MemberId, b: MemberId| sides.get(&a).unwrap_or(&0) != sides.get(&b).unwrap_or(&0);
+        let apart = |a: MemberId, b: MemberId| !reach(&sides, &only, a, b);
         let talks = |id: &MemberId, p: &Process| !p.frozen && !p.loads(now) && !lagging.contains(id);
         for (id, process) in self.processes().filter(|(id, p)| talks(id, p)) {
             let Some(Source::Member(of)) = process.source.clone() else {
@@ -362,7 +368,7 @@ impl World {
         for _ in 0..n {
             let number = self.count();
             let target = self.routed(shard);
-            if let Some(id) = target.filter(|id| self.side(*id) == 0)
+            if let Some(id) = target.filter(|id| self.side(*id) == 0 && !self.only.contains_key(id))
                 && self.write_at(id, number)
             {
                 self.acked.entry(shard).or_default().insert(number);
@@ -450,42 +456,6 @@ impl World {
         Ok(())
     }
 
-    /// The node of a member stops talking: kubelet, pods and all.
-    pub fn set_node_silent(&mut self, id: MemberId, silent: bool) {
-        if silent {
-            self.not_ready.insert(id);
-            self.divide(&[id]);
-        } else {
-            self.not_ready.remove(&id);
-            self.sides.remove(&id);
-        };
-    }
-
-    /// These members talk to each other and to nobody else; the operator is on the other side.
-    pub fn divide(&mut self, ids: &[MemberId]) {
-        let side = u32::try_from(self.count()).unwrap_or(u32::MAX).max(1);
-        self.sides.extend(ids.iter().map(|id| (*id, side)));
-    }
-
-    /// The operator does not reach a member, and everybody else does; or it does again.
-    pub fn set_unseen(&mut self, id: MemberId, unseen: bool) {
-        if unseen {
-            self.unseen.insert(id)
-        } else {
-            self.unseen.remove(&id)
-        };
-    }
-
-    /// True if the operator does not reach a member.
-    pub(super) fn is_apart(&self, id: MemberId) -> bool {
-        self.side(id) != 0 || self.unseen.contains(&id)
-    }
-
-    /// The network is whole again.
-    pub fn unite(&mut self) {
-        self.sides.clear();
-    }
-
     /// A member's clock runs fast (positive) or slow, in millionths.
     pub fn set_drift(&mut self, id: MemberId, ppm: i64) {
         self.drift_ppm.insert(id, ppm);
@@ -496,15 +466,6 @@ impl World {
         let post = &mut self.post;
         (post.lost_percent, post.repeated_percent) = (lost_percent, repeated_percent);
         (post.late_max_ms, post.seed) = (late_max_ms, seed);
-    }
-
-    /// A replica's link to its source is cut, or healed.
-    pub fn set_cut(&mut self, id: MemberId, cut: bool) {
-        if cut {
-            self.cut.insert(id)
-        } else {
-            self.cut.remove(&id)
-        };
     }
 
     /// A user deletes a pod.

@@ -104,6 +104,21 @@ fn is_only_told(effect: &Effect) -> bool {
     matches!(effect, Effect::Meet { .. } | Effect::MigrateSlots { .. }) && !closes
 }
 
+/// Key under which promotions of a member are counted that came to nothing.
+pub fn promotion_key(of: MemberId) -> String {
+    format!("{}/promote/{of}", Scope::Shard(of.shard))
+}
+
+/// Key under which a member's promises are counted that were refused.
+pub fn promise_key(of: MemberId) -> String {
+    format!("{}/promise/{of}", Scope::Shard(of.shard))
+}
+
+/// Key under which handovers to a member are counted that came to nothing.
+pub fn handover_key(to: MemberId) -> String {
+    format!("{}/handover/{to}", Scope::Shard(to.shard))
+}
+
 /// Key under which repeated failures of an effect are counted.
 pub fn failure_key(scope: Scope, effect: &Effect) -> String {
     match effect {
@@ -115,10 +130,11 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),
         Effect::MigrateSlots { server, .. } => migration_key(server.member.shard),
         Effect::Delete { object, .. } => format!("{scope}/delete/{object}"),
-        Effect::Promote { .. }
-        | Effect::Handover { .. }
-        | Effect::Promise { .. }
-        | Effect::Fence { .. }
+        // One that refuses says nothing of the others.
+        Effect::Promote { server, .. } => promotion_key(server.member),
+        Effect::Handover { to, .. } => handover_key(to.member),
+        Effect::Promise { member, .. } => promise_key(*member),
+        Effect::Fence { .. }
         | Effect::Route { .. }
         | Effect::Unroute { .. }
         | Effect::Disconnect { .. }

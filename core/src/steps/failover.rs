@@ -193,7 +193,7 @@ fn replace(
     decision.operation = Some(enter(view, shard, Phase::Promoting, holder, "operator"));
     // Who is primary already, though by an old grant, only needs a new one.
     if !view.member(chosen).is_some_and(|m| m.is_primary()) {
-        decision.effects = topology::promote(view, chosen);
+        decision.effects = choice::promote(view, chosen, &found.candidates);
     }
     decision.candidates = found.candidates;
     unless_failing(view, decision)

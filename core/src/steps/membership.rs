@@ -16,7 +16,8 @@ use crate::{
     effect::Effect,
     ids::{MemberId, ShardId},
     observation::{Export, ExportState, Link},
-    state::{MemberState, failure_key},
+    retry::failing_until,
+    state::{MemberState, failure_key, handover_key},
     steps::{
         reshard::{JOB_QUICK_MS, LOOK_AGAIN_MS},
         retry_at, rollout, unless_failing,
@@ -141,7 +142,7 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
         return StepOutcome::Satisfied;
     };
     (decision.about, decision.grant) = (Some(first), Some(first));
-    decision.effects = topology::promote(view, first);
+    decision.effects = choice::promote(view, first, &decision.candidates);
     unless_failing(view, decision)
 }
 
@@ -185,7 +186,6 @@ struct Wish {
 fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome {
     let scope = Scope::Shard(shard);
     let open = view.state.operation(OperationKind::Switchover, scope);
-    let tries = view.state.failures.get(&format!("{scope}/handover")).map_or(0, |(count, _)| *count);
     let Some(Wish { to, reason, asked_by }) = wish(view, shard, primary) else {
         return if open.is_some() {
             close(shard, primary, Reason::SwitchoverComplete)
@@ -196,6 +196,7 @@ fn switchover(view: &View<'_>, shard: ShardId, primary: MemberId) -> StepOutcome
     if to == primary {
         return close(shard, primary, Reason::SwitchoverComplete);
     }
+    let tries = view.state.failures.get(&handover_key(to)).map_or(0, |(count, _)| *count);
     if open.is_some() && tries >= HANDOVER_TRIES_MAX {
         return close(shard, primary, Reason::OperationAbandoned);
     }
@@ -309,7 +310,8 @@ fn returns_at_once(view: &View<'_>, shard: ShardId, primary: MemberId, to: Membe
     !stays(to) && (stays(primary) || replicas(view, shard, primary).any(stays))
 }
 
-/// The wanted replica to hand over to: in sync, on a node that takes pods if there is one, and furthest ahead.
+/// The wanted replica to hand over to: in sync, without a handover that failed lately if there is one, on a
+/// node that takes pods if there is one, and furthest ahead.
 pub fn best_replica(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<MemberId> {
     best(view, replicas(view, shard, primary))
 }
@@ -317,7 +319,9 @@ pub fn best_replica(view: &View<'_>, shard: ShardId, primary: MemberId) -> Optio
 fn best(view: &View<'_>, replicas: impl Iterator<Item = MemberId>) -> Option<MemberId> {
     replicas.max_by_key(|id| {
         let stays = !topology::is_cordoned(view, *id);
-        (stays, view.reading(*id).map(|r| r.offset), std::cmp::Reverse(*id))
+        // A handover loses nothing, whoever it is to: one that failed is no reason to wait.
+        let failing = std::cmp::Reverse(failing_until(view, &handover_key(*id)));
+        (failing, stays, view.reading(*id).map(|r| r.offset), std::cmp::Reverse(*id))
     })
 }
 

@@ -3,11 +3,13 @@
 
 use crate::{
     decide::View,
-    decision::{Candidate, RejectReason},
+    decision::{Candidate, RejectReason, Scope},
+    effect::Effect,
     ids::{MemberId, ShardId},
     observation::{Link, Observed, ServerFacts, ServerRole, Source},
+    retry::{failing_until, refusals},
     spec::Profile,
-    state::{MemberState, ShardState},
+    state::{MemberState, ShardState, failure_key, promotion_key},
     topology::{HEARS_BELOW_MS, is_electable},
 };
 
@@ -68,10 +70,10 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
     reject_forks(view, &mut eligible, &mut rejected);
     // Best first; of equals, one that others would elect, then the lowest ordinal.
     eligible.sort_by_cached_key(|(rank, id)| (std::cmp::Reverse(*rank), !is_electable(view, *id), *id));
-    let chosen = settle(view, known, &eligible);
+    let chosen = settle(view, known, &eligible).map(|first| one_that_obeys(view, &eligible, first));
     let best = chosen.and_then(|c| eligible.iter().find(|e| e.1 == c)).map(|e| e.0);
     let mut candidates: Vec<Candidate> =
-        eligible.iter().map(|(rank, member)| told(*rank, *member, chosen, best)).collect();
+        eligible.iter().map(|(rank, member)| told(view, *rank, *member, (chosen, best))).collect();
     candidates.sort_by_key(|c| c.rejected.is_some());
     candidates.extend(rejected.into_iter().map(|(member, why)| Candidate {
         member,
@@ -83,14 +85,54 @@ pub fn choose(view: &View<'_>, shard: ShardId, lost: Option<MemberId>) -> Choice
     Choice { chosen, is_proven, candidates, unproven: unproven.collect() }
 }
 
-fn told(rank: Rank, member: MemberId, chosen: Option<MemberId>, best: Option<Rank>) -> Candidate {
+fn told(
+    view: &View<'_>,
+    rank: Rank,
+    member: MemberId,
+    (chosen, best): (Option<MemberId>, Option<Rank>),
+) -> Candidate {
+    let failed = |id| failing_until(view, &promotion_key(id));
+    let passed_over = failed(member).is_some() && chosen.is_some_and(|c| failed(c).is_none());
     let rejected = match (chosen == Some(member), best) {
         (true, _) => None,
         (false, None) => Some(RejectReason::OtherHistory),
+        (false, Some(b)) if b == rank && passed_over => Some(RejectReason::PromotionFailed),
         (false, Some(b)) if b == rank => Some(RejectReason::TieBreak),
         (false, Some(_)) => Some(RejectReason::Behind),
     };
     Candidate { member, offset: Some(rank.2), rejected }
+}
+
+/// Of members that have the very same data, and would be elected alike, the one whose promotion did not fail
+/// lately; if all did, the one that may be tried again first. Who is alone in what it has is waited for.
+fn one_that_obeys(view: &View<'_>, eligible: &[(Rank, MemberId)], first: MemberId) -> MemberId {
+    let history = |id: MemberId| view.member(id).and_then(|m| m.server()).map(|server| &server.replid);
+    let Some((best, _)) = eligible.iter().find(|(_, id)| *id == first) else { return first };
+    let is_as_good = |(rank, id): &&(Rank, MemberId)| {
+        rank == best && history(*id) == history(first) && is_electable(view, *id) == is_electable(view, first)
+    };
+    match best.1 {
+        // That one was singled out.
+        Lineage::Unproven => first,
+        Lineage::Ancestor | Lineage::Parent | Lineage::Current | Lineage::Continued => {
+            let as_good = eligible.iter().filter(is_as_good).map(|(_, id)| *id);
+            as_good.min_by_key(|id| failing_until(view, &promotion_key(*id))).unwrap_or(first)
+        }
+    }
+}
+
+/// Effects that make `chosen` the primary of its shard. Who was passed over is first told whose the grant is:
+/// what it was told before may still reach it, and comes too late then. Where it cannot be told that either,
+/// it is not waited for.
+pub fn promote(view: &View<'_>, chosen: MemberId, candidates: &[Candidate]) -> Vec<Effect> {
+    let scope = Scope::Shard(chosen.shard);
+    let passed_over = candidates.iter().filter(|c| c.rejected == Some(RejectReason::PromotionFailed));
+    let briefed = passed_over.filter_map(|c| {
+        let address = view.member(c.member)?.address()?.to_owned();
+        let brief = Effect::Brief { member: c.member, address };
+        refusals(view, &failure_key(scope, &brief)).is_none().then_some(brief)
+    });
+    briefed.chain(super::promote(view, chosen)).collect()
 }
 
 /// A history that left the shard's before a member that stayed on it is now, is a fork and no continuation.
@@ -243,13 +285,14 @@ pub fn all_blank(view: &View<'_>, shard: ShardId) -> bool {
     view.wanted(shard).all(|id| view.member(id).is_some_and(blank))
 }
 
-/// The blank member that a shard begins with: the one whose node owns slots, else the first.
+/// The blank member that a shard begins with: the one whose node owns slots, else the first whose promotion
+/// did not fail lately.
 pub fn first_blank(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
     let blank = || view.wanted(shard).filter(|id| view.member(*id).is_some_and(|m| m.is_blank()));
     let owns = |id: &MemberId| {
         view.member(*id).and_then(|m| m.node()).is_some_and(|n| n.primary.is_none() && !n.slots.is_empty())
     };
-    blank().find(owns).or_else(|| blank().next())
+    blank().find(owns).or_else(|| blank().min_by_key(|id| failing_until(view, &promotion_key(*id))))
 }
 
 /// The first wanted member that was there and did not answer in this look: what is remembered of it may be old, and the next

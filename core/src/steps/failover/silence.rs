@@ -12,7 +12,9 @@ use crate::{
     effect::{Effect, Server},
     ids::{MemberId, ShardId, Timestamp},
     observation::{Link, ServerProcess, Source},
+    retry::refusals,
     spec::FailoverMode,
+    state::promise_key,
     steps::unless_failing,
     topology::{self, HEARS_BELOW_MS, choice},
 };
@@ -64,7 +66,6 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::PrimarySilent);
     decision.about = Some(holder);
     decision.operation = Some(enter(view, shard, Phase::Fencing, holder, "operator"));
-    decision.candidates = found.candidates;
     match fence {
         Fence::Agent(server) => decision.effects.push(Effect::Fence { server }),
         Fence::Pod(pod_uid) => {
@@ -77,9 +78,10 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
             decision.operation = Some(enter(view, shard, Phase::Promoting, holder, "operator"));
             let promise = |(member, address)| Effect::Promise { member, address, candidate: chosen };
             decision.effects.extend(peers.into_iter().map(promise));
-            decision.effects.extend(topology::promote(view, chosen));
+            decision.effects.extend(choice::promote(view, chosen, &found.candidates));
         }
     }
+    decision.candidates = found.candidates;
     unless_failing(view, decision)
 }
 
@@ -170,7 +172,12 @@ fn majority(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<Vec<(Me
         member.agent()?;
         Some((id, member.address()?.to_owned()))
     };
-    let peers: Vec<_> = view.wanted(shard).filter(|id| *id != holder).filter_map(answering).collect();
+    let mut peers: Vec<_> = view.wanted(shard).filter(|id| *id != holder).filter_map(answering).collect();
+    let refused = |id: MemberId| refusals(view, &promise_key(id));
+    // Those that have refused are asked only as far as the others are not enough.
+    peers.sort_by_key(|(id, _)| refused(*id));
+    let willing = peers.iter().filter(|(id, _)| refused(*id).is_none()).count();
+    peers.truncate(willing.max(members - members / 2));
     (members - peers.len() < members / 2 + 1).then_some(peers)
 }
 
