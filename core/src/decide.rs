@@ -4,7 +4,7 @@ use crate::{
     decision::{Block, BlockReason, Candidate, Decision, Scope, StepName, Verdict, Wait, WaitReason},
     ids::{MemberId, ShardId, Timestamp},
     observation::{Evidence, Reading},
-    spec::DesiredCluster,
+    spec::{DesiredCluster, Verb},
     state::{ClusterState, MemberState, ShardState},
     steps, topology,
 };
@@ -59,9 +59,9 @@ impl<'a> View<'a> {
         self.evidence.readings.get(&id).filter(|r| self.now.millis_since(r.taken_at) <= READING_AGE_MAX_MS)
     }
 
-    /// True if the user's token has not been served yet.
-    pub fn is_open(&self, token: &str) -> bool {
-        !self.state.spent_tokens.contains(token)
+    /// True if the user's word has not been served yet.
+    pub fn is_open(&self, verb: Verb, word: &str) -> bool {
+        !self.state.is_spent(verb, word)
     }
 
     /// The members that shall exist in a shard, in order.

@@ -5,6 +5,7 @@ use crate::{
     effect::{Effect, Promotion},
     ids::{MemberId, ReplId, Seq, ShardId, Timestamp},
     slots::SlotSet,
+    spec::Verb,
 };
 use serde::{Deserialize, Serialize};
 
@@ -360,6 +361,9 @@ pub struct Operation {
     pub phase: Phase,
     /// Who asked: `operator`, the spec by its generation, or the text of the user's token.
     pub asked_by: String,
+    /// The user's word by which it goes on, if it needs one: it is spent when the operation ends.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub word: Option<(Verb, String)>,
     /// The member it is about: the lost primary, the wanted primary, the member being restarted.
     pub member: Option<MemberId>,
     /// Reason of the decision that opened it.

@@ -72,6 +72,17 @@ impl FailoverPolicy {
     }
 }
 
+/// What the user asks for by an annotation, whose text tells one request from the next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum Verb {
+    /// Another primary.
+    Switchover,
+    /// That a shard, or slots, may begin anew without their data.
+    ConfirmBlank,
+    /// That slots be evened out.
+    Rebalance,
+}
+
 /// A planned wish that is open until it is seen fulfilled.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SwitchoverWish {
@@ -114,6 +125,9 @@ pub struct DesiredCluster {
     /// The user wants slots to be evened out though no shard came or went; the value distinguishes one wish from the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<String>,
+    /// An annotation that cannot be used, and why. It counts as not there; everything else is in force.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub refused: Option<String>,
 }
 
 /// What the shards of a Valkey Cluster shall be even by.

@@ -3,6 +3,7 @@
 mod loss;
 mod nodes;
 mod outcomes;
+mod spent;
 
 pub use loss::Loss;
 pub use nodes::migration_key;
@@ -18,7 +19,7 @@ use crate::{
         ServerFacts, ServerRole, Source, SpecFact, Why,
     },
     slots::SlotSet,
-    spec::{Balance, DesiredCluster},
+    spec::{Balance, DesiredCluster, Verb},
     weights::SlotWeights,
 };
 use serde::{Deserialize, Serialize};
@@ -217,7 +218,11 @@ pub struct ClusterState {
     /// Pods whose deletion was accepted, by UID: they are on their way out, whatever a slow watch still shows of them.
     #[serde(default)]
     pub condemned: BTreeMap<MemberId, String>,
-    /// Switchover tokens that were served or refused for good.
+    /// The user's words that were served or refused for good, the latest last.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub spent: BTreeMap<Verb, Vec<String>>,
+    /// The same of every verb, as earlier builds kept them.
+    #[serde(default)]
     pub spent_tokens: BTreeSet<String>,
     /// Effects that failed since they last succeeded, by `(scope, verb)`: count and time of the last, for back-off.
     pub failures: BTreeMap<String, (u32, Timestamp)>,
@@ -347,6 +352,7 @@ impl ClusterState {
             object.live = Observed::Unknown(Why::NotLooked);
         }
         self.failures.clear();
+        self.sort_spent_words();
         // Durations never span epochs.
         for operation in &mut self.operations {
             operation.phase_since = now;
@@ -441,6 +447,7 @@ impl ClusterState {
                     scope: decision.scope,
                     phase: *phase,
                     asked_by: asked_by.clone(),
+                    word: self.word_of(*kind, decision, asked_by),
                     member: *member,
                     cause: decision.reason,
                     opened_at: record.time,
@@ -450,16 +457,19 @@ impl ClusterState {
                 })
             }
             Some(OperationChange::Advance { kind, phase, member }) => {
+                let word = self.word_of(*kind, decision, "");
                 if let Some(op) =
                     self.operations.iter_mut().find(|o| o.kind == *kind && o.scope == decision.scope)
                 {
                     (op.phase, op.member, op.phase_since) = (*phase, *member, record.time);
+                    op.word = word.or(op.word.take());
                 }
             }
             Some(OperationChange::Close { kind }) => {
                 let closed = |o: &Operation| o.kind == *kind && o.scope == decision.scope;
-                for op in self.operations.iter().filter(|o| closed(o)) {
-                    self.spent_tokens.insert(op.asked_by.clone());
+                let words = self.operations.iter().filter(|o| closed(o)).filter_map(|o| o.word.clone());
+                for (verb, word) in words.collect::<Vec<_>>() {
+                    self.spend(verb, &word);
                 }
                 self.operations.retain(|o| !closed(o));
             }
@@ -475,11 +485,10 @@ impl ClusterState {
         // A wish that is fulfilled or given up must not come true again after a later failover.
         let closes_switchover =
             decision.operation == Some(OperationChange::Close { kind: OperationKind::Switchover });
-        if let (true, Some(wish)) =
-            (closes_switchover, self.spec.as_ref().and_then(|s| s.switchover.as_ref()))
+        if let (true, Some(wish)) = (closes_switchover, self.spec.as_ref().and_then(|s| s.switchover.clone()))
             && decision.scope == Scope::Shard(wish.to.shard)
         {
-            self.spent_tokens.insert(wish.token.clone());
+            self.spend(Verb::Switchover, &wish.token);
         }
         if !decision.effects.is_empty() {
             self.pending.insert(record.seq, Pending { decision: decision.clone(), epoch: record.epoch });

@@ -16,7 +16,7 @@ use valkeeper_core::{
     observation::{Link, MemberFacts, NodeFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
     projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
-    spec::SwitchoverWish,
+    spec::{SwitchoverWish, Verb},
     turn::{Turn, changed, turn},
 };
 
@@ -159,7 +159,7 @@ fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_key
     let given_up = "set confirm-blank=yes\nrun\nexpect decided SlotsReclaimed\nexpect ready";
     let sim = after(&format!("{made_again}\n{given_up}"));
     assert!(
-        sim.state.spent_tokens.contains("yes"),
+        sim.state.is_spent(Verb::ConfirmBlank, "yes"),
         "a word for these slots is none for a loss that comes later"
     );
 }

@@ -176,6 +176,7 @@ fn operations(state: &ClusterState) -> Table<8> {
             scope,
             phase,
             asked_by,
+            word: _,
             member,
             opened_at,
             phase_since: _,

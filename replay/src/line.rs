@@ -174,6 +174,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         io_threads,
         balance,
         rebalance,
+        refused,
     } = wanted;
     let mut parts = vec![
         format!("generation {generation}: {topology:?}"),
@@ -189,6 +190,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         (*balance != Balance::Slots).then(|| format!("even by {}", format!("{balance:?}").to_lowercase())),
     );
     parts.extend(rebalance.as_ref().map(|token| format!("slots evened out ({token})")));
+    parts.extend(refused.as_ref().map(|why| format!("refused: {why}")));
     parts.join(", ")
 }
 

@@ -123,13 +123,15 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         replicas_per_shard: replicas(spec)?,
         profile: profile(spec.profile),
         failover: failover(spec.topology, &spec.failover)?,
-        switchover: annotation(cluster, api::ANNOTATION_SWITCHOVER).map(switchover).transpose()?,
-        confirm_blank: confirm_blank(cluster)?,
+        switchover: None,
+        confirm_blank: None,
         paused: spec.paused,
         io_threads: IoThreads::Off,
         balance: balance(spec)?,
-        rebalance: rebalance(cluster)?,
+        rebalance: None,
+        refused: None,
     };
+    wishes(cluster, &mut desired);
     name(cluster)?;
     reserved("spec.podLabels", &spec.pod_labels)?;
     reserved("spec.podAnnotations", &spec.pod_annotations)?;
@@ -255,8 +257,41 @@ fn failover(topology: api::Topology, failover: &api::Failover) -> Result<Failove
     Ok(FailoverPolicy { mode, detection_window_ms, isolation })
 }
 
+/// What the user asks for by annotations. One that cannot be used stops nothing else: it is named, and counts
+/// as not there.
+fn wishes(cluster: &api::ValkeyCluster, desired: &mut DesiredCluster) {
+    let (switchover, a) = usable(word(cluster, api::ANNOTATION_SWITCHOVER).and_then(switchover));
+    let (blank, b) = usable(word(cluster, api::ANNOTATION_CONFIRM_BLANK));
+    let (rebalance, c) = usable(rebalance(cluster));
+    desired.switchover = switchover;
+    (desired.confirm_blank, desired.rebalance) = (blank.map(str::to_owned), rebalance);
+    desired.refused = a.or(b).or(c).map(|invalid| invalid.to_string());
+}
+
+fn usable<T>(read: Result<Option<T>, Invalid>) -> (Option<T>, Option<Invalid>) {
+    match read {
+        Ok(wish) => (wish, None),
+        Err(invalid) => (None, Some(invalid)),
+    }
+}
+
+/// The text of an annotation that tells one request from the next.
+fn word<'a>(cluster: &'a api::ValkeyCluster, key: &str) -> Result<Option<&'a str>, Invalid> {
+    let text = annotation(cluster, key);
+    text.map(|text| within_bytes(key, text)).transpose()
+}
+
+fn within_bytes<'a>(key: &str, text: &'a str) -> Result<&'a str, Invalid> {
+    if text.len() <= TOKEN_BYTES_MAX {
+        return Ok(text);
+    }
+    let allowed = format!("it has {} bytes; allowed: at most {TOKEN_BYTES_MAX}", text.len());
+    Err(Invalid::new(annotation_field(key), text, allowed))
+}
+
 /// Reads `2`, `0-2`, `2@monday`, `0-2@monday`. The whole text is the token: another text is another wish.
-fn switchover(text: &str) -> Result<SwitchoverWish, Invalid> {
+fn switchover(text: Option<&str>) -> Result<Option<SwitchoverWish>, Invalid> {
+    let Some(text) = text else { return Ok(None) };
     let (target, _) = text.split_once('@').unwrap_or((text, ""));
     let to = match target.parse::<u16>() {
         Ok(ordinal) => Some(MemberId::new(0, ordinal)),
@@ -265,7 +300,7 @@ fn switchover(text: &str) -> Result<SwitchoverWish, Invalid> {
     let allowed =
         "allowed: ORDINAL or SHARD-ORDINAL, with @TOKEN behind it to repeat a wish, for example 0-2@monday";
     let to = to.ok_or_else(|| Invalid::new(annotation_field(api::ANNOTATION_SWITCHOVER), text, allowed))?;
-    Ok(SwitchoverWish { to, token: text.to_owned() })
+    Ok(Some(SwitchoverWish { to, token: text.to_owned() }))
 }
 
 fn balance(spec: &api::ValkeyClusterSpec) -> Result<Balance, Invalid> {
@@ -295,18 +330,8 @@ fn announce(spec: &api::ValkeyClusterSpec) -> Result<api::Announce, Invalid> {
     }
 }
 
-fn confirm_blank(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
-    let key = api::ANNOTATION_CONFIRM_BLANK;
-    match annotation(cluster, key) {
-        Some(text) if text.len() > TOKEN_BYTES_MAX => {
-            Err(Invalid::new(annotation_field(key), text, "allowed: at most 128 bytes"))
-        }
-        token => Ok(token.map(str::to_owned)),
-    }
-}
-
-/// The wish to even out slots. Tokens of all wishes are kept together, so the annotation's name is part of this one: it is
-/// not spent by another annotation that has the same text.
+/// The wish to even out slots. The annotation's name is part of the word, as earlier builds kept those of all
+/// wishes together.
 fn rebalance(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
     let key = api::ANNOTATION_REBALANCE;
     let Some(text) = cluster.metadata.annotations.as_ref().and_then(|all| all.get(key)) else {
@@ -320,8 +345,7 @@ fn rebalance(cluster: &api::ValkeyCluster) -> Result<Option<String>, Invalid> {
         (Topology::Cluster, "") => {
             refused("allowed: any text, for example monday; another text is another request")
         }
-        (Topology::Cluster, text) if text.len() > TOKEN_BYTES_MAX => refused("allowed: at most 128 bytes"),
-        (Topology::Cluster, text) => Ok(Some(format!("rebalance@{text}"))),
+        (Topology::Cluster, text) => Ok(Some(format!("rebalance@{}", within_bytes(key, text)?))),
     }
 }
 

@@ -12,6 +12,10 @@ reasons! {
         AsWanted,
         /// No member of the shard is seen to be primary and routed, and no step says why. The next looks say more.
         PrimaryUnknown,
+        /// An annotation of the resource cannot be used, and counts as not there. Everything else of the
+        /// resource is in force, and done. The message names the annotation, what it says and what is
+        /// allowed.
+        AnnotationRefused,
         /// An unplanned promotion is under way.
         Failover,
         /// Members are being restarted, one after the other.

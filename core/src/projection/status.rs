@@ -2,7 +2,7 @@
 
 use crate::{
     decide::View,
-    decision::{BlockReason, Operation, OperationKind, Reason, Scope, StepName, WaitReason},
+    decision::{Block, BlockReason, Operation, OperationKind, Reason, Scope, StepName, WaitReason},
     ids::{MemberId, ShardId},
     observation::Evidence,
     projection::{
@@ -247,11 +247,13 @@ fn stalled(state: &ClusterState) -> Option<Why> {
     if let Some(error) = &state.spec_error {
         return Some((ConditionReason::Block(BlockReason::SpecInvalid), error.clone()));
     }
-    let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused)?;
-    Some((
-        ConditionReason::Block(block.reason),
-        format!("{}{}: {}", block.scope, whom(block.about), block.reason.explain()),
-    ))
+    let told = |block: &Block| {
+        let text = format!("{}{}: {}", block.scope, whom(block.about), block.reason.explain());
+        (ConditionReason::Block(block.reason), text)
+    };
+    let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused);
+    let refused = state.spec.as_ref().and_then(|spec| spec.refused.clone());
+    block.map(told).or(refused.map(|why| (StatusReason::AnnotationRefused.into(), why)))
 }
 
 fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {

@@ -86,6 +86,7 @@ fn default_spec() -> DesiredCluster {
         io_threads: IoThreads::Off,
         balance: Balance::Slots,
         rebalance: None,
+        refused: None,
     }
 }
 
@@ -311,8 +312,10 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             }
         }
         "switchover" => {
-            spec.switchover =
-                Some(SwitchoverWish { to: member(value)?, token: format!("{value}@{}", spec.generation) });
+            // Each wish is another one, unless the story names it.
+            let (to, word) = value.split_once('@').map_or((value, None), |(to, _)| (to, Some(value)));
+            let token = word.map_or_else(|| format!("{value}@{}", spec.generation), str::to_owned);
+            spec.switchover = Some(SwitchoverWish { to: member(to)?, token });
         }
         "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
         "paused" => spec.paused = value == "true",
@@ -332,6 +335,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             }
         }
         "rebalance" => spec.rebalance = (value != "no").then(|| value.to_owned()),
+        "refused" => spec.refused = (value != "no").then(|| value.to_owned()),
         "repl-timeout" => sim.world.repl_timeout_ms = Some(millis(value)?),
         "loading" => sim.world.loading_ms = millis(value)?,
         "append" => sim.world.append_ms = millis(value)?,

@@ -7,7 +7,7 @@ use crate::{
     ids::{MemberId, ShardId, Timestamp},
     observation::NodeFacts,
     slots::SlotSet,
-    spec::{DesiredCluster, Topology},
+    spec::{DesiredCluster, Topology, Verb},
     weights::SlotWeights,
 };
 
@@ -53,8 +53,9 @@ impl ClusterState {
     pub(super) fn note_given(&mut self, decision: &Decision) {
         if decision.reason == Reason::SlotsReclaimed && self.gives_unrecorded(&decision.effects) {
             // The user's word was for these slots, and for nothing that is lost later.
-            let token = self.spec.as_ref().and_then(|spec| spec.confirm_blank.clone());
-            self.spent_tokens.extend(token);
+            if let Some(word) = self.spec.as_ref().and_then(|spec| spec.confirm_blank.clone()) {
+                self.spend(Verb::ConfirmBlank, &word);
+            }
         }
         for effect in &decision.effects {
             if let Effect::MigrateSlots { server, slots, to, node: _, keys: _, by } = effect {
@@ -101,18 +102,18 @@ impl ClusterState {
     /// Another number of shards, or another balance, is another plan, from what is in the slots by then. What a journal begins with is how it
     /// is, and no wish: whether it was fulfilled before nobody knows, and slots may be where a person has put them.
     pub(super) fn note_wish(&mut self, spec: &DesiredCluster) {
-        let Some(before) = &self.spec else {
+        let Some(before) = self.spec.clone() else {
             self.balanced_by = spec.balance;
-            self.spent_tokens.extend(spec.rebalance.clone());
+            self.spend_rebalance(spec.rebalance.clone());
             return;
         };
         let wish = |spec: &DesiredCluster| (spec.shards, spec.balance, spec.rebalance.clone());
-        if wish(before) == wish(spec) {
+        if wish(&before) == wish(spec) {
             return;
         }
         // Each text is a wish once, also one that did not come true.
         if before.rebalance != spec.rebalance {
-            self.spent_tokens.extend(before.rebalance.clone());
+            self.spend_rebalance(before.rebalance.clone());
         }
         for open in self.operations.iter_mut().filter(|open| open.kind == OperationKind::Reshard) {
             open.settled = SlotSet::default();
@@ -146,7 +147,13 @@ impl ClusterState {
         }
         if let Some(spec) = &self.spec {
             self.balanced_by = spec.balance;
-            self.spent_tokens.extend(spec.rebalance.clone());
+            self.spend_rebalance(spec.rebalance.clone());
+        }
+    }
+
+    fn spend_rebalance(&mut self, word: Option<String>) {
+        if let Some(word) = word {
+            self.spend(Verb::Rebalance, &word);
         }
     }
 

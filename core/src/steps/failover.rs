@@ -14,7 +14,7 @@ use crate::{
     },
     ids::{MemberId, ShardId},
     observation::Source,
-    spec::{FailoverMode, Profile},
+    spec::{FailoverMode, Profile, Verb},
     steps::unless_failing,
     topology::{self, Condition, choice},
 };
@@ -201,10 +201,11 @@ fn replace(
 
 /// Every member of a shard that had a primary is blank. A cache begins anew; data that must last waits for a person.
 fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
-    let confirmed = view.spec.confirm_blank.as_ref().filter(|t| view.is_open(t));
+    let confirmed = view.spec.confirm_blank.as_ref().filter(|t| view.is_open(Verb::ConfirmBlank, t));
     let asked_by = match (view.spec.profile, confirmed) {
-        (_, Some(token)) => token.as_str(),
-        (Profile::Cache, None) => "operator",
+        (Profile::Durable, Some(token)) => token.as_str(),
+        // It needs no word for that, and uses none up.
+        (Profile::Cache, _) => "operator",
         (Profile::Durable, None) => return blocked(BlockReason::DataMissing, holder),
     };
     let Some(first) = choice::first_blank(view, shard) else {

@@ -12,7 +12,7 @@ use crate::{
     ids::{MemberId, NodeId, ShardId, Timestamp},
     observation::NodeFacts,
     slots::{SLOTS, SlotSet},
-    spec::Topology,
+    spec::{Topology, Verb},
     state::failure_key,
     steps::{
         reshard::{JOB_QUICK_MS, LOOK_AGAIN_MS},
@@ -249,7 +249,7 @@ fn reclaim(view: &View<'_>, speakers: &Speakers<'_>) -> Option<Decision> {
     if unowned.is_empty() {
         return None;
     }
-    let confirmed = view.spec.confirm_blank.as_ref().filter(|token| view.is_open(token));
+    let confirmed = view.spec.confirm_blank.as_ref().filter(|token| view.is_open(Verb::ConfirmBlank, token));
     let free = confirmed.map(|_| unrecorded(view)).unwrap_or_default();
     let shards: Vec<ShardId> = view.spec.shard_ids().collect();
     let mut decision = Decision::new(StepName::Gossip, Scope::Cluster, Reason::SlotsReclaimed);

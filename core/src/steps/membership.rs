@@ -17,6 +17,7 @@ use crate::{
     ids::{MemberId, ShardId},
     observation::{Export, ExportState, Link},
     retry::failing_until,
+    spec::Verb,
     state::{MemberState, failure_key, handover_key},
     steps::{
         reshard::{JOB_QUICK_MS, LOOK_AGAIN_MS},
@@ -277,7 +278,11 @@ fn wish(view: &View<'_>, shard: ShardId, primary: MemberId) -> Option<Wish> {
         let to = best_replica(view, shard, primary)?;
         return Some(Wish { to, reason, asked_by: "scale-in".to_owned() });
     }
-    let asked = view.spec.switchover.as_ref().filter(|w| w.to.shard == shard && view.is_open(&w.token));
+    let asked = view
+        .spec
+        .switchover
+        .as_ref()
+        .filter(|w| w.to.shard == shard && view.is_open(Verb::Switchover, &w.token));
     let asked = asked.map(|w| Wish { to: w.to, reason, asked_by: w.token.clone() });
     let is_possible = |wish: &Wish| {
         let Wish { to, reason: _, asked_by: _ } = wish;

@@ -19,7 +19,7 @@ use crate::{
     ids::{MemberId, ShardId, Timestamp},
     observation::{ExportState, NodeFacts},
     slots::SlotSet,
-    spec::{Balance, Topology},
+    spec::{Balance, Topology, Verb},
     state::{ClusterState, Weighed, failure_key, migration_key},
     steps::{gossip, retry_at},
     topology::{
@@ -214,7 +214,7 @@ fn is_empty(state: &ClusterState, id: ShardId) -> bool {
 /// The user's wish that slots be evened out, if it has not been fulfilled.
 fn open_wish(state: &ClusterState) -> Option<String> {
     let wish = state.spec.as_ref()?.rebalance.clone()?;
-    (!state.spent_tokens.contains(&wish)).then_some(wish)
+    (!state.is_spent(Verb::Rebalance, &wish)).then_some(wish)
 }
 
 /// What was counted in the slots of the primaries that there are, the latest last.

@@ -8,7 +8,7 @@ use crate::{
     ids::{MemberId, ShardId},
     observation::{Link, Observed, ServerFacts, ServerRole, Source},
     retry::{failing_until, refusals},
-    spec::Profile,
+    spec::{Profile, Verb},
     state::{MemberState, ShardState, failure_key, promotion_key},
     topology::{HEARS_BELOW_MS, is_electable},
 };
@@ -159,7 +159,12 @@ fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) ->
         Lineage::Continued | Lineage::Current | Lineage::Parent | Lineage::Ancestor => Some(*first),
         Lineage::Unproven => {
             let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.1 == *i));
-            let named = view.spec.switchover.as_ref().filter(|w| view.is_open(&w.token)).map(|w| w.to);
+            let named = view
+                .spec
+                .switchover
+                .as_ref()
+                .filter(|w| view.is_open(Verb::Switchover, &w.token))
+                .map(|w| w.to);
             let only = (eligible.len() == 1).then_some(*first);
             let held = known.holder().map(|(h, _)| h).or(told_holder(view, first.shard));
             only.or(singled(named)).or(singled(held))
@@ -199,7 +204,8 @@ fn judge(
     if member.is_blank() {
         return Err(RejectReason::Blank);
     }
-    let named = view.spec.switchover.as_ref().is_some_and(|w| w.to == id && view.is_open(&w.token));
+    let named =
+        view.spec.switchover.as_ref().is_some_and(|w| w.to == id && view.is_open(Verb::Switchover, &w.token));
     let lineage = match lineage(known, &without_dead_link(view, id, facts)) {
         // The user says that this is the data to go on with.
         Err(RejectReason::OtherHistory) if named => Lineage::Unproven,

@@ -166,6 +166,7 @@ pub fn spec() -> DesiredCluster {
         io_threads: IoThreads::Off,
         balance: Balance::Slots,
         rebalance: None,
+        refused: None,
     }
 }
 

@@ -158,17 +158,23 @@ fn maxmemory_must_fit_into_the_limit() {
 fn a_switchover_wish_is_read_with_and_without_shard_and_token() {
     let wish = |text: &str| {
         let annotations = json!({ "valkeeper.io/switchover": text });
-        parse(&cluster(json!({ "topology": "Replication" }), annotations)).map(|d| d.switchover)
+        let desired = parse(&cluster(json!({ "topology": "Replication" }), annotations)).unwrap();
+        (desired.switchover, desired.refused)
     };
     for (text, member) in
         [("2", "0-2"), ("0-1", "0-1"), ("1-2@monday", "1-2"), ("2@again", "0-2"), (" 2 ", "0-2")]
     {
-        let wish = wish(text).unwrap().unwrap();
+        let (wish, refused) = wish(text);
+        assert_eq!(refused, None);
+        let wish = wish.unwrap();
         assert_eq!((wish.to.to_string(), wish.token.as_str()), (member.to_owned(), text.trim()), "{text}");
     }
-    assert_eq!(wish("").unwrap(), None);
+    assert_eq!(wish(""), (None, None));
     for text in ["orders-0-1", "primary", "-1", "0-1-2", "@x"] {
-        assert_eq!(wish(text).unwrap_err().field, "metadata.annotations[valkeeper.io/switchover]", "{text}");
+        let (none, refused) = wish(text);
+        assert_eq!(none, None, "{text}");
+        let begins = format!("metadata.annotations[valkeeper.io/switchover]: \"{text}\" cannot be used; ");
+        assert!(refused.unwrap().starts_with(&begins), "{text}");
     }
 }
 
@@ -219,22 +225,30 @@ fn a_wish_to_even_out_slots_is_a_text_of_its_own_and_only_where_there_are_slots(
     for (topology, text) in
         [("Cluster", ""), ("Cluster", " "), ("Replication", "monday"), ("Standalone", "x")]
     {
-        let refused = of(topology, text).unwrap_err();
-        let (field, value) = (refused.field.as_str(), refused.value.as_str());
-        assert_eq!((field, value), ("metadata.annotations[valkeeper.io/rebalance]", text), "{topology}");
+        let desired = of(topology, text).unwrap();
+        let begins = format!("metadata.annotations[valkeeper.io/rebalance]: \"{text}\" cannot be used; ");
+        assert!(desired.refused.unwrap().starts_with(&begins), "{topology}");
+        assert_eq!(desired.rebalance, None);
     }
 }
 
 #[test]
-fn an_endless_text_is_refused_in_few_words() {
-    for key in ["rebalance", "confirm-blank"] {
-        let text = "x".repeat(100_000);
+fn an_endless_text_is_refused_in_few_words_and_the_rest_of_the_resource_is_in_force() {
+    for key in ["rebalance", "confirm-blank", "switchover"] {
+        let text = format!("0-1@{}", "x".repeat(70_000));
         let annotations = json!({ format!("valkeeper.io/{key}"): text });
-        let refused = parse(&cluster(json!({ "topology": "Cluster" }), annotations)).unwrap_err();
-        assert_eq!(refused.field, format!("metadata.annotations[valkeeper.io/{key}]"));
-        assert_eq!(refused.allowed, "allowed: at most 128 bytes");
-        assert_eq!(refused.value, format!("{}…", "x".repeat(200)));
+        let desired = parse(&cluster(json!({ "topology": "Cluster", "shards": 5 }), annotations)).unwrap();
+        let words = format!(
+            "metadata.annotations[valkeeper.io/{key}]: \"{}…\" cannot be used; \
+             it has 70004 bytes; allowed: at most 128",
+            &text[..200]
+        );
+        assert_eq!(desired.refused, Some(words));
+        assert_eq!((desired.shards, desired.switchover), (5, None));
+        assert_eq!((desired.confirm_blank, desired.rebalance), (None, None));
     }
+    let fits = json!({ "valkeeper.io/switchover": format!("0-1@{}", "x".repeat(124)) });
+    assert!(parse(&cluster(json!({ "topology": "Cluster" }), fits)).unwrap().switchover.is_some());
 }
 
 #[test]
