@@ -45,6 +45,10 @@ reasons! {
     Reason {
         /// Every member of a shard that never had a primary started blank: the first member becomes primary.
         Bootstrap,
+        /// Every member of a shard that has served is blank: all that it had is gone, and it begins anew,
+        /// empty. Profile Cache does that by itself, Durable when the user has said so by the annotation
+        /// valkeeper.io/confirm-blank.
+        DataLost,
         /// The primary's process is proven gone: its connection ended and a new one is refused, or its pod is gone. The
         /// most advanced replica of the same history becomes primary.
         PrimaryGone,

@@ -97,7 +97,8 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
                 if let Some((other, _)) = state.members_of(id.shard).find(beside) {
                     say(format!("promotes {id} while {other} is seen to be primary"));
                 }
-                if let Some(why) = unfit(state, id).filter(|_| decision.reason != Reason::Bootstrap) {
+                let begins = matches!(decision.reason, Reason::Bootstrap | Reason::DataLost);
+                if let Some(why) = unfit(state, id).filter(|_| !begins) {
                     say(format!("promotes {id}, which {why}"));
                 }
                 if decision.grant != Some(id) {

@@ -151,6 +151,24 @@ fn a_replica_whose_late_synchronisation_broke_off_has_not_what_the_lost_primary_
 }
 
 #[test]
+fn without_a_journal_a_later_snapshot_of_the_same_history_outranks_the_remembered_holder() {
+    let text = |saved: &str| {
+        format!(
+            "cluster replicas=2 profile=Durable files=Rdb\nrun\nwrite 5\nsave 0-0 0-1 0-2\nwrite 5\nsave {saved}\n\
+             stop-operator\nkill 0-0 0-1 0-2\nlose-journal\nrun\nexpect primary {saved}\nexpect no-write-lost\n\
+             expect ready\nexpect quiet"
+        )
+    };
+    after(&text("0-1"));
+    after(&text("0-0"));
+    // Files that prove nothing: the holder that the agents remember.
+    after(
+        "cluster replicas=2 profile=Durable\nrun\nwrite 5\nset switchover=0-1\nrun\nstop-operator\n\
+         kill 0-0 0-1 0-2\nlose-journal\nrun\nexpect primary 0-1\nexpect no-write-lost",
+    );
+}
+
+#[test]
 fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_keys_may_be_on_a_volume() {
     let made_again = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nset shards=3\nrun\nwrite 20 to 2\n\
         set shards=2\nrun 200ms\nexpect unbalanced\nrecreate\nrun\nexpect blocked SlotsUnaccounted\nexpect not-decided SlotsReclaimed";

@@ -87,9 +87,9 @@ fn one_sided() -> impl Strategy<Value = &'static str> {
     ]
 }
 
-/// Anything, at any moment.
-fn anything() -> impl Strategy<Value = String> {
-    let who = 0..3_u16;
+/// Anything, at any moment, in a shard of so many members.
+fn anything(members: u16) -> impl Strategy<Value = String> {
+    let who = 0..members;
     prop_oneof![
         3 => who.clone().prop_map(|o| format!("try kill 0-{o}")),
         2 => who.clone().prop_map(|o| format!("try freeze 0-{o}")),
@@ -153,13 +153,15 @@ fn anything_in_a_valkey_cluster() -> impl Strategy<Value = String> {
     ]
 }
 
-/// What must never make two members of a shard accept writes at the same time.
-fn anything_but_by_hand() -> impl Strategy<Value = String> {
-    let who = 0..3_u16;
+/// What must never make two members of a shard of so many accept writes at the same time.
+fn anything_but_by_hand(members: u16) -> impl Strategy<Value = String> {
+    let who = 0..members;
+    let other = move |o: u16| (o + 1) % members;
     prop_oneof![
-        4 => anything(),
+        4 => anything(members),
         2 => who.clone().prop_map(|o| format!("part 0-{o}\nrun 4s")),
-        2 => who.clone().prop_map(|o| format!("part 0-{o} 0-{}\nrun 4s", (o + 1) % 3)),
+        2 => who.clone().prop_map(move |o| format!("part 0-{o} 0-{}\nrun 4s", other(o))),
+        2 => who.clone().prop_map(move |o| format!("confine 0-{o} to 0-{}\nrun 6s", other(o))),
         1 => who.prop_map(|o| format!("stop-operator\ntry kill 0-{o}\nrun 6s")),
         1 => Just("start-operator\nrun 200ms".to_owned()),
     ]
@@ -205,7 +207,7 @@ proptest! {
 
     #[test]
     fn whatever_happens_the_cluster_becomes_ready_when_it_is_over(
-        events in prop::collection::vec(anything(), 1..24),
+        events in prop::collection::vec(anything(3), 1..24),
         durable in any::<bool>(),
     ) {
         let profile = if durable { "Durable" } else { "Cache" };
@@ -244,17 +246,19 @@ proptest! {
 
     #[test]
     fn two_members_never_accept_writes_at_the_same_time(
-        events in prop::collection::vec(anything_but_by_hand(), 1..24),
+        (members, events) in prop_oneof![Just(3_u16), Just(5)].prop_flat_map(|members| {
+            (Just(members), prop::collection::vec(anything_but_by_hand(members), 1..24))
+        }),
         durable in any::<bool>(),
         (lost, repeated, late_ms, seed) in (0..50_u8, 0..50_u8, 0..900_u16, any::<u32>()),
-        drift in prop::collection::vec(-1_000..1_000_i32, 3),
+        drift in prop::collection::vec(-1_000..1_000_i32, 5),
     ) {
         let profile = if durable { "Durable" } else { "Cache" };
         let mut text = format!("post lost {lost} repeated {repeated} late {late_ms}ms seed {seed}\n");
         for (o, ppm) in drift.iter().enumerate() {
             text.push_str(&format!("drift 0-{o} {ppm}\n"));
         }
-        text.push_str(&format!("cluster replicas=2 profile={profile}\nrun\n"));
+        text.push_str(&format!("cluster replicas={} profile={profile}\nrun\n", members - 1));
         for event in events {
             text.push_str(&format!("{event}\nexpect both-writable 0ms\n"));
         }

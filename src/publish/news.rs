@@ -2,7 +2,7 @@
 
 use crate::k8s::events::{News, Severity};
 use valkeeper_core::{
-    decision::{Block, Decision, Standing},
+    decision::{Block, Decision, Reason, Standing},
     effect::Outcome,
     event::{Event, Record},
     ids::Seq,
@@ -51,8 +51,9 @@ fn decided(decision: &Decision, seq: Seq) -> News {
             )
         })
         .collect();
+    let loses = !decision.discards.is_empty() || decision.reason == Reason::DataLost;
     News {
-        severity: if decision.discards.is_empty() { Severity::Normal } else { Severity::Warning },
+        severity: if loses { Severity::Warning } else { Severity::Normal },
         reason: decision.reason.code(),
         action: format!("{:?}", decision.step),
         note: format!("{}{about}{todo}{}", decision.scope, lost.concat()),
@@ -101,7 +102,7 @@ fn blocked(before: &Standing, now: &Standing, seq: Seq) -> Vec<News> {
 mod tests {
     use super::*;
     use valkeeper_core::{
-        decision::{BlockReason, Reason, Scope, StepName},
+        decision::{BlockReason, Scope, StepName},
         effect::Effect,
         ids::{ShardId, Timestamp, WriterEpoch},
         observation::{Evidence, Executed},

@@ -370,7 +370,10 @@ fn data_at_gate(place: &Place, now: Timestamp) -> Option<Data> {
     match &process.source {
         Some(Source::Gate { had_history: false }) => Some(Data::Blank),
         Some(Source::Gate { had_history: true }) => {
-            Some(place.ledger.left.clone().map_or(Data::Unproven, Data::Proven))
+            // A snapshot says what it is.
+            let from_file = !process.replid.0.starts_with("aof-");
+            let left = place.ledger.left.clone().or(from_file.then(|| history(process)));
+            Some(left.map_or(Data::Unproven, Data::Proven))
         }
         Some(Source::Member(_) | Source::Foreign(_)) | None => None,
     }

@@ -179,6 +179,7 @@ fn fault(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.set_post(number(lost)?, number(repeated)?, millis(late)?, number(seed)?);
             Ok(())
         }
+        ["save", ids @ ..] => each(ids, |id| sim.world.save(id)),
         ["delete-pod", ids @ ..] => each(ids, |id| sim.world.delete_pod(id)),
         ["wipe", ids @ ..] => each(ids, |id| {
             sim.world.wipe(id);
@@ -336,6 +337,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
         }
         "rebalance" => spec.rebalance = (value != "no").then(|| value.to_owned()),
         "refused" => spec.refused = (value != "no").then(|| value.to_owned()),
+        "files" => sim.world.snapshots = value == "Rdb",
         "repl-timeout" => sim.world.repl_timeout_ms = Some(millis(value)?),
         "loading" => sim.world.loading_ms = millis(value)?,
         "append" => sim.world.append_ms = millis(value)?,

@@ -83,6 +83,9 @@ pub struct World {
     pub(super) only: BTreeMap<MemberId, BTreeSet<MemberId>>,
     /// Without a byte for so long a replica gives its link up; `None`: never. Milliseconds.
     pub repl_timeout_ms: Option<i64>,
+    /// Servers keep snapshots alone, which are as old as the last time they were saved, and have their
+    /// history.
+    pub snapshots: bool,
     /// How long a server loads that has data. Milliseconds.
     pub loading_ms: i64,
     /// How long an append to the journal takes. Milliseconds.
@@ -152,6 +155,7 @@ impl World {
             full: BTreeSet::new(),
             only: BTreeMap::new(),
             repl_timeout_ms: None,
+            snapshots: false,
             loading_ms: 0,
             append_ms: 0,
             not_ready: BTreeSet::new(),
@@ -289,7 +293,7 @@ impl World {
             if let Some(process) = process.filter(|_| durable) {
                 // Told to end, it saved what it had, and its agent noted how far that was.
                 place.ledger.left = (!process.frozen && process.is_complete()).then(|| history(&process));
-                place.disk = Some((ReplId(format!("aof-{}", process.run_id)), process.writes));
+                place.disk = Some((file_of(&process, self.snapshots), process.writes));
             } else if !durable {
                 place.ledger = Ledger::default();
                 lost.push(*id);
@@ -429,10 +433,18 @@ impl World {
         let pod = place.pod.as_mut().ok_or("it has no pod")?;
         let process = pod.process.take().ok_or("it runs no server")?;
         place.ledger.left = None;
-        if durable {
-            place.disk = Some((ReplId(format!("aof-{}", process.run_id)), process.writes));
+        if durable && !self.snapshots {
+            place.disk = Some((file_of(&process, false), process.writes));
         }
         pod.starts_at = Some(now.plus_millis(RESTART_MS));
+        Ok(())
+    }
+
+    /// A server writes a snapshot of what it has.
+    pub fn save(&mut self, id: MemberId) -> Result<(), String> {
+        let place = self.places.get_mut(&id).ok_or("no such member")?;
+        let process = place.pod.as_ref().and_then(|p| p.process.as_ref()).ok_or("it runs no server")?;
+        place.disk = Some((file_of(process, true), process.writes.clone()));
         Ok(())
     }
 
@@ -517,6 +529,11 @@ impl World {
         }
         all
     }
+}
+
+/// The history that a server begins with from its files: a snapshot has it, an append-only file has none.
+fn file_of(process: &Process, snapshot: bool) -> ReplId {
+    if snapshot { process.replid.clone() } else { ReplId(format!("aof-{}", process.run_id)) }
 }
 
 pub(super) fn sts_name(shard: ShardId) -> ObjectRef {

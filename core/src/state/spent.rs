@@ -60,7 +60,9 @@ impl ClusterState {
                 Some((Verb::Switchover, wish.token.clone()))
             }
             OperationKind::Failover => {
-                let anew = decision.reason == Reason::Bootstrap && decision.step == StepName::Failover;
+                // Earlier builds called it a first beginning.
+                let before = decision.reason == Reason::Bootstrap && decision.step == StepName::Failover;
+                let anew = before || decision.reason == Reason::DataLost;
                 let word =
                     spec.confirm_blank.as_ref().filter(|_| anew && spec.profile == Profile::Durable)?;
                 Some((Verb::ConfirmBlank, word.clone()))

@@ -162,16 +162,16 @@ fn replace(
     let found = choice::choose(view, shard, lost);
     let since = view.member(holder).map_or(view.now, |m| m.server_changed_at);
     let waited = view.now.millis_since(since) >= CANDIDATE_WAIT_MAX_MS;
+    // Whoever is missing may have more; where the user has named one, that was known.
+    let is_sure = found.is_proven || (found.chosen.is_some() && found.chosen == choice::named(view));
     if let Some(unknown) = choice::unknown(view, shard, lost)
-        && (!waited || (found.chosen.is_some() && !found.is_proven))
+        && (!waited || (found.chosen.is_some() && !is_sure))
     {
         let again = view.now.plus_millis(LOOK_AGAIN_MS);
         return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(unknown), Some(again));
     }
     let Some(chosen) = found.chosen else {
-        let why =
-            if found.unproven.is_empty() { BlockReason::NoCandidate } else { BlockReason::HistoriesDiverge };
-        return StepOutcome::Blocked(why, Some(holder), found.candidates);
+        return StepOutcome::Blocked(found.blocked(), Some(holder), found.candidates);
     };
     // One that is still starting may hold the proof.
     let is_starting = |id: &MemberId| {
@@ -179,7 +179,7 @@ fn replace(
         member.is_none_or(|m| m.agent().is_none() || m.server().is_none_or(|server| server.loading))
     };
     let starting = view.wanted(shard).find(is_starting);
-    if let (false, Some(missing)) = (found.is_proven, starting) {
+    if let (false, Some(missing)) = (is_sure, starting) {
         return StepOutcome::Waiting(WaitReason::MembersStarting, Some(missing), None);
     }
     let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), reason);
@@ -211,7 +211,7 @@ fn begin_anew(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome 
     let Some(first) = choice::first_blank(view, shard) else {
         return StepOutcome::Waiting(WaitReason::MembersStarting, Some(holder), None);
     };
-    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::Bootstrap);
+    let mut decision = Decision::new(StepName::Failover, Scope::Shard(shard), Reason::DataLost);
     (decision.about, decision.grant) = (Some(holder), Some(first));
     decision.operation = Some(enter(view, shard, Phase::Promoting, holder, asked_by));
     decision.effects = topology::promote(view, first);

@@ -129,12 +129,7 @@ fn first_primary(view: &View<'_>, shard: ShardId) -> StepOutcome {
     } else {
         let found = choice::choose(view, shard, None);
         if found.chosen.is_none() {
-            let why = if found.unproven.is_empty() {
-                BlockReason::NoCandidate
-            } else {
-                BlockReason::HistoriesDiverge
-            };
-            return StepOutcome::Blocked(why, None, found.candidates);
+            return StepOutcome::Blocked(found.blocked(), None, found.candidates);
         }
         (decision.reason, decision.candidates) = (Reason::ShardResumed, found.candidates);
         found.chosen

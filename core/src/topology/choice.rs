@@ -3,7 +3,7 @@
 
 use crate::{
     decide::View,
-    decision::{Candidate, RejectReason, Scope},
+    decision::{BlockReason, Candidate, RejectReason, Scope},
     effect::Effect,
     ids::{MemberId, ShardId},
     observation::{Link, Observed, ServerFacts, ServerRole, Source},
@@ -54,6 +54,13 @@ pub struct Choice {
     pub candidates: Vec<Candidate>,
     /// Members that have data of unproven lineage, if that is why nobody was chosen.
     pub unproven: Vec<MemberId>,
+}
+
+impl Choice {
+    /// Why nobody was chosen.
+    pub fn blocked(&self) -> BlockReason {
+        if self.unproven.is_empty() { BlockReason::NoCandidate } else { BlockReason::HistoriesDiverge }
+    }
 }
 
 /// Looks at every member of a shard. `lost` is the primary that is gone or silent and cannot be chosen, if it is.
@@ -150,26 +157,33 @@ fn reject_forks(
     eligible.retain(|e| !is_fork(e));
 }
 
-/// The best of the eligible. Members of unproven lineage are only chosen if nobody of known lineage is there, and then
-/// only one that is singled out: the only one, the one that the user names now, or the last holder, as the journal or the
-/// agents remember it.
+/// The best of the eligible. Members of unproven lineage are only chosen if nobody of known lineage is there,
+/// and then only one that is singled out: the only one, the one that the user names now, or the last holder,
+/// as the journal or the agents remember it; but who is on the very history of that one, and further,
+/// provably has all of it and more.
 fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) -> Option<MemberId> {
     let ((_, best, _), first) = eligible.first()?;
     match best {
         Lineage::Continued | Lineage::Current | Lineage::Parent | Lineage::Ancestor => Some(*first),
         Lineage::Unproven => {
             let singled = |id: Option<MemberId>| id.filter(|i| eligible.iter().any(|e| e.1 == *i));
-            let named = view
-                .spec
-                .switchover
-                .as_ref()
-                .filter(|w| view.is_open(Verb::Switchover, &w.token))
-                .map(|w| w.to);
+            let named = named(view);
             let only = (eligible.len() == 1).then_some(*first);
             let held = known.holder().map(|(h, _)| h).or(told_holder(view, first.shard));
-            only.or(singled(named)).or(singled(held))
+            let furthest = |of: MemberId| {
+                let history = |id: MemberId| view.member(id).and_then(|m| m.server()).map(|s| &s.replid);
+                let alike = eligible.iter().filter(|(_, id)| history(*id) == history(of));
+                alike.max_by_key(|((_, _, offset), id)| (*offset, *id == of)).map_or(of, |(_, id)| *id)
+            };
+            only.or(singled(named)).or(singled(held).map(furthest))
         }
     }
+}
+
+/// The member that the user names now.
+pub fn named(view: &View<'_>) -> Option<MemberId> {
+    let wish = view.spec.switchover.as_ref();
+    wish.filter(|wish| view.is_open(Verb::Switchover, &wish.token)).map(|wish| wish.to)
 }
 
 /// Who held the shard last, as its agents remember: for a journal that is younger than the members' volumes.
@@ -204,8 +218,7 @@ fn judge(
     if member.is_blank() {
         return Err(RejectReason::Blank);
     }
-    let named =
-        view.spec.switchover.as_ref().is_some_and(|w| w.to == id && view.is_open(Verb::Switchover, &w.token));
+    let named = named(view) == Some(id);
     let lineage = match lineage(known, &without_dead_link(view, id, facts)) {
         // The user says that this is the data to go on with.
         Err(RejectReason::OtherHistory) if named => Lineage::Unproven,

@@ -58,7 +58,7 @@ pub fn step(view: &View<'_>, shard: ShardId, holder: MemberId) -> StepOutcome {
     }
     let found = choice::choose(view, shard, Some(holder));
     let Some(chosen) = found.chosen else {
-        return StepOutcome::Blocked(BlockReason::NoCandidate, Some(holder), found.candidates);
+        return StepOutcome::Blocked(found.blocked(), Some(holder), found.candidates);
     };
     let Some(fence) = fence(view, shard, holder, chosen) else {
         return blocked(BlockReason::NothingFenced, holder);
@@ -106,7 +106,7 @@ fn wait(
     if fencing.is_none() && view.now < over {
         return Some(StepOutcome::Waiting(WaitReason::DetectionWindow, Some(holder), Some(over)));
     }
-    if let Some(witness) = hears(view, shard, holder) {
+    if let Some(witness) = hears(view, shard, holder).filter(|_| !is_outvoted(view, shard, holder)) {
         return Some(again(view, WaitReason::PrimaryAliveForReplicas, witness));
     }
     let agent = view.member(holder).and_then(|m| m.agent());
@@ -144,6 +144,10 @@ fn fence(view: &View<'_>, shard: ShardId, holder: MemberId, chosen: MemberId) ->
     if let Some(peers) = majority(view, shard, holder).filter(|_| !is_primary) {
         return Some(Fence::Majority(peers));
     }
+    // A pod is not deleted while somebody hears from its server.
+    if hears(view, shard, holder).is_some() {
+        return None;
+    }
     let pod = member.facts.pod.present()?;
     topology::can_be_fenced(view, holder).then(|| Fence::Pod(pod.uid.clone()))
 }
@@ -167,8 +171,9 @@ fn majority(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<Vec<(Me
     if (told.isolation_ms, &told.roster) != (terms.isolation_ms, &terms.roster) {
         return None;
     }
+    // Who hears from the holder confirms it as well, and would refuse.
     let answering = |id: MemberId| {
-        let member = view.member(id)?;
+        let member = view.member(id).filter(|_| !hears_from(view, id, holder))?;
         member.agent()?;
         Some((id, member.address()?.to_owned()))
     };
@@ -189,12 +194,22 @@ pub fn fence_unfinished(view: &View<'_>, holder: MemberId, since: Timestamp) -> 
     again(view, WaitReason::FenceUnfinished, holder)
 }
 
-/// A replica that has heard from the holder lately: linked, with a last byte younger than the threshold.
+/// True if those who hear from the holder are no majority with it, and the others can be asked to support it
+/// no more: then its own agent has stopped it by now, or they refuse.
+fn is_outvoted(view: &View<'_>, shard: ShardId, holder: MemberId) -> bool {
+    let is_reached = view.member(holder).is_none_or(|m| m.agent().is_some());
+    !is_reached && majority(view, shard, holder).is_some()
+}
+
+/// A replica that has heard from the holder lately.
 pub fn hears(view: &View<'_>, shard: ShardId, holder: MemberId) -> Option<MemberId> {
+    view.state.members_of(shard).map(|(id, _)| id).find(|id| hears_from(view, *id, holder))
+}
+
+/// True of a replica that is linked to the holder, with a last byte younger than the threshold.
+fn hears_from(view: &View<'_>, id: MemberId, holder: MemberId) -> bool {
     let silence_ms = HEARS_BELOW_MS.max(view.spec.failover.detection_window_ms - 1_000);
-    view.state.members_of(shard).map(|(id, _)| id).find(|id| {
-        let linked = topology::replica_link(view, *id)
-            .is_some_and(|(source, link)| source == Source::Member(holder) && link != Link::Down);
-        linked && view.reading(*id).and_then(|r| r.last_io_ms).is_some_and(|ms| ms < silence_ms)
-    })
+    let linked = topology::replica_link(view, id)
+        .is_some_and(|(source, link)| source == Source::Member(holder) && link != Link::Down);
+    linked && view.reading(id).and_then(|r| r.last_io_ms).is_some_and(|ms| ms < silence_ms)
 }
