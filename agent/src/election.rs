@@ -23,9 +23,16 @@ const ABSENCE_MAX: Duration = Duration::from_secs(25);
 /// Between two looks for who was elected.
 const LOOK_PAUSE: Duration = Duration::from_millis(500);
 
-/// How long a replica's link may be down while its primary's node is on the bus: a killed one is back there at the gate within a moment and
-/// leaves after some 5 s, to be held for dead 2 s later. One that lives on has writes that the replica lacks.
+/// How long a replica's link may be down, and the operator away, while its primary's node is on the bus and
+/// nobody says what its server does: a killed one is back there at the gate within a moment, and leaves some
+/// 5 s after its agent counts the operator as away, to be held for dead 2 s later. One that lives on has
+/// writes that the replica lacks.
 const DETACHED_AFTER: Duration = Duration::from_secs(10);
+/// How long the link may be down while the primary's own agent says that it serves: what is written meanwhile
+/// is lacked. A link that broke for a moment is back by then.
+const LACKS_AFTER: Duration = Duration::from_secs(2);
+/// What its agent said before that says nothing of now: four rounds of questions.
+const TOLD_AGE_MAX: Duration = Duration::from_secs(2);
 /// Without a byte for this long a link leads nowhere: a primary pings its replicas every second. Milliseconds.
 const SILENT_LINK_MS: i64 = 3_000;
 
@@ -50,6 +57,50 @@ pub enum Allegiance {
     Detached,
 }
 
+/// What the agent of its primary says of that, while the link is down.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Told {
+    /// Its server is primary, and no gate keeps clients from it.
+    pub serves: bool,
+    /// When it said so.
+    pub at: Instant,
+}
+
+/// True of a replica whose link was there and is lost: what its primary does is to be asked, whether the
+/// operator is there or not. One that counts as there may be unable to act, and say nothing of it when it
+/// goes.
+pub fn asks(known: &Known) -> bool {
+    matches!(known.allegiance, Allegiance::Lost(_))
+}
+
+/// Notes what the agent of its primary's node has said, if it has.
+pub fn note_primary(
+    known: &mut Known,
+    answers: &BTreeMap<MemberId, PeerAnswer>,
+    places: &BTreeMap<MemberId, Place>,
+) {
+    let of = known.nodes.as_ref().and_then(|nodes| nodes.myself.primary.clone());
+    let is_its = |place: &Place| of.is_some() && place.node == of;
+    let its = places.iter().find(|(_, place)| is_its(place)).and_then(|(id, _)| answers.get(id));
+    if let Some(answer) = its {
+        known.told = Some(Told { serves: answer.server == PeerServer::Primary, at: Instant::now() });
+    }
+}
+
+/// True if the primary of this replica has written on without it: its agent says that it serves, or nobody
+/// says anything, and neither the operator nor gossip has taken it for dead in all that time.
+fn is_left_behind(known: &Known, since: Instant) -> bool {
+    match known.told.filter(|told| told.at >= since && told.at.elapsed() < TOLD_AGE_MAX) {
+        Some(Told { serves: true, at: _ }) => since.elapsed() >= LACKS_AFTER,
+        // It is at its gate, or starts: as long as it does, nothing is written.
+        Some(Told { serves: false, at: _ }) => false,
+        None => {
+            let away = known.operator_away_for().unwrap_or_default();
+            since.elapsed().min(away) >= DETACHED_AFTER
+        }
+    }
+}
+
 /// Only with the operator away, which decides faster and knows more, and only a replica that had everything when its primary was lost. After
 /// a restart of many, nodes are held for dead for seconds that are not.
 pub fn standing(known: &mut Known) -> Standing {
@@ -62,7 +113,7 @@ pub fn standing(known: &mut Known) -> Standing {
         (_, Some(_)) if linked(&info.role) && heard => Allegiance::Linked,
         (Allegiance::Linked, Some(_)) => Allegiance::Lost(Instant::now()),
         (Allegiance::Lost(since), Some(primary))
-            if since.elapsed() >= DETACHED_AFTER && primary.life == Life::Alive =>
+            if primary.life == Life::Alive && is_left_behind(known, since) =>
         {
             Allegiance::Detached
         }
@@ -212,6 +263,72 @@ mod tests {
             Standing::Refrains,
             "it lacks what came since"
         );
+    }
+
+    fn sees(known: &mut Known, link: Link, flags: &str) -> Standing {
+        let last_io_ms = (link == Link::Up).then_some(0);
+        (known.info, known.nodes) = (Some(info(link, last_io_ms)), Some(replica_of(flags)));
+        standing(known)
+    }
+
+    /// The agent of its primary says this now.
+    fn hears(known: &mut Known, server: PeerServer) {
+        let (id, grant) = (MemberId::new(0, 0), valkeeper_core::ids::Seq(5));
+        let answer = PeerAnswer { grant, holder: Some(id), server };
+        let node = replica_of("master").others.first().map(|other| other.id.clone());
+        let place = Place { ip: std::net::IpAddr::from([127, 0, 0, 2]), node };
+        note_primary(known, &[(id, answer)].into(), &[(id, place)].into());
+    }
+
+    /// A replica that has lost its link while the operator counts as there, and `seconds` later does not any
+    /// more.
+    async fn lost_before_the_operator(seconds: u64, mut each: impl FnMut(&mut Known)) -> Known {
+        let mut known = Known::new(Ledger::default());
+        assert_eq!(sees(&mut known, Link::Up, "master"), Standing::Refrains);
+        for _ in 0..seconds {
+            known.operator_heard = Instant::now();
+            assert_eq!(sees(&mut known, Link::Down, "master"), Standing::Refrains);
+            each(&mut known);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+        tokio::time::advance(Duration::from_secs(3)).await;
+        assert!(known.operator_away());
+        known
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn how_long_a_link_was_lost_counts_from_when_nobody_decides_any_more() {
+        let mut known = lost_before_the_operator(20, |_| {}).await;
+        assert_eq!(sees(&mut known, Link::Down, "master"), Standing::Stands, "back at its gate, so far");
+        tokio::time::advance(Duration::from_secs(7)).await;
+        assert_eq!(sees(&mut known, Link::Down, "master"), Standing::Stands);
+        assert_eq!(sees(&mut known, Link::Down, "master,fail"), Standing::Stands);
+        tokio::time::advance(DETACHED_AFTER).await;
+        assert_eq!(sees(&mut known, Link::Down, "master"), Standing::Refrains, "nobody says what it does");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_primary_that_says_it_is_at_its_gate_is_waited_for_as_long_as_it_says_so() {
+        let at_gate = || PeerServer::AtGate(Data::Blank);
+        let mut known = lost_before_the_operator(20, |known| hears(known, at_gate())).await;
+        for _ in 0..40 {
+            hears(&mut known, at_gate());
+            assert_eq!(sees(&mut known, Link::Down, "master"), Standing::Stands);
+            tokio::time::advance(Duration::from_secs(1)).await;
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_primary_that_says_it_serves_has_what_its_replica_lacks_whoever_is_away() {
+        let mut known = lost_before_the_operator(4, |known| hears(known, PeerServer::Primary)).await;
+        assert_eq!(sees(&mut known, Link::Down, "master,fail"), Standing::Refrains, "it wrote on");
+        // A moment, in which it serves: the link is back.
+        let mut known = lost_before_the_operator(1, |known| hears(known, PeerServer::Primary)).await;
+        assert_eq!(sees(&mut known, Link::Down, "master,fail"), Standing::Stands);
+        // Held for dead meanwhile: what its agent says of it is old.
+        let mut known = lost_before_the_operator(4, |_| {}).await;
+        hears(&mut known, PeerServer::Primary);
+        assert_eq!(sees(&mut known, Link::Down, "master,fail?"), Standing::Stands);
     }
 
     #[test]

@@ -36,6 +36,10 @@ pub async fn run(agent: &Arc<Agent>) {
             judge_once(agent, data).await;
         } else if agent.read(|known| lost(known) && known.operator_away()) {
             find_holder(agent).await;
+        } else if agent.read(election::asks) {
+            let ledger = agent.read(|known| known.ledger.clone());
+            let (answers, places) = ask(agent, &ledger).await;
+            agent.update(|known| election::note_primary(known, &answers, &places));
         }
         let _ = tokio::time::timeout(JUDGE_PERIOD, agent.judge_now.notified()).await;
     }
@@ -74,6 +78,7 @@ pub async fn ask(
 async fn find_holder(agent: &Arc<Agent>) {
     let (ledger, run_id) = agent.read(|known| (known.ledger.clone(), known.run_id.clone()));
     let (answers, places) = ask(agent, &ledger).await;
+    agent.update(|known| election::note_primary(known, &answers, &places));
     let holder = live_holder(&ledger, &answers);
     let found = holder.and_then(|to| Some((to, answers.get(&to)?.grant, places.get(&to)?)));
     if let Some((to, grant, place)) = found {

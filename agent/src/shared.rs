@@ -4,7 +4,7 @@
 use crate::{
     args::Config,
     boot::Files,
-    election::{Allegiance, Standing},
+    election::{Allegiance, Standing, Told},
     handing::Handing,
     local::{self, Configured, Life, Local, Look},
     memory::{Memory, Unchanged},
@@ -69,6 +69,8 @@ pub struct Known {
     pub standing: Standing,
     /// Its link to its primary.
     pub allegiance: Allegiance,
+    /// What its primary's agent said last while that was lost.
+    pub told: Option<Told>,
     /// Set while writes are refused: what to put back.
     pub stopped: Option<Option<Configured>>,
     /// Cleared before a command that lets writes go on: then they may, whatever its answer.
@@ -127,6 +129,7 @@ impl Known {
             yielded: false,
             standing: Standing::Refrains,
             allegiance: Allegiance::default(),
+            told: None,
             stopped: None,
             surely_stopped: false,
             held: None,
@@ -194,7 +197,7 @@ impl Known {
         (self.info, self.nodes, self.drawn, self.silent_since) = (None, None, None, None);
         (self.stopped, self.held, self.promoting) = (None, None, None);
         (self.listens, self.refused_writes) = (false, 0);
-        (self.standing, self.allegiance) = (Standing::Refrains, Allegiance::default());
+        (self.standing, self.allegiance, self.told) = (Standing::Refrains, Allegiance::default(), None);
     }
 
     /// True if the server is at the gate, loaded or not.
@@ -257,10 +260,16 @@ impl Known {
 
     /// True if nobody else will decide.
     pub fn operator_away(&self) -> bool {
-        let silent = self.operator_heard.elapsed();
+        self.operator_away_for().is_some()
+    }
+
+    /// For how long nobody else has been there to decide; `None` if somebody is.
+    pub fn operator_away_for(&self) -> Option<Duration> {
+        let silent_max = if self.news_address.is_some() { AWAY_SILENT } else { AWAY };
+        let silent = self.operator_heard.elapsed().checked_sub(silent_max);
         // Silence between two heartbeats says nothing; news that fails does.
-        self.unanswered_since.is_some_and(|since| since.elapsed() >= AWAY)
-            || silent >= if self.news_address.is_some() { AWAY_SILENT } else { AWAY }
+        let unanswered = self.unanswered_since.and_then(|since| since.elapsed().checked_sub(AWAY));
+        silent.max(unanswered)
     }
 
     /// True if somebody who waits for the operator to be there or away should ask: nothing has been heard, and nothing asked.

@@ -4,7 +4,10 @@ use super::{
     APPEND_ONLY, NOTHING, SNAPSHOTS,
     support::{Member, PATIENCE, Shard, eventually, signal},
 };
-use std::{fs, time::Instant};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 use tonic::{Code, Status};
 use valkeeper_agent::proto::{self, Promotion};
 use valkeeper_core::{
@@ -286,8 +289,8 @@ async fn a_replica_at_the_gate_is_not_synchronised_before_it_is_told_to_follow()
     assert_eq!((second.keys().await, second.mark().await), (11, None));
 }
 
-#[tokio::test]
-async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_follows_who_is_elected() {
+/// A shard of two with 50 keys, and two others that vote.
+async fn three_shards() -> (Shard, [Shard; 2]) {
     let shard = Shard::with_nodes(2, NOTHING);
     let others = [Shard::with_nodes(1, NOTHING), Shard::with_nodes(1, NOTHING)];
     let (first, second) = (&shard.members[0], &shard.members[1]);
@@ -309,9 +312,11 @@ async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_f
 
     // A replica whose agent has never seen its link up does not stand.
     second.is_looked_at().await;
+    (shard, others)
+}
 
-    // From here on nobody greets an agent: the operator is away.
-    signal(first.server_pid().await, "KILL");
+async fn is_replaced(shard: &Shard) {
+    let (first, second) = (&shard.members[0], &shard.members[1]);
     eventually("a replica that was elected", || async {
         let node = second.node().await;
         (node.primary.is_none() && node.slots.len() == 16_382).then_some(())
@@ -326,6 +331,29 @@ async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_f
     assert_eq!(first.node().await.primary, Some(second.node().await.id));
     second.fill(51).await;
     assert!(first.log().contains("the server is ended"), "it made place");
+}
+
+#[tokio::test]
+async fn without_the_operator_a_primary_that_has_lost_its_data_makes_place_and_follows_who_is_elected() {
+    let (shard, _others) = three_shards().await;
+    // From here on nobody greets an agent: the operator is away.
+    signal(shard.members[0].server_pid().await, "KILL");
+    is_replaced(&shard).await;
+}
+
+#[tokio::test]
+async fn a_primary_that_died_long_before_the_operator_went_away_is_replaced_all_the_same() {
+    let (shard, _others) = three_shards().await;
+    signal(shard.members[0].server_pid().await, "KILL");
+    // It counts as there and does nothing, as one whose API server does not answer.
+    for _ in 0..12 {
+        for ordinal in [0, 1] {
+            shard.greet(ordinal, EPOCH, "").await;
+        }
+        tokio::time::sleep(Duration::from_secs(1)).await;
+    }
+    assert!(shard.members[0].marker().await.is_some(), "its agent waits for the operator");
+    is_replaced(&shard).await;
 }
 
 #[tokio::test]
