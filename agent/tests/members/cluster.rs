@@ -352,7 +352,7 @@ async fn a_primary_that_died_long_before_the_operator_went_away_is_replaced_all_
         }
         tokio::time::sleep(Duration::from_secs(1)).await;
     }
-    assert!(shard.members[0].marker().await.is_some(), "its agent waits for the operator");
+    assert!(shard.members[0].mark().await.is_some(), "its agent waits for the operator");
     is_replaced(&shard).await;
 }
 
