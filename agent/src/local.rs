@@ -254,7 +254,7 @@ impl Local {
     /// Asks this server, or whichever there is, what it is.
     async fn look_of(&self, server: Option<Life>, bound: Duration) -> Result<Look, Error> {
         let ticket = self.ticket();
-        let (text, nodes, life) = self.settle(bound, self.ask_all(server)).await?;
+        let (text, nodes, life) = self.settle(bound, self.ask_what_it_is(server)).await?;
         let fails = ["rdb_last_bgsave_status:err", "aof_last_write_status:err"];
         let saves = fails.iter().all(|fail| !text.contains(fail));
         let rewrites =
@@ -273,7 +273,7 @@ impl Local {
     }
 
     /// INFO, and in Cluster mode `CLUSTER NODES`, in one go, so that all of it is of one moment.
-    async fn ask_all(
+    async fn ask_what_it_is(
         &self,
         server: Option<Life>,
     ) -> Result<(String, Option<Result<String, Error>>, Life), Error> {
@@ -282,13 +282,23 @@ impl Local {
         if self.topology == Topology::Cluster {
             all.cmd("CLUSTER").arg("NODES");
         }
-        all.ignore_errors();
-        let (mut connection, life) = self.connection(server).await?;
-        let asked = all.query_async::<Vec<RedisResult<Value>>>(&mut connection).await;
-        let mut answers = asked.map_err(|e| Error::of(&e))?.into_iter();
+        let (answers, life) = self.in_one_go(server, all).await?;
+        let mut answers = answers.into_iter();
         let text = answer(answers.next())?;
         let nodes = (self.topology == Topology::Cluster).then(|| answer(answers.next()));
         Ok((text, nodes, life))
+    }
+
+    /// Several commands: no client is served in between, and one that is refused keeps none of the others from being done.
+    async fn in_one_go(
+        &self,
+        server: Option<Life>,
+        mut all: Pipeline,
+    ) -> Result<(Vec<RedisResult<Value>>, Life), Error> {
+        all.ignore_errors();
+        let (mut connection, life) = self.connection(server).await?;
+        let answers = all.query_async(&mut connection).await.map_err(|error| Error::of(&error))?;
+        Ok((answers, life))
     }
 
     /// [`Local::look_within`] with the bound of a command.
@@ -312,16 +322,27 @@ impl Local {
         self.promote_node(run_id, by).await
     }
 
-    /// `REPLICAOF` an address, seen to be done. Connections of clients but of this user are `ended` before those that are paused go on: none
-    /// shall hear of a replica. Without, they learn what this is now.
+    /// `REPLICAOF` an address, seen to be done. Connections of clients but of this user are `ended` in the same go, and those that are paused
+    /// with them: none shall hear of a replica. Without, they learn what this is now.
     pub async fn attach(&self, to: &RawSource, ended: Option<&str>) -> Result<Look, Error> {
-        self.ask::<()>(cmd("REPLICAOF").arg(&to.host).arg(to.port)).await?;
+        let mut all: Pipeline = redis::pipe();
+        all.cmd("REPLICAOF").arg(&to.host).arg(to.port);
         if let Some(spared) = ended {
-            // It is done, whoever stays connected: those hear that it is a replica now.
-            let ending = tokio::time::timeout(STOP_TIMEOUT, self.disconnect(spared)).await;
-            if let Err(error) = ending.unwrap_or(Err(Error::Silent)) {
-                tracing::warn!(%error, "not all clients of the old primary were sent away");
+            let endings = tokio::time::timeout(STOP_TIMEOUT, self.endings(spared)).await;
+            match endings.unwrap_or(Err(Error::Silent)) {
+                Ok(endings) => {
+                    for ending in endings {
+                        all.add_command(ending);
+                    }
+                }
+                Err(error) => tracing::warn!(%error, "no client of the old primary is sent away"),
             }
+        }
+        let mut answers = self.settle(COMMAND_TIMEOUT, self.in_one_go(None, all)).await?.0.into_iter();
+        answer::<()>(answers.next())?;
+        // It is done, whoever stays connected: those hear that it is a replica now.
+        for error in answers.filter_map(|given| answer::<u64>(Some(given)).err()) {
+            tracing::warn!(%error, "not all clients of the old primary were sent away");
         }
         self.unpause().await?;
         let follows = |look: &Look| match &look.info.role {
@@ -385,19 +406,26 @@ impl Local {
 
     /// Ends the connections of clients, but not those of `spared` users and the agent's own.
     pub async fn disconnect(&self, spared: &str) -> Result<u64, Error> {
-        let users: Vec<String> = self.ask(cmd("ACL").arg("USERS")).await?;
         let (mut ended, mut failed) = (0, None);
-        // Not one command for all: what spares a user is only known to the newest servers.
-        for user in users.iter().filter(|user| *user != spared && *user != self.user) {
-            let mut kill = cmd("CLIENT");
-            kill.arg("KILL").arg("TYPE").arg("normal").arg("USER").arg(user).arg("SKIPME").arg("yes");
-            match self.ask::<u64>(&kill).await {
+        for ending in self.endings(spared).await? {
+            match self.ask::<u64>(&ending).await {
                 Ok(number) => ended += number,
                 // A user may have been deleted since: the others' connections are ended all the same.
                 Err(error) => failed = failed.or(Some(error)),
             }
         }
         failed.map_or(Ok(ended), Err)
+    }
+
+    /// What ends the connections of clients. Not one command for all: what spares a user is only known to the newest servers.
+    async fn endings(&self, spared: &str) -> Result<Vec<Cmd>, Error> {
+        let users: Vec<String> = self.ask(cmd("ACL").arg("USERS")).await?;
+        let all = users.iter().filter(|user| *user != spared && *user != self.user).map(|user| {
+            let mut kill = cmd("CLIENT");
+            kill.arg("KILL").arg("TYPE").arg("normal").arg("USER").arg(user).arg("SKIPME").arg("yes");
+            kill
+        });
+        Ok(all.collect())
     }
 
     /// Makes the server refuse every write; answers with what was configured before, `None` if it refused already.

@@ -17,6 +17,11 @@ use tokio::{
 /// How long clients are passed on, with room for a busy machine.
 const PASSED_ON_MAX: Duration = Duration::from_secs(8);
 
+/// Clients whose writes come one after the other through a handover.
+const WRITERS: u32 = 800;
+/// Between two of them: several come between two commands of the agent.
+const WRITERS_EVERY: Duration = Duration::from_micros(150);
+
 /// Connects as soon as somebody listens.
 async fn client(member: &Member) -> MultiplexedConnection {
     eventually("a client that is served", || member.client()).await
@@ -103,6 +108,37 @@ async fn clients_of_an_old_primary_write_to_the_new_one_and_never_hear_of_a_repl
     let mut later = client(old).await;
     assert_eq!(old.field("run_id").await, run_id);
     assert_eq!(later.get::<_, String>("key").await.unwrap(), "value");
+}
+
+/// Writes of clients that were connected before come all the time: each is done, or ends with its connection.
+#[tokio::test]
+async fn no_write_of_many_clients_is_told_of_a_replica() {
+    let shard = Shard::start(2, NOTHING);
+    shard.serve(1, 5, 0).await;
+    let old = &shard.members[0];
+    drop(client(old).await);
+    let mut writers = Vec::new();
+    for at in 0..WRITERS {
+        let mut stream = TcpStream::connect((old.ip, old.port)).await.unwrap();
+        assert_eq!(says(&mut stream, "PING\r\n").await, "+PONG\r\n");
+        writers.push(tokio::spawn(async move {
+            tokio::time::sleep(WRITERS_EVERY * at).await;
+            says(&mut stream, "INCR writes\r\n").await
+        }));
+    }
+    hand_over(&shard, 9).await;
+    let (mut done, mut ended, mut told) = (0, 0, Vec::new());
+    for writer in writers {
+        match writer.await.unwrap() {
+            answer if answer.is_empty() => ended += 1,
+            answer if answer.starts_with(':') => done += 1,
+            other => told.push(other),
+        }
+    }
+    println!("{done} done, {ended} ended, told {}", told.len());
+    assert!(told.is_empty(), "{told:?}");
+    assert!(ended > 0, "the handover was before or after all of them");
+    assert_eq!(shard.members[1].run::<i64>("GET writes").await.unwrap(), done);
 }
 
 #[tokio::test]
