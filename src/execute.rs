@@ -11,7 +11,7 @@ use crate::{
 };
 use futures::future::join_all;
 use kube::ResourceExt;
-use std::time::Duration;
+use std::{collections::BTreeMap, time::Duration};
 use tokio::time::Instant;
 use tracing::Instrument;
 use valkeeper_core::{
@@ -241,9 +241,13 @@ async fn label(
     role: RoleLabel,
 ) -> Result<Outcome, k8s::Error> {
     let (namespace, name) = &cluster.id.owner;
-    let label = (objects::names::ROLE_LABEL, role.as_str());
+    let mut labels = BTreeMap::from([(objects::names::ROLE_LABEL, Some(role.as_str()))]);
+    if role == RoleLabel::Leaving {
+        labels.insert(objects::names::NAMED_LABEL, None);
+    }
     let client = &cluster.shell.clients.requests;
-    let pod = apply::label_pod(client, namespace, &objects::names::pod(name, member), pod_uid, label).await?;
+    let pod =
+        apply::label_pod(client, namespace, &objects::names::pod(name, member), pod_uid, &labels).await?;
     cluster.shell.world.pods.written(&pod);
     Ok(Outcome::Verified)
 }

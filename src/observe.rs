@@ -363,7 +363,9 @@ fn pod_facts(cluster: &Cluster, pod: &Pod) -> PodFacts {
 }
 
 fn role(text: &str) -> Option<RoleLabel> {
-    [RoleLabel::Primary, RoleLabel::Replica].into_iter().find(|role| role.as_str() == text)
+    [RoleLabel::Primary, RoleLabel::Replica, RoleLabel::Leaving]
+        .into_iter()
+        .find(|role| role.as_str() == text)
 }
 
 fn container_of(pod: &Pod) -> ContainerPhase {
@@ -474,6 +476,7 @@ mod tests {
     #[test]
     fn a_label_that_is_no_role_is_none() {
         assert_eq!(role("primary"), Some(RoleLabel::Primary));
+        assert_eq!(role("leaving"), Some(RoleLabel::Leaving));
         assert_eq!(role("leader"), None);
     }
 }

@@ -94,6 +94,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
     (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
     (StepName::Routing, Rule::Repair(steps::routing::close)),
+    (StepName::Routing, Rule::Repair(steps::routing::withdraw_names)),
 ];
 
 /// What is to be done, what is waited for and what is blocked, given everything known, this look's readings and the time.

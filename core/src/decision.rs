@@ -79,6 +79,9 @@ reasons! {
         /// No server of the shard is left but those that are about to go, and none serves: the write Service lists nobody, so that a client
         /// is refused at once and tries again. A connection to an address that is gone would wait for its timeout.
         RouteClosed,
+        /// Pods of a Valkey Cluster are about to go: their names lead nowhere while their addresses still refuse. A client that looks a name up
+        /// then is told at once; a connection to an address that is gone would wait for its timeout.
+        NameWithdrawn,
         /// A role label did not say what the member is.
         RoleLabelled,
         /// The primary is about to stop (its pod is being deleted, or its agent was told to end): another member takes over

@@ -115,13 +115,15 @@ pub struct PodFacts {
     pub role_label: Option<RoleLabel>,
 }
 
-/// The label `valkeeper.io/role` of a pod: for people and for the `-replicas` Service.
+/// The label `valkeeper.io/role` of a pod: for people, for the `-replicas` Service, and for the pod's name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum RoleLabel {
     /// `primary`
     Primary,
     /// `replica`
     Replica,
+    /// `leaving`: the pod is about to go, and its name leads nowhere any more.
+    Leaving,
 }
 
 impl RoleLabel {
@@ -130,6 +132,7 @@ impl RoleLabel {
         match self {
             RoleLabel::Primary => "primary",
             RoleLabel::Replica => "replica",
+            RoleLabel::Leaving => "leaving",
         }
     }
 }

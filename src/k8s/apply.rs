@@ -10,7 +10,7 @@ use kube::{
 };
 use serde::{Serialize, de::DeserializeOwned};
 use serde_json::{Value, json};
-use std::fmt::Debug;
+use std::{collections::BTreeMap, fmt::Debug};
 
 /// Field manager of statuses: one of its own, so that applying an object never takes its status away.
 const STATUS_MANAGER: &str = "valkeeper-status";
@@ -103,7 +103,7 @@ fn belongs_together(live: &ObjectMeta, wanted: &ObjectMeta) -> bool {
     same_cluster || owners(wanted).iter().any(|uid| owners(live).contains(uid))
 }
 
-/// Sets one label of a pod, if it is still the pod of this UID.
+/// Sets labels of a pod, and takes away those without a value, if it is still the pod of this UID.
 ///
 /// # Errors
 /// [`Error::Conflict`] if the name belongs to another pod now; else as [`bounded`].
@@ -112,11 +112,10 @@ pub async fn label_pod(
     namespace: &str,
     name: &str,
     uid: &str,
-    label: (&str, &str),
+    labels: &BTreeMap<&str, Option<&str>>,
 ) -> Result<Pod, Error> {
     // A UID in the patch is compared with the live one; a different one is a conflict.
-    let (key, value) = label;
-    let patch = json!({ "metadata": { "uid": uid, "labels": { key: value } } });
+    let patch = json!({ "metadata": { "uid": uid, "labels": labels } });
     let api: Api<Pod> = Api::namespaced(client.clone(), namespace);
     let params = PatchParams { field_manager: Some(FIELD_MANAGER.to_owned()), ..PatchParams::default() };
     bounded(&format!("label Pod/{name}"), api.patch(name, &params, &Patch::Merge(patch))).await

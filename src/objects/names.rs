@@ -6,8 +6,10 @@ use valkeeper_core::ids::{MemberId, ShardId};
 pub const CLUSTER_LABEL: &str = "valkeeper.io/cluster";
 /// Label: the shard's number.
 pub const SHARD_LABEL: &str = "valkeeper.io/shard";
-/// Label of pods: `primary` or `replica`, set by routing.
+/// Label of pods: `primary`, `replica` or `leaving`, set by routing.
 pub const ROLE_LABEL: &str = "valkeeper.io/role";
+/// Label of pods that the headless Service lists by name: `true`, taken away from a pod that goes.
+pub const NAMED_LABEL: &str = "valkeeper.io/named";
 /// Label of an EndpointSlice: who manages it.
 pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Value of that label on slices that the operator owns.

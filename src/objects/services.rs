@@ -29,13 +29,15 @@ pub(super) fn replicas(scene: &Scene<'_>, shard: ShardId) -> Value {
     service(scene, &names::replicas(scene.name(), shard), Some(shard), spec)
 }
 
-/// `-headless`: every pod by name, also while it is not ready, because members are attached before they are.
+/// `-headless`: every pod by name, also while it is not ready, as a primary may be just then. A pod that goes is taken out by its label.
 pub(super) fn headless(scene: &Scene<'_>) -> Value {
+    let mut selector = scene.selector(None);
+    selector[names::NAMED_LABEL] = json!(true.to_string());
     let spec = json!({
         "type": "ClusterIP",
         "clusterIP": "None",
         "publishNotReadyAddresses": true,
-        "selector": scene.selector(None),
+        "selector": selector,
     });
     let mut service = service(scene, &names::headless(scene.name()), None, spec);
     match scene.topology() {

@@ -200,6 +200,13 @@ fn an_agent_is_told_of_names_where_clients_are_to_be_and_pods_are_in_dns_before_
     assert_eq!(command(json!("Hostname")), format!("{agent} --announce hostname {server}"));
     let headless = find(&rendered(valkey_cluster()), "Service/orders-headless").value;
     assert_eq!(headless["spec"]["publishNotReadyAddresses"], json!(true));
+    // Only while it has the label that is taken from a pod that goes.
+    let stateful_set = find(&rendered(valkey_cluster()), "StatefulSet/orders-1").value;
+    let pod = stateful_set.pointer("/spec/template/metadata/labels").cloned().unwrap();
+    for (label, value) in headless["spec"]["selector"].as_object().unwrap() {
+        assert_eq!(&pod[label], value, "{label}");
+    }
+    assert_eq!(headless["spec"]["selector"]["valkeeper.io/named"], json!("true"));
 }
 
 #[test]

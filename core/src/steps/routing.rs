@@ -1,4 +1,4 @@
-//! Wants: the write Service to list the primary and the role labels to say who is what.
+//! Wants: the write Service to list the primary, the role labels to say who is what, and the names of pods that go to lead nowhere.
 //! Proof: the EndpointSlice's address and the pods' labels, as last seen.
 //! Refuses: to move anything while no member is seen to be the rightful primary; to list nobody while a server of the shard stays.
 //! Story: create, primary_moved_by_hand.
@@ -46,6 +46,23 @@ pub fn close(view: &View<'_>, shard: ShardId) -> StepOutcome {
     }
     let mut decision = Decision::new(StepName::Routing, Scope::Shard(shard), Reason::RouteClosed);
     decision.effects = vec![Effect::Unroute { shard, resource_version: route.resource_version.clone() }];
+    super::unless_failing(view, decision)
+}
+
+/// Takes pods that go out of the names that nodes of a Valkey Cluster are known by. Their agents refuse clients for a moment longer, so that
+/// nobody who looks a name up gets an address that answers nothing.
+pub fn withdraw_names(view: &View<'_>, shard: ShardId) -> StepOutcome {
+    match view.spec.topology {
+        Topology::Replication => return StepOutcome::Satisfied,
+        Topology::Cluster => {}
+    }
+    let leaving = view.state.members_of(shard).filter_map(|(id, member)| {
+        let pod = member.facts.pod.present()?;
+        let is_named = pod.deleting && pod.role_label != Some(RoleLabel::Leaving);
+        is_named.then(|| Effect::Label { member: id, pod_uid: pod.uid.clone(), role: RoleLabel::Leaving })
+    });
+    let mut decision = Decision::new(StepName::Routing, Scope::Shard(shard), Reason::NameWithdrawn);
+    decision.effects = leaving.collect();
     super::unless_failing(view, decision)
 }
 
