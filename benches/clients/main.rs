@@ -181,7 +181,11 @@ async fn one(
     ground.settled().await?;
     let clients = Clients::start(ground.subject, ground.topology, libraries, jobs).await?;
     let Met { begun_ms, well_ms } = ground.meet(fault).await?;
-    tokio::time::sleep(AFTER).await;
+    let after = match ground.topology {
+        Topology::Replication => AFTER,
+        Topology::Cluster => AFTER_BY_NAME,
+    };
+    tokio::time::sleep(after).await;
     let sudden: &[u64] = if fault.is_sudden() { &[begun_ms] } else { &[] };
     let seen = clients.finish(begun_ms, sudden).await?;
     Ok((well_ms.saturating_sub(begun_ms), seen))
