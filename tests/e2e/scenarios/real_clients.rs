@@ -3,7 +3,7 @@
 
 use super::{World, cluster, spec};
 use crate::support::{
-    clients::{Clients, Library, Seen, Topology},
+    clients::{Clients, Library, Topology},
     faults::{Fault, Ground},
 };
 use anyhow::Context;
@@ -48,16 +48,9 @@ async fn through(ground: &Ground<'_>, faults: &[Fault]) -> anyhow::Result<String
         let writes = seen.iter().filter(|seen| seen.job == "write");
         let gaps: Vec<String> = writes.map(|seen| format!("{} {} ms", seen.library, seen.gap_ms)).collect();
         told.push(format!("{name}: {}", gaps.join(", ")));
-        let node_gone = ground.topology == Topology::Cluster && *fault == Fault::Deleted;
-        let judged = seen.iter().filter(|seen| !(node_gone && dials_the_dead(seen)));
-        wrong.extend(judged.filter_map(|seen| seen.is_well().err()).map(|error| format!("{name}: {error}")));
+        let unwell = seen.iter().filter_map(|seen| seen.is_well().err());
+        wrong.extend(unwell.map(|error| format!("{name}: {error}")));
     }
     anyhow::ensure!(wrong.is_empty(), "{}", wrong.join("; "));
     Ok(told.join("; "))
-}
-
-/// Nobody redirects `PUBLISH` and `SUBSCRIBE`, so a client that does nothing else does not hear that a node has gone: go-redis was seen to
-/// dial its address for more than 23 s. No server can mend that, and docs/STATUS.md says so.
-fn dials_the_dead(seen: &Seen) -> bool {
-    seen.library == Library::GoRedis.name() && ["subscriber", "publish"].contains(&seen.job.as_str())
 }
