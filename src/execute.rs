@@ -87,7 +87,7 @@ async fn perform(
     if effect.age_max_ms(promised).is_some_and(|max_ms| age_ms > u128::from(max_ms)) {
         return Outcome::Superseded(format!("decided {age_ms} ms ago"));
     }
-    tokio::time::timeout(bound(effect), run(cluster, decision, effect))
+    tokio::time::timeout(bound(effect, promised), run(cluster, decision, effect))
         .await
         .unwrap_or_else(|_| Outcome::Failed("not ended in time".to_owned()))
 }
@@ -97,8 +97,10 @@ fn is_promise(effect: &Effect) -> bool {
     matches!(effect, Effect::Promise { .. })
 }
 
-fn bound(effect: &Effect) -> Duration {
+/// Bound on an effect. What is only asked before a promotion must leave time for that.
+fn bound(effect: &Effect, promised: bool) -> Duration {
     match effect {
+        Effect::Brief { .. } if promised => PROMISE_MAX,
         Effect::Handover { timeout_ms, .. } => EFFECT_MAX + Duration::from_millis(u64::from(*timeout_ms)),
         Effect::Promise { .. } => PROMISE_MAX,
         Effect::Promote { .. }
@@ -241,15 +243,20 @@ async fn label(
     role: RoleLabel,
 ) -> Result<Outcome, k8s::Error> {
     let (namespace, name) = &cluster.id.owner;
-    let mut labels = BTreeMap::from([(objects::names::ROLE_LABEL, Some(role.as_str()))]);
-    if role == RoleLabel::Leaving {
-        labels.insert(objects::names::NAMED_LABEL, None);
-    }
     let client = &cluster.shell.clients.requests;
-    let pod =
-        apply::label_pod(client, namespace, &objects::names::pod(name, member), pod_uid, &labels).await?;
+    let (pod, labels) = (objects::names::pod(name, member), labels_of(role));
+    let pod = apply::label_pod(client, namespace, &pod, pod_uid, &labels).await?;
     cluster.shell.world.pods.written(&pod);
     Ok(Outcome::Verified)
+}
+
+/// A pod that goes is without a name. Whoever stays has one, also a pod whose template did not give it.
+fn labels_of(role: RoleLabel) -> BTreeMap<&'static str, Option<&'static str>> {
+    let named = match role {
+        RoleLabel::Primary | RoleLabel::Replica => Some(objects::names::NAMED),
+        RoleLabel::Leaving => None,
+    };
+    BTreeMap::from([(objects::names::ROLE_LABEL, Some(role.as_str())), (objects::names::NAMED_LABEL, named)])
 }
 
 async fn delete_pod(
@@ -287,7 +294,7 @@ mod tests {
         let promote = Effect::Promote { server, replid, offset: 1, consents: 0, by: Promotion::Detach };
         let [alone, promised] = [false, true].map(|promised| promote.age_max_ms(promised).unwrap());
         assert_eq!(alone, DECISION_AGE_MAX_MS);
-        assert!(Duration::from_millis(promised - alone) > bound(&promise));
+        assert!(Duration::from_millis(promised - alone) > bound(&promise, true));
         assert!(is_promise(&promise) && !is_promise(&promote));
     }
 
@@ -297,5 +304,13 @@ mod tests {
         assert!(matches!(of_error(&conflict), Outcome::Superseded(_)));
         let silent = k8s::Error::Ambiguous { what: "replace".into(), source: None };
         assert!(matches!(of_error(&silent), Outcome::Failed(_)));
+    }
+
+    #[test]
+    fn a_pod_that_goes_loses_its_name_and_one_that_stays_has_it() {
+        let named = |role| labels_of(role)[objects::names::NAMED_LABEL];
+        assert_eq!([RoleLabel::Primary, RoleLabel::Replica].map(named), [Some("true"); 2]);
+        assert_eq!(named(RoleLabel::Leaving), None);
+        assert_eq!(labels_of(RoleLabel::Leaving)[objects::names::ROLE_LABEL], Some("leaving"));
     }
 }

@@ -358,8 +358,15 @@ fn pod_facts(cluster: &Cluster, pod: &Pod) -> PodFacts {
         deleting: pod.metadata.deletion_timestamp.is_some(),
         revision: Digest(annotation.cloned().unwrap_or_default()),
         container: container_of(pod),
-        role_label: pod.labels().get(objects::names::ROLE_LABEL).and_then(|text| role(text)),
+        role_label: role_label(pod),
     }
+}
+
+/// A pod that stays and has no name, as its template is an older one or somebody took the label away, is labelled anew.
+fn role_label(pod: &Pod) -> Option<RoleLabel> {
+    let label = |key| pod.labels().get(key);
+    let is_whole = pod.metadata.deletion_timestamp.is_some() || label(objects::names::NAMED_LABEL).is_some();
+    label(objects::names::ROLE_LABEL).filter(|_| is_whole).and_then(|text| role(text))
 }
 
 fn role(text: &str) -> Option<RoleLabel> {

@@ -167,7 +167,7 @@ async fn attach(
     let attached = match (agent.config.topology, &place.node) {
         (Topology::Replication, _) => {
             let was_primary = agent.read(Known::is_primary);
-            agent.follow(was_primary, &source).await
+            agent.follow(run_id, was_primary, &source).await
         }
         (Topology::Cluster, Some(node)) => agent.local.replicate(run_id, node).await,
         (Topology::Cluster, None) => Err(local::Error::Unverified("nobody knows its node")),

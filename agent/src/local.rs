@@ -84,6 +84,11 @@ impl Error {
         }
     }
 
+    /// Asked of a process that is not there any more.
+    fn another() -> Error {
+        Error::Lost("it is another process by now".to_owned())
+    }
+
     fn of(error: &RedisError) -> Error {
         let lost = error.is_io_error() || error.is_connection_dropped() || error.is_connection_refusal();
         if error.is_timeout() {
@@ -306,13 +311,21 @@ impl Local {
         self.look_within(COMMAND_TIMEOUT).await
     }
 
-    /// Makes it primary, seen to be done. In Cluster mode nobody but the process with this `run_id`.
+    /// Which server is the process with this run id, if it is the present one. The next one is at the gate again: nothing that was decided
+    /// about this one may reach it.
+    async fn life_of(&self, run_id: &str) -> Result<Life, Error> {
+        let look = self.look().await?;
+        if look.info.run_id == run_id { Ok(look.life) } else { Err(Error::another()) }
+    }
+
+    /// Makes the process with this `run_id` primary, seen to be done.
     pub async fn promote(&self, run_id: &str, by: Promotion) -> Result<Look, Error> {
         let by = match by {
             Promotion::Unspecified => {
-                self.ask::<()>(cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
+                let server = self.life_of(run_id).await?;
+                self.ask_of::<()>(Some(server), cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
                 let is_primary = |look: &Look| look.info.role == RawRole::Primary;
-                return self.until(is_primary, "it is not a primary").await;
+                return self.until_of(Some(server), is_primary, "it is not a primary").await;
             }
             Promotion::Open => None,
             Promotion::Force => Some(node::Failover::FORCE),
@@ -322,9 +335,10 @@ impl Local {
         self.promote_node(run_id, by).await
     }
 
-    /// `REPLICAOF` an address, seen to be done. Connections of clients but of this user are `ended` in the same go, and those that are paused
+    /// `REPLICAOF` an address, told to the process with this `run_id` and seen to be done. Connections of clients but of this user are `ended` in the same go, and those that are paused
     /// with them: none shall hear of a replica. Without, they learn what this is now.
-    pub async fn attach(&self, to: &RawSource, ended: Option<&str>) -> Result<Look, Error> {
+    pub async fn attach(&self, run_id: &str, to: &RawSource, ended: Option<&str>) -> Result<Look, Error> {
+        let server = self.life_of(run_id).await?;
         let mut all: Pipeline = redis::pipe();
         all.cmd("REPLICAOF").arg(&to.host).arg(to.port);
         if let Some(spared) = ended {
@@ -338,18 +352,19 @@ impl Local {
                 Err(error) => tracing::warn!(%error, "no client of the old primary is sent away"),
             }
         }
-        let mut answers = self.settle(COMMAND_TIMEOUT, self.in_one_go(None, all)).await?.0.into_iter();
+        let mut answers =
+            self.settle(COMMAND_TIMEOUT, self.in_one_go(Some(server), all)).await?.0.into_iter();
         answer::<()>(answers.next())?;
         // It is done, whoever stays connected: those hear that it is a replica now.
         for error in answers.filter_map(|given| answer::<u64>(Some(given)).err()) {
             tracing::warn!(%error, "not all clients of the old primary were sent away");
         }
-        self.unpause().await?;
+        self.ask_of::<()>(Some(server), cmd("CLIENT").arg("UNPAUSE")).await?;
         let follows = |look: &Look| match &look.info.role {
             RawRole::Primary => false,
             RawRole::Replica { source, link: _ } => source == to,
         };
-        self.until(follows, "it does not follow that address").await
+        self.until_of(Some(server), follows, "it does not follow that address").await
     }
 
     async fn until(&self, holds: impl Fn(&Look) -> bool, otherwise: &'static str) -> Result<Look, Error> {

@@ -35,9 +35,14 @@ impl Agent {
     ///
     /// # Errors
     /// The server's. If it is primary still, it gets its port back at the next look.
-    pub async fn follow(self: &Arc<Self>, was_primary: bool, to: &RawSource) -> Result<Look, local::Error> {
+    pub async fn follow(
+        self: &Arc<Self>,
+        run_id: &str,
+        was_primary: bool,
+        to: &RawSource,
+    ) -> Result<Look, local::Error> {
         if !was_primary {
-            return self.local.attach(to, None).await;
+            return self.local.attach(run_id, to, None).await;
         }
         // Writes wait meanwhile, and go on by themselves when their pause is over: it must not be over before they may not.
         let taken = tokio::time::timeout(TAKE_OVER_MAX, self.take_port()).await;
@@ -45,7 +50,7 @@ impl Agent {
             // Then its clients learn that it is a replica now.
             tracing::warn!(%error, "the server keeps its port: clients are not passed on");
         }
-        let followed = self.local.attach(to, Some(&self.config.args.operator_user)).await;
+        let followed = self.local.attach(run_id, to, Some(&self.config.args.operator_user)).await;
         if followed.is_err() {
             self.look_now.notify_one();
         }

@@ -79,7 +79,7 @@ reasons! {
         /// No server of the shard is left but those that are about to go, and none serves: the write Service lists nobody, so that a client
         /// is refused at once and tries again. A connection to an address that is gone would wait for its timeout.
         RouteClosed,
-        /// Pods of a Valkey Cluster are about to go: their names lead nowhere while their addresses still refuse. A client that looks a name up
+        /// Pods of a Valkey Cluster are about to go, and are no primaries: their names lead nowhere while their addresses still refuse. A client that looks a name up
         /// then is told at once; a connection to an address that is gone would wait for its timeout.
         NameWithdrawn,
         /// A role label did not say what the member is.
@@ -519,9 +519,11 @@ impl Decision {
         self.successor_of_a_node().is_some() || self.effects.iter().any(forces)
     }
 
-    /// True if members promise not to support the present holder any more.
+    /// True if members are asked before its promotion: they promise not to support the present holder any more,
+    /// or are told whose the grant is.
     pub fn promises(&self) -> bool {
-        self.effects.iter().any(|effect| matches!(effect, Effect::Promise { .. }))
+        let asks = |effect: &Effect| matches!(effect, Effect::Promise { .. } | Effect::Brief { .. });
+        self.promotes() && self.decisive().iter().any(asks)
     }
 
     /// What must be done before the others of its effects are of any use: as far as the promotion, or the

@@ -30,8 +30,11 @@ pub fn failing_until(view: &View<'_>, key: &str) -> Option<Timestamp> {
     refusals(view, key).filter(|(count, _)| *count >= CHANCES).map(|(count, last)| retry_at(count, last))
 }
 
-/// How often what was told under this key has come to nothing, and when it did last, if that was lately.
+/// How often what was told under this key has come to nothing, and when it did last, if that was lately or is
+/// not due again.
 pub fn refusals(view: &View<'_>, key: &str) -> Option<(u32, Timestamp)> {
     let failed = view.state.failures.get(key).copied();
-    failed.filter(|(_, last)| view.now.millis_since(*last) < PASSED_OVER_MS)
+    failed.filter(|(count, last)| {
+        view.now.millis_since(*last) < PASSED_OVER_MS || retry_at(*count, *last) > view.now
+    })
 }

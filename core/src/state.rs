@@ -50,6 +50,10 @@ pub struct MemberState {
     /// The process of which that is said, by its run id, and whether it has a link.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub linked: Option<(String, bool)>,
+    /// The last process that had a link, by its run id, in whatever epoch: one that never had one has what its
+    /// disk has.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub had_link: Option<String>,
     /// Run id of a server that had no link to the serving primary for a while, as an earlier epoch saw it last.
     #[serde(default)]
     pub was_detached: Option<String>,
@@ -224,6 +228,10 @@ pub struct ClusterState {
     /// The same of every verb, as earlier builds kept them.
     #[serde(default)]
     pub spent_tokens: BTreeSet<String>,
+    /// The word of a switchover that was said while no primary of its shard served: it names the data to go on
+    /// with. One from before the loss says nothing of what was lost.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub named: Option<String>,
     /// Effects that failed since they last succeeded, by `(scope, verb)`: count and time of the last, for back-off.
     pub failures: BTreeMap<String, (u32, Timestamp)>,
     /// What is waited for and what is blocked.
@@ -317,6 +325,7 @@ impl ClusterState {
         match spec {
             SpecFact::Valid(spec) => {
                 self.note_wish(spec);
+                self.note_named(spec);
                 self.spec = Some(spec.clone());
                 self.spec_error = None;
                 self.forget_removed();
@@ -387,6 +396,9 @@ impl ClusterState {
             let has_link = link_of(server).is_none_or(|(_, link)| link == Link::Up);
             (facts.run_id.clone(), has_link)
         });
+        if let Some((run_id, true)) = &linked {
+            known.had_link = Some(run_id.clone());
+        }
         if linked.is_some() && known.linked != linked {
             (known.linked, known.link_since) = (linked, time);
         }

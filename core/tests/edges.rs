@@ -169,6 +169,30 @@ fn without_a_journal_a_later_snapshot_of_the_same_history_outranks_the_remembere
 }
 
 #[test]
+fn a_replica_that_lost_its_primary_before_its_first_link_has_what_its_disk_had() {
+    let mut sim =
+        after("cluster replicas=1 profile=Durable files=Rdb\nrun\nwrite 50\nsave 0-0\nexpect primary 0-0");
+    let comes_back = |seen: &mut Seen| {
+        let facts = server(seen, 1);
+        facts.run_id = "a later process".into();
+        unlink(facts);
+        seen.evidence.readings.get_mut(&member(1)).expect("read").offset = 5;
+    };
+    let mut attached = sim.world.look(&sim.state);
+    comes_back(&mut attached);
+    goes_on(&mut sim, &attached);
+    sim.world.kill(member(0)).expect("it runs");
+    let soon = sim.world.now().plus_millis(1_000);
+    sim.world.advance(soon);
+    let mut restarted = sim.world.look(&sim.state);
+    comes_back(&mut restarted);
+    let gate = Source::Gate { had_history: true };
+    assert_eq!(server(&mut restarted, 0).role, ServerRole::Replica { source: gate, link: Link::Down });
+    let made = turn(&sim.state, &restarted, sim.world.now());
+    assert_eq!(decisions(&made).first().and_then(|d| d.grant), Some(member(0)));
+}
+
+#[test]
 fn slots_of_which_nobody_knows_whose_they_were_are_not_given_out_while_their_keys_may_be_on_a_volume() {
     let made_again = "cluster topology=Cluster shards=2 replicas=0 profile=Durable\nrun\nset shards=3\nrun\nwrite 20 to 2\n\
         set shards=2\nrun 200ms\nexpect unbalanced\nrecreate\nrun\nexpect blocked SlotsUnaccounted\nexpect not-decided SlotsReclaimed";

@@ -10,6 +10,8 @@ pub const SHARD_LABEL: &str = "valkeeper.io/shard";
 pub const ROLE_LABEL: &str = "valkeeper.io/role";
 /// Label of pods that the headless Service lists by name: `true`, taken away from a pod that goes.
 pub const NAMED_LABEL: &str = "valkeeper.io/named";
+/// Value of that label.
+pub const NAMED: &str = "true";
 /// Label of an EndpointSlice: who manages it.
 pub const SLICE_MANAGED_BY: &str = "endpointslice.kubernetes.io/managed-by";
 /// Value of that label on slices that the operator owns.

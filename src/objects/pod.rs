@@ -63,7 +63,7 @@ pub(super) fn template(scene: &Scene<'_>, shard: ShardId) -> Value {
     let spec = &scene.cluster.spec;
     let mut labels = object(&spec.pod_labels);
     labels.extend(scene.labels(Some(shard)).as_object().cloned().unwrap_or_default());
-    labels.insert(names::NAMED_LABEL.to_owned(), json!(true.to_string()));
+    labels.insert(names::NAMED_LABEL.to_owned(), json!(names::NAMED));
     json!({
         "metadata": { "labels": labels, "annotations": annotations(scene) },
         "spec": pod_spec(scene, shard),

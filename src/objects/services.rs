@@ -32,7 +32,7 @@ pub(super) fn replicas(scene: &Scene<'_>, shard: ShardId) -> Value {
 /// `-headless`: every pod by name, also while it is not ready, as a primary may be just then. A pod that goes is taken out by its label.
 pub(super) fn headless(scene: &Scene<'_>) -> Value {
     let mut selector = scene.selector(None);
-    selector[names::NAMED_LABEL] = json!(true.to_string());
+    selector[names::NAMED_LABEL] = json!(names::NAMED);
     let spec = json!({
         "type": "ClusterIP",
         "clusterIP": "None",

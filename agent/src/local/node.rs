@@ -139,7 +139,7 @@ impl Local {
     async fn server(&self, run_id: &str) -> Result<(Server<'_>, Look), Error> {
         let look = self.look().await?;
         if look.info.run_id != run_id {
-            return Err(Error::Lost("it is another process by now".to_owned()));
+            return Err(Error::another());
         }
         Ok((Server { local: self, life: look.life }, look))
     }

@@ -21,6 +21,8 @@ use valkeeper_core::{
 
 /// Bound on the end of a killed process: a kernel that writes out its memory on a slow disk.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
+/// A promotion that has waited for so long, for a slow disk, is not begun: who asked for it gives it up after 2 s, and passes this member over.
+const PROMOTE_LATE: Duration = Duration::from_secs(2);
 /// A demotion that has waited for so long is not begun: who asked for it gives it up after 2 s, and takes it for not done.
 const DEMOTE_LATE: Duration = Duration::from_millis(1_500);
 /// Longest host:port that is understood: a DNS name and a port.
@@ -155,6 +157,9 @@ impl Commands {
             Ok(())
         };
         self.obey(epoch, accept).await?;
+        if spoken.elapsed() >= PROMOTE_LATE {
+            return Err(superseded("it is too late: another may have been chosen"));
+        }
         self.0.promote(spoken, &run_id, by).await.map_err(|error| failed(&error))?;
         self.0.update(|known| known.gate = Gate::Commanded);
         tracing::info!(grant = brief.grant.0, "the server is primary");
@@ -193,7 +198,7 @@ impl Commands {
         let attached = async {
             match &to {
                 Target::Node(node) => self.0.local.replicate(&run_id, node).await,
-                Target::Address(source) => self.0.follow(was_primary, source).await,
+                Target::Address(source) => self.0.follow(&run_id, was_primary, source).await,
             }
         };
         let (remembered, look) = tokio::join!(self.obey(epoch, rule), attached);

@@ -1,10 +1,11 @@
 //! When a shard lost its primary, and whether a replica had its link until then.
 
-use super::{ClusterState, link_of};
+use super::{ClusterState, MemberState, link_of};
 use crate::{
     decision::{Scope, Standing, StepName, WaitReason},
     ids::{MemberId, ShardId, Timestamp},
     observation::{Link, Source},
+    spec::{DesiredCluster, SwitchoverWish},
 };
 use serde::{Deserialize, Serialize};
 
@@ -27,10 +28,29 @@ impl ClusterState {
     /// becomes of it after that, silent, gone, at the gate or loaded, it had no more to give.
     pub(super) fn note_loss(&mut self, id: ShardId) {
         let now = self.head_time;
+        let wish = self.spec.as_ref().and_then(|spec| spec.switchover.as_ref());
+        if wish.is_some_and(|wish| wish.to.shard == id) && self.has_serving_primary(id) {
+            self.named = None;
+        }
         let Some(shard) = self.shards.get_mut(&id) else { return };
         let serves = |id: MemberId| self.members.get(&id).is_some_and(|m| m.is_primary());
         let lost = shard.in_force.filter(|holder| !serves(*holder));
         shard.lost = lost.map(|of| shard.lost.filter(|known| known.of == of).unwrap_or(Loss { of, at: now }));
+    }
+
+    /// Whether a new wish names the data of a shard that has lost its primary.
+    pub(super) fn note_named(&mut self, spec: &DesiredCluster) {
+        let before = self.spec.as_ref().and_then(|spec| spec.switchover.as_ref());
+        if before == spec.switchover.as_ref() {
+            return;
+        }
+        let counts = |wish: &&SwitchoverWish| !self.has_serving_primary(wish.to.shard);
+        self.named = spec.switchover.as_ref().filter(counts).map(|wish| wish.token.clone());
+    }
+
+    fn has_serving_primary(&self, id: ShardId) -> bool {
+        let holder = self.shards.get(&id).and_then(|shard| shard.in_force);
+        holder.and_then(|holder| self.members.get(&holder)).is_some_and(MemberState::is_primary)
     }
 
     /// A primary that a member was still hearing is lost now at the earliest.

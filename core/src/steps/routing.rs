@@ -49,21 +49,28 @@ pub fn close(view: &View<'_>, shard: ShardId) -> StepOutcome {
     super::unless_failing(view, decision)
 }
 
-/// Takes pods that go out of the names that nodes of a Valkey Cluster are known by. Their agents refuse clients for a moment longer, so that
-/// nobody who looks a name up gets an address that answers nothing.
+/// Takes pods that go out of the names that nodes of a Valkey Cluster are known by, once they serve no slots any more. Their agents refuse
+/// clients for a moment longer, so that nobody who looks a name up gets an address that answers nothing.
 pub fn withdraw_names(view: &View<'_>, shard: ShardId) -> StepOutcome {
     match view.spec.topology {
         Topology::Replication => return StepOutcome::Satisfied,
         Topology::Cluster => {}
     }
+    let role = RoleLabel::Leaving;
     let leaving = view.state.members_of(shard).filter_map(|(id, member)| {
         let pod = member.facts.pod.present()?;
-        let is_named = pod.deleting && pod.role_label != Some(RoleLabel::Leaving);
-        is_named.then(|| Effect::Label { member: id, pod_uid: pod.uid.clone(), role: RoleLabel::Leaving })
+        let is_named = pod.deleting && pod.role_label != Some(role) && !member.is_primary();
+        is_named.then(|| Effect::Label { member: id, pod_uid: pod.uid.clone(), role })
     });
     let mut decision = Decision::new(StepName::Routing, Scope::Shard(shard), Reason::NameWithdrawn);
-    decision.effects = leaving.collect();
+    decision.effects = leaving.filter(|effect| is_due(view, shard, effect)).collect();
     super::unless_failing(view, decision)
+}
+
+/// False of an effect that failed and is tried again later: one that fails holds back none of the others.
+fn is_due(view: &View<'_>, shard: ShardId, effect: &Effect) -> bool {
+    let failing = view.state.failures.get(&failure_key(Scope::Shard(shard), effect));
+    failing.is_none_or(|(count, last)| super::retry_at(*count, *last) <= view.now)
 }
 
 /// Clients of a Valkey Cluster are sent to the owner of a slot by any node: only the labels are to be true.
@@ -110,8 +117,7 @@ fn labels(view: &View<'_>, shard: ShardId, primary: MemberId) -> Vec<Effect> {
             continue;
         };
         let effect = Effect::Label { member: id, pod_uid: pod.uid.clone(), role };
-        let failing = view.state.failures.get(&failure_key(Scope::Shard(shard), &effect));
-        if failing.is_none_or(|(count, last)| super::retry_at(*count, *last) <= view.now) {
+        if is_due(view, shard, &effect) {
             effects.push(effect);
         }
     }

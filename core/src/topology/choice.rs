@@ -180,10 +180,12 @@ fn settle(view: &View<'_>, known: &ShardState, eligible: &[(Rank, MemberId)]) ->
     }
 }
 
-/// The member that the user names now.
+/// The member that the user names as the one whose data to go on with: since its shard has lost its primary.
 pub fn named(view: &View<'_>) -> Option<MemberId> {
     let wish = view.spec.switchover.as_ref();
-    wish.filter(|wish| view.is_open(Verb::Switchover, &wish.token)).map(|wish| wish.to)
+    let counts =
+        |token: &String| view.state.named.as_ref() == Some(token) && view.is_open(Verb::Switchover, token);
+    wish.filter(|wish| counts(&wish.token)).map(|wish| wish.to)
 }
 
 /// Who held the shard last, as its agents remember: for a journal that is younger than the members' volumes.
@@ -244,12 +246,19 @@ fn without_dead_link(view: &View<'_>, id: MemberId, facts: &ServerFacts) -> Serv
     facts
 }
 
-/// How the member's data stands against the lost primary's.
+/// How the member's data stands against the lost primary's. A process that never had a link has what its disk
+/// has, whomever it follows by now.
 fn standing(view: &View<'_>, id: MemberId, facts: &ServerFacts) -> Standing {
+    let had_link = view.member(id).is_some_and(|m| m.had_link.as_ref() == Some(&facts.run_id));
     match &facts.role {
         ServerRole::Replica { source: Source::Gate { .. }, link: _ } => Standing::Restarted,
-        ServerRole::Primary | ServerRole::Replica { source: _, link: _ } => {
-            if view.state.is_detached(id, view.now) { Standing::Detached } else { Standing::InSync }
+        ServerRole::Primary | ServerRole::Replica { source: _, link: Link::Up } => Standing::InSync,
+        ServerRole::Replica { source: _, link: Link::Down | Link::Syncing } => {
+            match (view.state.is_detached(id, view.now), had_link) {
+                (true, _) => Standing::Detached,
+                (false, false) => Standing::Restarted,
+                (false, true) => Standing::InSync,
+            }
         }
     }
 }
