@@ -9,7 +9,7 @@ use crate::{
     keeping::Tending,
     links::Links,
     objects::AGENT_PORT,
-    owned::OwnedObjects,
+    owned::{self, OwnedObjects},
     pods::Vanished,
     publish,
     reconcile::Error,
@@ -197,7 +197,8 @@ fn origin(shell: &Shell, id: &ClusterId) -> BaselineOrigin {
 async fn touch_routes(cluster: &Cluster, epoch: WriterEpoch) -> Result<(), Error> {
     let client = &cluster.shell.clients.requests;
     let (namespace, _) = &cluster.id.owner;
-    for known in cluster.shell.world.slices.of(&cluster.id.owner) {
+    let slices = cluster.shell.world.slices.of(&cluster.id.owner);
+    for known in slices.iter().filter(|slice| owned::is_own_route(cluster, slice)) {
         let name = known.name_any();
         for attempt in 1..=TOUCH_ATTEMPTS_MAX {
             let Some(live) = slice::get(client, namespace, &name).await? else { break };

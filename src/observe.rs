@@ -405,6 +405,7 @@ fn routes(cluster: &Cluster, spec: &SpecFact) -> BTreeMap<ShardId, Observed<Rout
     shards
         .map(|shard| {
             let live = slices.get(namespace, &objects::names::route(name, shard));
+            let live = live.filter(|slice| owned::is_own_route(cluster, slice));
             (shard, live.map_or(Observed::Absent, |slice| Observed::Present(slice::facts(&slice))))
         })
         .collect()

@@ -1,17 +1,19 @@
 //! Owned objects: what the spec renders to, what is there, and how the one becomes the other. Rendering is pure and
 //! depends on few things; it is done again only when one of them changed.
 
+mod namesakes;
 mod surplus;
 
+pub use namesakes::is_own_route;
 pub use surplus::delete;
 
 use crate::{
     api::{Invalid, Parsed, v1alpha1::ValkeyCluster},
     clock,
-    cluster::Cluster,
+    cluster::{Cluster, ClusterId},
     k8s::{
         self, FIELD_MANAGER,
-        apply::{self, Owned, Provenance},
+        apply::{self, Owned},
         cache::Cache,
     },
     objects::{self, AddressType, Context, Credentials, Identity, Rendered, SecretText},
@@ -28,6 +30,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ManagedFieldsEntry, ObjectMeta},
 };
 use kube::ResourceExt;
+use namesakes::{Namesakes, taken};
 use serde_json::Value;
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -68,6 +71,8 @@ pub struct OwnedObjects {
     /// The certificates, once they were read or made. From then on this memory overrules the Secrets.
     identities: BTreeMap<ShardId, Identity>,
     digested: BTreeMap<ObjectRef, Digested>,
+    /// What somebody else has under our names.
+    namesakes: Namesakes,
 }
 
 impl OwnedObjects {
@@ -143,7 +148,8 @@ pub async fn render(
     let credentials = credentials(cluster, resource).await?;
     identities(cluster, &parsed.desired).await?;
     let world = &cluster.shell.world;
-    let services = world.services.of(&cluster.id.owner);
+    let mut services = world.services.of(&cluster.id.owner);
+    services.retain(|s| taken(&cluster.id, ObjectKind::Service, &s.metadata).is_none());
     let service_uids = services.iter().filter_map(|s| Some((s.name_any(), s.uid()?))).collect();
     // A slice's address type can never change, and there are no pods yet when it is made: the Service knows it.
     let is_v6 = |s: &Service| {
@@ -193,7 +199,7 @@ async fn own_credentials(
     cluster: &mut Cluster,
     default: Option<SecretText>,
 ) -> Result<Credentials, NotRendered> {
-    let system = cluster.secrets.get(&objects::names::system(&cluster.id.owner.1)).await?;
+    let system = own_secret(cluster, &objects::names::system(&cluster.id.owner.1)).await?;
     let version = system.as_ref().and_then(|s| s.resource_version());
     let mut credentials = match &cluster.owned.credentials {
         Some((known, credentials)) if version.is_none() || *known == version => credentials.clone(),
@@ -204,6 +210,12 @@ async fn own_credentials(
     }
     cluster.owned.credentials = Some((version, credentials.clone()));
     Ok(credentials)
+}
+
+/// The Secret of this name, if it is this cluster's: what others know is no password of ours.
+async fn own_secret(cluster: &Cluster, name: &str) -> Result<Option<Arc<Secret>>, k8s::Error> {
+    let secret = cluster.secrets.get(name).await?;
+    Ok(secret.filter(|s| taken(&cluster.id, ObjectKind::Secret, &s.metadata).is_none()))
 }
 
 /// The certificates: what the Secrets had when this task began, completed by what is missing or due. A turn comes at least
@@ -225,7 +237,7 @@ async fn identities(cluster: &mut Cluster, spec: &DesiredCluster) -> Result<(), 
             Some(known) => known,
             None => {
                 let name = objects::names::identity(&cluster.id.owner.1, shard);
-                let live = cluster.secrets.get(&name).await?;
+                let live = own_secret(cluster, &name).await?;
                 live.as_deref().map(Identity::read).unwrap_or_default()
             }
         };
@@ -248,12 +260,16 @@ pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
     for (object, known) in &cluster.state.objects {
         if !facts.contains_key(object) && known.live.is_unknown() && !is_left(object) {
             let live = match meta(cluster, object) {
-                Some(meta) => Observed::Present(LiveObject {
-                    uid: meta.uid.unwrap_or_default(),
-                    digest: known.wanted.clone(),
-                    revision: known.wanted_revision.clone(),
-                    foreign_manager: None,
-                }),
+                Some(meta) => {
+                    let own = || LiveObject {
+                        uid: meta.uid.clone().unwrap_or_default(),
+                        digest: known.wanted.clone(),
+                        revision: known.wanted_revision.clone(),
+                        foreign_manager: None,
+                        taken_by: None,
+                    };
+                    Observed::Present(taken(&cluster.id, object.kind, &meta).unwrap_or_else(own))
+                }
                 None => Observed::Absent,
             };
             facts.insert(object.clone(), ObjectFacts { live, ..known.clone() });
@@ -285,16 +301,17 @@ pub async fn apply(cluster: &Cluster, object: &ObjectRef, digest: &Digest) -> Re
     }
     let world = &cluster.shell.world;
     Ok(match object.kind {
-        ObjectKind::Secret => {
-            let provenance =
-                provenance(cluster.secrets.get(&object.name).await?.is_some_and(|s| {
-                    s.labels().get(k8s::MANAGED_BY).map(String::as_str) == Some(FIELD_MANAGER)
-                }));
-            let secret: Secret = apply_one(cluster, rendered, provenance).await?;
-            let outcome = of_answer(rendered, &secret);
-            cluster.secrets.written(&object.name, secret);
-            outcome
-        }
+        ObjectKind::Secret => match apply_one::<Secret>(cluster, rendered, None).await? {
+            Ok(secret) => {
+                let outcome = of_answer(rendered, &secret);
+                cluster.secrets.written(&object.name, secret);
+                outcome
+            }
+            Err(outcome) => {
+                cluster.secrets.doubt_one(&object.name);
+                outcome
+            }
+        },
         ObjectKind::ConfigMap => apply_watched::<ConfigMap>(cluster, rendered, &world.config_maps).await?,
         ObjectKind::Service => apply_watched::<Service>(cluster, rendered, &world.services).await?,
         ObjectKind::EndpointSlice => apply_watched::<EndpointSlice>(cluster, rendered, &world.slices).await?,
@@ -317,65 +334,79 @@ fn of_answer<K: Owned>(rendered: &Rendered, answer: &K) -> Outcome {
     Outcome::Failed("the API server changes what it is sent: probably an admission webhook".to_owned())
 }
 
-fn provenance(ours: bool) -> Provenance {
-    if ours { Provenance::SeenAsOurs } else { Provenance::NotSeen }
-}
-
 async fn apply_watched<K: Owned>(
     cluster: &Cluster,
     rendered: &Rendered,
     cache: &Cache<K>,
 ) -> Result<Outcome, k8s::Error> {
-    let seen = cache.get(&cluster.id.owner.0, &rendered.object.name).is_some();
-    let applied: K = apply_one(cluster, rendered, provenance(seen)).await?;
-    cache.written(&applied);
-    Ok(of_answer(rendered, &applied))
+    let seen = cache.get(&cluster.id.owner.0, &rendered.object.name);
+    Ok(match apply_one::<K>(cluster, rendered, seen.map(|seen| seen.meta().clone())).await? {
+        Ok(applied) => {
+            cache.written(&applied);
+            of_answer(rendered, &applied)
+        }
+        Err(outcome) => outcome,
+    })
 }
 
+/// Applies an object, by force: never what is somebody else's. What no watch has `seen` is read first. `Err`: it was not sent.
 async fn apply_one<K: Owned>(
     cluster: &Cluster,
-    rendered: &Rendered,
-    provenance: Provenance,
-) -> Result<K, k8s::Error> {
-    let (namespace, _) = &cluster.id.owner;
-    let client = &cluster.shell.clients.requests;
-    apply::apply(client, namespace, &rendered.object.name, &rendered.value, provenance).await
+    Rendered { object, value, .. }: &Rendered,
+    seen: Option<ObjectMeta>,
+) -> Result<Result<K, Outcome>, k8s::Error> {
+    let ((namespace, _), client) = (&cluster.id.owner, &cluster.shell.clients.requests);
+    let live = match seen {
+        Some(meta) => Some(meta),
+        None => apply::meta::<K>(client, namespace, &object.name).await?,
+    };
+    if let Some(namesake) = live.as_ref().and_then(|meta| taken(&cluster.id, object.kind, meta)) {
+        let owner = namesake.taken_by.clone().unwrap_or_default();
+        cluster.owned.namesakes.found(object, namesake);
+        return Ok(Err(Outcome::Superseded(format!("it belongs to {owner}"))));
+    }
+    let uid = live.and_then(|meta| meta.uid);
+    apply::apply(client, namespace, &object.name, value, uid.as_deref()).await.map(Ok)
 }
 
 async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject> {
-    let Rendered { object, .. } = rendered;
-    let (namespace, _) = cluster.id.owner.clone();
-    let name = &object.name;
-    if object.kind == ObjectKind::Secret {
-        return match cluster.secrets.get(name).await {
-            Ok(Some(secret)) => Observed::Present(digest(&mut cluster.owned, rendered, &*secret)),
-            Ok(None) => Observed::Absent,
-            Err(_) => Observed::Unknown(Why::ApiError),
-        };
-    }
+    let Rendered { object: object @ ObjectRef { kind, name }, .. } = rendered;
     let shell = Arc::clone(&cluster.shell);
-    let world = &shell.world;
-    let owned = &mut cluster.owned;
-    let found = match object.kind {
-        // Handled above.
-        ObjectKind::Secret => None,
+    let (world, namespace) = (&shell.world, cluster.id.owner.0.clone());
+    let (id, owned) = (&cluster.id, &mut cluster.owned);
+    let found = match kind {
+        ObjectKind::Secret => match cluster.secrets.get(name).await {
+            Ok(secret) => secret.map(|o| facts_of(owned, id, rendered, &*o)),
+            Err(_) => return Observed::Unknown(Why::ApiError),
+        },
         ObjectKind::ConfigMap => {
-            world.config_maps.get(&namespace, name).map(|o| digest(owned, rendered, &*o))
+            world.config_maps.get(&namespace, name).map(|o| facts_of(owned, id, rendered, &*o))
         }
-        ObjectKind::Service => world.services.get(&namespace, name).map(|o| digest(owned, rendered, &*o)),
-        ObjectKind::EndpointSlice => world.slices.get(&namespace, name).map(|o| digest(owned, rendered, &*o)),
+        ObjectKind::Service => {
+            world.services.get(&namespace, name).map(|o| facts_of(owned, id, rendered, &*o))
+        }
+        ObjectKind::EndpointSlice => {
+            world.slices.get(&namespace, name).map(|o| facts_of(owned, id, rendered, &*o))
+        }
         ObjectKind::PodDisruptionBudget => {
-            world.budgets.get(&namespace, name).map(|o| digest(owned, rendered, &*o))
+            world.budgets.get(&namespace, name).map(|o| facts_of(owned, id, rendered, &*o))
         }
         ObjectKind::StatefulSet => {
-            world.stateful_sets.get(&namespace, name).map(|o| digest(owned, rendered, &*o))
+            world.stateful_sets.get(&namespace, name).map(|o| facts_of(owned, id, rendered, &*o))
         }
     };
-    found.map_or(Observed::Absent, Observed::Present)
+    if *kind == ObjectKind::Secret && found.as_ref().is_some_and(|live| live.taken_by.is_some()) {
+        cluster.secrets.doubt_one(name);
+    }
+    let unlabelled = || owned.namesakes.get(&shell.clients.requests, id, object);
+    found.or_else(unlabelled).map_or(Observed::Absent, Observed::Present)
 }
 
 /// The live object as facts. Its digest is taken again only when it, or what is wanted of it, changed.
-fn digest<K: Owned>(owned: &mut OwnedObjects, rendered: &Rendered, live: &K) -> LiveObject {
+fn facts_of<K: Owned>(owned: &mut OwnedObjects, id: &ClusterId, rendered: &Rendered, live: &K) -> LiveObject {
+    if let Some(namesake) = taken(id, rendered.object.kind, live.meta()) {
+        return namesake;
+    }
     let resource_version = live.resource_version();
     if let Some(known) = owned.digested.get(&rendered.object)
         && (&known.resource_version, &known.wanted) == (&resource_version, &rendered.digest)
@@ -389,6 +420,7 @@ fn digest<K: Owned>(owned: &mut OwnedObjects, rendered: &Rendered, live: &K) -> 
         uid: live.uid().unwrap_or_default(),
         revision: template_revision(&value),
         foreign_manager: if differs { last_foreign_manager(live.managed_fields()) } else { None },
+        taken_by: None,
         digest,
     };
     let digested = Digested { resource_version, wanted: rendered.digest.clone(), live: facts.clone() };

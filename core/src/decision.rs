@@ -213,6 +213,9 @@ reasons! {
         FailoverManual,
         /// The spec cannot be used; the message names the field, the value and what is allowed.
         SpecInvalid,
+        /// An object has a name that this resource needs, and belongs to somebody else: it is never changed or deleted. Delete it, or have
+        /// its owner give it up; or make this resource anew under another name. It goes on by itself once the name is free.
+        NameTaken,
         /// The cluster is paused by its spec: planned changes wait, failover does not.
         Paused,
         /// A member that was restarted with the new revision does not come up; the others keep the old one.

@@ -407,6 +407,17 @@ pub struct LiveObject {
     /// Who wrote it last, if that was not the operator (field manager from managedFields).
     #[serde(default)]
     pub foreign_manager: Option<String>,
+    /// Whose it is, if it is not this resource's: it only has a name that this resource needs.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub taken_by: Option<String>,
+}
+
+impl LiveObject {
+    /// An object that is somebody else's. What is in it is no concern of ours, so nothing of that is recorded.
+    pub fn taken(uid: String, owner: String) -> Self {
+        let (digest, revision, foreign_manager) = (Digest::default(), None, None);
+        LiveObject { uid, digest, revision, foreign_manager, taken_by: Some(owner) }
+    }
 }
 
 /// Wanted and live state of an owned object, as digests.
@@ -428,6 +439,13 @@ pub struct ObjectFacts {
     pub surplus: bool,
     /// What is there.
     pub live: Observed<LiveObject>,
+}
+
+impl ObjectFacts {
+    /// Whose the object of that name is, if it is not this resource's. It is never changed or deleted.
+    pub fn taken_by(&self) -> Option<&str> {
+        self.live.present()?.taken_by.as_deref()
+    }
 }
 
 /// Whether the user's resource can be used.

@@ -14,8 +14,8 @@ use valkeeper_core::{
     event::{BaselineOrigin, CloseReason, Event, Record},
     ids::{Digest, MemberId, Seq, ShardId},
     observation::{
-        AgentFacts, ContainerPhase, Executed, Gate, Link, NodeHealth, ObjectFacts, ObjectRef, Observed,
-        PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
+        AgentFacts, ContainerPhase, Executed, Gate, Link, LiveObject, NodeHealth, ObjectFacts, ObjectRef,
+        Observed, PodFacts, RouteFacts, ServerFacts, ServerProcess, ServerRole, Source, SpecFact, Why,
     },
     spec::{Balance, DesiredCluster, IoThreads},
 };
@@ -369,6 +369,7 @@ pub fn object_facts(facts: &ObjectFacts) -> String {
         Observed::Absent if *surplus => "gone".to_owned(),
         Observed::Present(_) if *surplus => "not wanted any more".to_owned(),
         Observed::Absent => format!("missing (wanted {})", short(&wanted.0)),
+        Observed::Present(LiveObject { taken_by: Some(owner), .. }) => format!("belongs to {owner}"),
         Observed::Present(live) if live.digest == *wanted => format!("as wanted ({})", short(&wanted.0)),
         Observed::Present(live) => {
             let by = live

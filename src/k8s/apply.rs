@@ -1,6 +1,6 @@
 //! Writing objects: server-side apply under one field manager, and changes that name what they expect to find.
 
-use super::{CLUSTER_LABEL, Error, FIELD_MANAGER, MANAGED_BY, bounded};
+use super::{Error, FIELD_MANAGER, bounded};
 use k8s_openapi::{
     NamespaceResourceScope, api::core::v1::Pod, apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
@@ -44,63 +44,40 @@ fn title<K: Owned>(name: &str) -> String {
 }
 
 /// Brings an owned object to what `wanted` says, by server-side apply. Fields that others manage stay as they are; the
-/// operator's own are taken back by force. An object that the watch does not show is read first: force must never take
-/// over a namesake that belongs to someone else.
+/// operator's own are taken back by force, so the caller knows that it is the operator's. `uid`: of what is there; `None`: nothing is.
 ///
 /// # Errors
-/// [`Error::Refused`] if the namesake is not the operator's; else as [`bounded`].
+/// [`Error::Conflict`] if the name belongs to another object now, or to none; else as [`bounded`].
 pub async fn apply<K: Owned>(
     client: &Client,
     namespace: &str,
     name: &str,
     wanted: &Value,
-    provenance: Provenance,
+    uid: Option<&str>,
 ) -> Result<K, Error> {
     let what = format!("apply {}", title::<K>(name));
     let api: Api<K> = Api::namespaced(client.clone(), namespace);
-    match provenance {
-        Provenance::SeenAsOurs => {}
-        Provenance::NotSeen => {
-            if let Some(live) = bounded(&what, api.get_opt(name)).await? {
-                refuse_foreign(live.meta(), wanted, &what)?;
-            }
-        }
-    }
     let params = PatchParams::apply(FIELD_MANAGER).force();
-    bounded(&what, api.patch(name, &params, &Patch::Apply(wanted))).await
-}
-
-/// What is known of an object that is about to be applied.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Provenance {
-    /// The watch shows it, and the watch shows only what carries the operator's label.
-    SeenAsOurs,
-    /// The watch does not show it.
-    NotSeen,
-}
-
-fn refuse_foreign(live: &ObjectMeta, wanted: &Value, what: &str) -> Result<(), Error> {
-    let metadata = wanted.get("metadata").cloned().unwrap_or_default();
-    let wanted: ObjectMeta = serde_json::from_value(metadata).unwrap_or_default();
-    if belongs_together(live, &wanted) {
-        return Ok(());
+    let mut wanted = wanted.clone();
+    if let Some(uid) = uid {
+        // It is compared with the live one, as in every patch.
+        wanted["metadata"]["uid"] = json!(uid);
     }
-    let message =
-        "an object of this name exists and is not the operator's; rename or delete one of them".to_owned();
-    Err(Error::Refused { what: what.to_owned(), code: 409, message })
+    bounded(&what, api.patch(name, &params, &Patch::Apply(&wanted))).await
 }
 
-/// True if `live` is an earlier state of `wanted`: it names the same cluster, or has the same owner. (Either may have
-/// been edited away; then the other still tells.)
-fn belongs_together(live: &ObjectMeta, wanted: &ObjectMeta) -> bool {
-    let label = |o: &ObjectMeta, key: &str| o.labels.as_ref().and_then(|l| l.get(key).cloned());
-    let same_cluster = label(live, CLUSTER_LABEL).is_some()
-        && label(live, CLUSTER_LABEL) == label(wanted, CLUSTER_LABEL)
-        && label(live, MANAGED_BY).as_deref() == Some(FIELD_MANAGER);
-    let owners = |o: &ObjectMeta| -> Vec<String> {
-        o.owner_references.iter().flatten().map(|r| r.uid.clone()).collect()
-    };
-    same_cluster || owners(wanted).iter().any(|uid| owners(live).contains(uid))
+/// The metadata of an object, whatever its labels; `None` if there is none.
+///
+/// # Errors
+/// As [`bounded`].
+pub async fn meta<K: Owned>(
+    client: &Client,
+    namespace: &str,
+    name: &str,
+) -> Result<Option<ObjectMeta>, Error> {
+    let api: Api<K> = Api::namespaced(client.clone(), namespace);
+    let found = bounded(&format!("get {}", title::<K>(name)), api.get_metadata_opt(name)).await?;
+    Ok(found.map(|object| object.metadata))
 }
 
 /// Sets labels of a pod, and takes away those without a value, if it is still the pod of this UID.
@@ -230,17 +207,8 @@ async fn patch_object<K: Owned>(client: &Client, live: &K, what: &str, patch: &V
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::{api::apps::v1::StatefulSet, apimachinery::pkg::apis::meta::v1::OwnerReference};
+    use k8s_openapi::api::apps::v1::StatefulSet;
     use std::sync::{Arc, Mutex};
-
-    fn meta(labels: &[(&str, &str)], owner: Option<&str>) -> ObjectMeta {
-        ObjectMeta {
-            labels: Some(labels.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())).collect()),
-            owner_references: owner
-                .map(|uid| vec![OwnerReference { uid: uid.to_owned(), ..OwnerReference::default() }]),
-            ..ObjectMeta::default()
-        }
-    }
 
     /// What an API server was asked, and its client; it answers with this code.
     async fn api_server(code: u16) -> (Client, Arc<Mutex<Vec<String>>>) {
@@ -282,28 +250,5 @@ mod tests {
         let (client, _) = api_server(409).await;
         let refused = delete::<StatefulSet>(&client, "shop", "ledger-3", "u-3").await;
         assert!(refused.is_err_and(|error| error.is_conflict()));
-    }
-
-    const OURS: [(&str, &str); 2] = [(CLUSTER_LABEL, "orders"), (MANAGED_BY, FIELD_MANAGER)];
-
-    #[test]
-    fn an_object_whose_labels_were_edited_away_is_still_known_by_its_owner() {
-        assert!(belongs_together(&meta(&[], Some("u1")), &meta(&OURS, Some("u1"))));
-    }
-
-    #[test]
-    fn a_namesake_of_someone_else_is_not_taken_over() {
-        assert!(!belongs_together(&meta(&[("app", "x")], None), &meta(&OURS, Some("u1"))));
-        assert!(!belongs_together(&meta(&[(CLUSTER_LABEL, "orders")], None), &meta(&OURS, Some("u1"))));
-        let wanted = json!({ "metadata": { "labels": { CLUSTER_LABEL: "orders" } } });
-        assert!(matches!(
-            refuse_foreign(&meta(&[], None), &wanted, "apply"),
-            Err(Error::Refused { code: 409, .. })
-        ));
-    }
-
-    #[test]
-    fn an_object_that_has_no_owner_is_known_by_its_labels() {
-        assert!(belongs_together(&meta(&OURS, None), &meta(&OURS, Some("u1"))));
     }
 }

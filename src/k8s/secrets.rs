@@ -1,7 +1,7 @@
 //! Secrets by name, on demand. They are never listed or watched (a list returns every content of a namespace). Only the
 //! first read is waited for; later ones happen beside the turns, so that a slow API server delays no failover.
 
-use super::{Error, bounded};
+use super::{API_CALL_MAX, Error, bounded};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::{
@@ -108,6 +108,13 @@ impl SecretCache {
     pub fn doubt(&self) {
         for known in lock(&self.known).values_mut() {
             known.due = known.due.min(known.asked_at + READ_AGAIN);
+        }
+    }
+
+    /// There is reason to think that a Secret goes: it is read again once a read that may be under way has ended.
+    pub fn doubt_one(&self, name: &str) {
+        if let Some(known) = lock(&self.known).get_mut(name) {
+            known.due = known.due.min(known.asked_at + API_CALL_MAX);
         }
     }
 }

@@ -1,6 +1,6 @@
 //! What is left of shards that are not to be any more: found by owner and name, and deleted once the core says so. Volumes stay.
 
-use super::Cluster;
+use super::{Cluster, namesakes::taken};
 use crate::{
     cluster::ClusterId,
     k8s::{
@@ -71,11 +71,12 @@ fn facts(id: &ClusterId, kept: &BTreeSet<ShardId>, found: &Found, known: &Known)
             continue;
         };
         let live = match found.get(object).unwrap_or(&Observed::Absent) {
-            Observed::Present(meta) if is_owned(meta, &id.uid) => Observed::Present(LiveObject {
+            Observed::Present(meta) if is_owned(id, object.kind, meta) => Observed::Present(LiveObject {
                 uid: meta.uid.clone().unwrap_or_default(),
                 digest: Digest::default(),
                 revision: None,
                 foreign_manager: None,
+                taken_by: None,
             }),
             // What someone else has under this name is not there for us.
             Observed::Present(_) | Observed::Absent if known.contains_key(object) => Observed::Absent,
@@ -95,8 +96,8 @@ fn facts(id: &ClusterId, kept: &BTreeSet<ShardId>, found: &Found, known: &Known)
     facts
 }
 
-fn is_owned(meta: &ObjectMeta, uid: &str) -> bool {
-    meta.owner_references.iter().flatten().any(|owner| owner.uid == uid)
+fn is_owned(id: &ClusterId, kind: ObjectKind, meta: &ObjectMeta) -> bool {
+    taken(id, kind, meta).is_none() && meta.owner_references.iter().flatten().any(|owner| owner.uid == id.uid)
 }
 
 /// Deletes an object, unless it is wanted again.
@@ -237,6 +238,7 @@ mod tests {
             digest: Digest("d".into()),
             revision: None,
             foreign_manager: None,
+            taken_by: None,
         };
         for before in [Observed::Present(live), Observed::Absent] {
             let seen = facts(&id(), &kept(3), &Found::new(), &known(&secret, before));

@@ -6,6 +6,7 @@ use valkeeper_core::{
     effect::Outcome,
     event::{Event, Record},
     ids::Seq,
+    projection::status,
     state::ClusterState,
 };
 
@@ -18,7 +19,7 @@ pub fn news(before: &ClusterState, record: &Record) -> Vec<News> {
             .get(&executed.decision)
             .map(|pending| unverified(&pending.decision, &executed.outcomes, record.seq))
             .unwrap_or_default(),
-        Event::StandingChanged { standing, evidence: _ } => blocked(&before.standing, standing, record.seq),
+        Event::StandingChanged { standing, evidence: _ } => blocked(before, standing, record.seq),
         Event::Baseline { .. }
         | Event::EpochStarted { .. }
         | Event::SpecChanged(_)
@@ -83,15 +84,16 @@ fn unverified(
         .collect()
 }
 
-fn blocked(before: &Standing, now: &Standing, seq: Seq) -> Vec<News> {
-    let is_new =
-        |block: &&Block| !before.blocks.iter().any(|b| (b.scope, b.reason) == (block.scope, block.reason));
+fn blocked(before: &ClusterState, now: &Standing, seq: Seq) -> Vec<News> {
+    let is_new = |block: &&Block| {
+        !before.standing.blocks.iter().any(|b| (b.scope, b.reason) == (block.scope, block.reason))
+    };
     let news = now.blocks.iter().filter(is_new).enumerate();
     news.map(|(index, block)| News {
         severity: Severity::Warning,
         reason: block.reason.code(),
         action: format!("{:?}", block.step),
-        note: format!("{}: {}", block.scope, block.reason.explain()),
+        note: status::blocked(before, block),
         seq,
         index,
     })

@@ -15,6 +15,9 @@ use crate::{
     topology,
 };
 
+/// Most objects of others that one message names: a Kubernetes Event has 1 kB. Count.
+const TAKEN_SHOWN_MAX: usize = 3;
+
 /// Names of the conditions that follow from state alone.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConditionKind {
@@ -247,13 +250,22 @@ fn stalled(state: &ClusterState) -> Option<Why> {
     if let Some(error) = &state.spec_error {
         return Some((ConditionReason::Block(BlockReason::SpecInvalid), error.clone()));
     }
-    let told = |block: &Block| {
-        let text = format!("{}{}: {}", block.scope, whom(block.about), block.reason.explain());
-        (ConditionReason::Block(block.reason), text)
-    };
+    let told = |block: &Block| (ConditionReason::Block(block.reason), blocked(state, block));
     let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused);
     let refused = state.spec.as_ref().and_then(|spec| spec.refused.clone());
     block.map(told).or(refused.map(|why| (StatusReason::AnnotationRefused.into(), why)))
+}
+
+/// Why a step is blocked, in full sentences.
+pub fn blocked(state: &ClusterState, block: &Block) -> String {
+    let taken = if block.reason == BlockReason::NameTaken { taken(state) } else { String::new() };
+    format!("{}{}: {taken}{}", block.scope, whom(block.about), block.reason.explain())
+}
+
+/// The objects under our names that are somebody else's, and whose they are. One after the other has to go: the first say enough.
+fn taken(state: &ClusterState) -> String {
+    let all = state.objects.iter().filter_map(|(object, facts)| Some((object, facts.taken_by()?)));
+    all.take(TAKEN_SHOWN_MAX).map(|(object, owner)| format!("{object} belongs to {owner}. ")).collect()
 }
 
 fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {

@@ -229,13 +229,16 @@ impl World {
         if wanted != *digest {
             return Outcome::Superseded("renders to something else now".into());
         }
+        if let Some(owner) = self.live.get(object).and_then(|(live, _)| live.taken_by.as_ref()) {
+            return Outcome::Superseded(format!("it belongs to {owner}"));
+        }
         let number = self.count();
         if let (ObjectKind::EndpointSlice, Some(shard)) = (object.kind, shard) {
             let fresh = RouteFacts { address: None, resource_version: format!("rv-{number}") };
             self.routes.entry(shard).or_insert(fresh);
         }
-        let live =
-            LiveObject { uid: format!("uid-{number}"), digest: wanted, revision, foreign_manager: None };
+        let (uid, digest) = (format!("uid-{number}"), wanted);
+        let live = LiveObject { uid, digest, revision, foreign_manager: None, taken_by: None };
         self.live.insert(object.clone(), (live, self.spec.replicas_per_shard));
         Outcome::Verified
     }

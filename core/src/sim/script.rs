@@ -118,6 +118,8 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             let object = ObjectRef::try_from(object)?;
             sim.world.edit_object(&object, who)
         }
+        ["take", object, "for", who] => sim.world.take_name(&ObjectRef::try_from((*object).to_owned())?, who),
+        ["free", object] => sim.world.free_name(&ObjectRef::try_from((*object).to_owned())?),
         ["stop-operator"] => {
             sim.stop();
             Ok(())

@@ -237,7 +237,8 @@ impl World {
     fn schedule(&mut self) {
         let places = self.places.keys().map(|id| id.shard.0 + 1).max().unwrap_or_default();
         for shard in 0..places.max(self.spec.shards) {
-            let Some((sts, replicas)) = self.live.get(&sts_name(ShardId(shard))).cloned() else {
+            let found = self.live.get(&sts_name(ShardId(shard))).filter(|(sts, _)| sts.taken_by.is_none());
+            let Some((sts, replicas)) = found.cloned() else {
                 continue;
             };
             let fits = !self.unschedulable.contains(&ShardId(shard));
@@ -510,6 +511,25 @@ impl World {
         live.digest = Digest("edited".into());
         live.foreign_manager = Some(manager.to_owned());
         Ok(())
+    }
+
+    /// Somebody else makes an object of this name, if there is none.
+    pub fn take_name(&mut self, object: &ObjectRef, owner: &str) -> Result<(), String> {
+        if self.live.contains_key(object) {
+            return Err("it is there already".into());
+        }
+        let taken = LiveObject::taken(format!("uid-{}", self.count()), owner.to_owned());
+        self.live.insert(object.clone(), (taken, 0));
+        Ok(())
+    }
+
+    /// The object of this name goes, if it is somebody else's.
+    pub fn free_name(&mut self, object: &ObjectRef) -> Result<(), String> {
+        self.live
+            .remove(object)
+            .filter(|(live, _)| live.taken_by.is_some())
+            .map(|_| ())
+            .ok_or("it is not".into())
     }
 
     pub(super) fn wanted_objects(

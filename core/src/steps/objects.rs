@@ -1,9 +1,9 @@
 //! Wants: every owned object to be what the spec renders to, and none to be left of a shard that is not to be.
 //! Proof: digest of the live fields against digest of the rendering; whose slots are whose, as the other shards' primaries say in this look.
-//! Refuses: to delete a shard's objects before the other shards' primaries serve every slot; a new pod template while the shard's rollout
+//! Refuses: to touch an object of that name which is somebody else's, and to begin a workload meanwhile; to delete a shard's objects before the other shards' primaries serve every slot; a new pod template while the shard's rollout
 //!   has not begun, to scale a primary away, and while paused or with a refused spec anything but what the members live by (their
 //!   certificates).
-//! Story: create, spec_change, drift, cluster_scale_in.
+//! Story: create, spec_change, drift, cluster_scale_in, name_taken.
 
 use crate::{
     decide::{StepOutcome, View},
@@ -29,12 +29,16 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     if held.is_none() && view.state.objects.is_empty() || view.state.objects.values().any(unknown) {
         return StepOutcome::Waiting(WaitReason::NotObserved, None, None);
     }
+    let is_taken = view.state.objects.values().any(|f| f.taken_by().is_some());
     let mut decision = Decision::new(StepName::Objects, Scope::Cluster, Reason::ObjectApplied);
     let mut retry: Option<crate::ids::Timestamp> = None;
     let due =
         view.state.objects.iter().filter(|(_, f)| !f.surplus && differs(f) && (held.is_none() || f.vital));
     for (object, facts) in due {
         if (belongs_to_rollout(facts) && serves(view, facts)) || scales_primary_away(view, facts) {
+            continue;
+        }
+        if is_taken && begins_workload(facts) {
             continue;
         }
         let effect = Effect::Apply { object: object.clone(), digest: facts.wanted.clone() };
@@ -52,6 +56,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             }
         }
     }
+    let held = if is_taken { Some(BlockReason::NameTaken) } else { held };
     match (decision.effects.is_empty(), held, retry) {
         (false, _, _) => StepOutcome::Decided(Box::new(decision)),
         (true, Some(reason), _) => StepOutcome::Blocked(reason, None, Vec::new()),
@@ -60,9 +65,10 @@ pub fn step(view: &View<'_>) -> StepOutcome {
     }
 }
 
-/// True if the live object is missing or not what is wanted, or there and not wanted.
+/// True if the live object is missing or not what is wanted, or there and not wanted. What is somebody else's is nothing of that.
 pub fn differs(facts: &ObjectFacts) -> bool {
     match facts.live.present() {
+        Some(live) if live.taken_by.is_some() => false,
         Some(live) => facts.surplus || live.digest != facts.wanted,
         None => !facts.surplus,
     }
@@ -95,6 +101,11 @@ pub fn belongs_to_rollout(facts: &ObjectFacts) -> bool {
     facts.live.present().is_some_and(|live| live.revision != facts.wanted_revision)
 }
 
+/// True if applying would make a workload. Its pods would start beside what is somebody else's: with its Secret, or without a Service.
+fn begins_workload(facts: &ObjectFacts) -> bool {
+    facts.wanted_revision.is_some() && facts.live.is_absent()
+}
+
 /// True if the object's shard has a primary that a new template could endanger.
 fn serves(view: &View<'_>, facts: &ObjectFacts) -> bool {
     facts.shard.and_then(|s| topology::serving_primary(view, s)).is_some()
@@ -111,7 +122,9 @@ fn held_until(view: &View<'_>, effect: &Effect) -> Option<crate::ids::Timestamp>
     Some(retry_at(*count, *last)).filter(|at| *at > view.now)
 }
 
-/// The shard's StatefulSet and what is known of it.
+/// The shard's StatefulSet and what is known of it; `None` if there is only somebody else's of that name.
 pub fn workload<'a>(view: &View<'a>, shard: crate::ids::ShardId) -> Option<(&'a ObjectRef, &'a ObjectFacts)> {
-    view.state.objects.iter().find(|(_, f)| f.shard == Some(shard) && f.wanted_revision.is_some())
+    let is_it =
+        |f: &ObjectFacts| f.shard == Some(shard) && f.wanted_revision.is_some() && f.taken_by().is_none();
+    view.state.objects.iter().find(|(_, f)| is_it(f))
 }
