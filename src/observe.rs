@@ -2,7 +2,7 @@
 //! look costs the API server nothing. What nobody could look at is left out or Unknown, never Absent.
 
 use crate::{
-    api::{Invalid, Parsed, changed, parse_all, v1alpha1::ValkeyCluster},
+    api::{Invalid, Parsed, changed, first, parse_all, v1alpha1::ValkeyCluster},
     cluster::{Cluster, Pace},
     k8s::{
         slice,
@@ -68,7 +68,11 @@ async fn spec_and_objects(
     }
     let state = &cluster.state;
     let understood = parse_all(resource, &cluster.shell.defaults).and_then(|parsed| {
-        state.spec.as_ref().map_or(Ok(()), |known| changed(known, &parsed)).map(|()| parsed)
+        let allowed = match &state.spec {
+            Some(known) => changed(known, &parsed),
+            None => first(resource),
+        };
+        allowed.map(|()| parsed)
     });
     let parsed: Parsed = match understood {
         Ok(parsed) => parsed,

@@ -5,4 +5,4 @@ pub mod parse;
 pub mod quantity;
 pub mod v1alpha1;
 
-pub use parse::{Defaults, Invalid, Parsed, changed, parse, parse_all};
+pub use parse::{Defaults, Invalid, Parsed, changed, first, parse, parse_all};

@@ -3,6 +3,7 @@
 //! cluster may run with an older copy of the CRD.
 
 use super::{quantity, v1alpha1 as api};
+use crate::objects::names::is_of_a_service;
 use std::collections::BTreeMap;
 use valkeeper_core::{
     config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
@@ -167,6 +168,17 @@ fn name(cluster: &api::ValkeyCluster) -> Result<(), Invalid> {
         && name.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit() || c == '-');
     let allowed = "allowed: at most 40 letters, digits and '-', beginning with a letter";
     if fits { Ok(()) } else { Err(Invalid::new("metadata.name", name, allowed)) }
+}
+
+/// Whether a resource that never had a valid spec can be called so. One that has run under its name goes on.
+///
+/// # Errors
+/// If it would need the name of another's Service.
+pub fn first(cluster: &api::ValkeyCluster) -> Result<(), Invalid> {
+    let name = cluster.metadata.name.as_deref().unwrap_or_default();
+    let allowed = "Services of other ValkeyClusters have such names; allowed: one that does not end in -primary, \
+                   -replicas (with or without a shard's number behind it) or -headless";
+    if is_of_a_service(name) { Err(Invalid::new("metadata.name", name, allowed)) } else { Ok(()) }
 }
 
 fn topology(topology: api::Topology) -> Result<Topology, Invalid> {

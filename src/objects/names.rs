@@ -58,6 +58,17 @@ pub fn headless(cluster: &str) -> String {
     format!("{cluster}-headless")
 }
 
+/// True if a Service of another cluster may have this name: a cluster of this name would need it for its own Service, which has the plain
+/// name. All other names of one cluster's objects differ from those of any other's.
+pub fn is_of_a_service(cluster: &str) -> bool {
+    let shard = |(base, number): (&str, &str)| {
+        let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
+        is_number.then(|| base.to_owned())
+    };
+    let base = cluster.rsplit_once('-').and_then(shard).unwrap_or_else(|| cluster.to_owned());
+    base.ends_with("-primary") || base.ends_with("-replicas") || cluster.ends_with("-headless")
+}
+
 /// The ConfigMap with valkey.conf.
 pub fn config(cluster: &str) -> String {
     format!("{cluster}-config")

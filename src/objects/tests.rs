@@ -450,6 +450,17 @@ fn a_slice_waits_for_the_uid_of_its_service() {
 }
 
 #[test]
+fn what_a_service_of_one_cluster_is_called_no_other_cluster_can_be() {
+    let all = rendered(json!({ "topology": "Replication", "shards": 16 }));
+    let services: Vec<&str> =
+        all.iter().filter(|r| r.object.kind == ObjectKind::Service).map(|r| r.object.name.as_str()).collect();
+    assert_eq!(services.len(), 2 + 2 * 16);
+    let (plain, others): (Vec<&str>, Vec<&str>) =
+        services.into_iter().partition(|name| !names::is_of_a_service(name));
+    assert_eq!((plain, others.len()), (vec!["orders"], 33));
+}
+
+#[test]
 fn a_pod_is_the_member_that_its_name_says() {
     let member = MemberId::new(1, 2);
     assert_eq!(names::member_of_pod("orders", &names::pod("orders", member)), Some(member));

@@ -259,3 +259,25 @@ fn requests_by_annotation_are_carried_over() {
     assert_eq!(desired.confirm_blank.as_deref(), Some("yes"));
     assert_eq!(workload.restart.as_deref(), Some("monday"));
 }
+
+#[test]
+fn a_name_that_another_clusters_service_may_have_is_refused_before_anything_is_made() {
+    let named = |name: &str| {
+        let mut cluster = cluster(json!({ "topology": "Replication" }), json!({}));
+        cluster.metadata.name = Some(name.to_owned());
+        first(&cluster)
+    };
+    for name in
+        ["orders-primary", "orders-primary-3", "orders-replicas", "orders-replicas-15", "orders-headless"]
+    {
+        let refused = named(name).unwrap_err();
+        assert_eq!((refused.field.as_str(), refused.value.as_str()), ("metadata.name", name));
+        assert!(refused.allowed.contains("allowed: one that does not end in -primary"), "{refused}");
+    }
+    // No other name of one cluster's objects is one of another's, whatever shards there are.
+    for name in
+        ["orders", "primary", "orders-0", "orders-0-0", "orders-auth", "orders-primary-x", "orders-primary-"]
+    {
+        assert_eq!(named(name), Ok(()), "{name}");
+    }
+}

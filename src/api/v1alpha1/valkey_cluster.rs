@@ -63,6 +63,15 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
     validation = Rule::new("self.metadata.name.size() <= 40").message("metadata.name may have 40 characters at most"),
     validation = Rule::new("self.metadata.name.matches('^[a-z]([-a-z0-9]*[a-z0-9])?$')")
         .message("metadata.name must start with a letter and have letters, digits and '-' only"),
+    // Not of those that were made before there was this rule: their finalizer could not be taken off.
+    validation = Rule::new(
+        "oldSelf.hasValue() || !self.metadata.name.matches('(-primary|-replicas)(-[0-9]+)?$|-headless$')"
+    )
+    .message(
+        "metadata.name must not end in -primary, -replicas (with or without a shard's number behind it) or -headless: \
+         Services of other ValkeyClusters have such names; allowed: any other ending"
+    )
+    .optional_old_self(true),
     printcolumn(name = "Topology", type_ = "string", json_path = ".spec.topology"),
     printcolumn(name = "Ready", type_ = "string", json_path = ".status.conditions[?(@.type==\"Ready\")].status"),
     printcolumn(name = "Primary", type_ = "string", json_path = ".status.primary"),
