@@ -16,6 +16,7 @@ mod kills;
 mod large;
 mod leadership;
 mod life;
+mod names;
 mod operator_away;
 mod real_clients;
 mod reshard;
@@ -112,6 +113,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("scale-2-4-1", WithAReadyCluster, false, spec_change::scale),
     scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),
     scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
+    scenario!("names-collide", WithAReadyCluster, false, names::collide),
     scenario!("kept-volumes", WithAReadyCluster, false, life::kept_volumes),
     scenario!("delete", WithAReadyCluster, false, life::delete),
     scenario!("cluster-create-alone", WithoutALedger, false, cluster::create_alone),
