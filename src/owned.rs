@@ -11,11 +11,7 @@ use crate::{
     api::{Invalid, Parsed, v1alpha1::ValkeyCluster},
     clock,
     cluster::{Cluster, ClusterId},
-    k8s::{
-        self, FIELD_MANAGER,
-        apply::{self, Owned},
-        cache::Cache,
-    },
+    k8s::{self, FIELD_MANAGER, apply::Owned, cache::Cache},
     objects::{self, AddressType, Context, Credentials, Identity, Rendered, SecretText},
     pki,
     vault::{self, Signing},
@@ -349,24 +345,13 @@ async fn apply_watched<K: Owned>(
     })
 }
 
-/// Applies an object, by force: never what is somebody else's. What no watch has `seen` is read first. `Err`: it was not sent.
 async fn apply_one<K: Owned>(
     cluster: &Cluster,
-    Rendered { object, value, .. }: &Rendered,
+    rendered: &Rendered,
     seen: Option<ObjectMeta>,
 ) -> Result<Result<K, Outcome>, k8s::Error> {
-    let ((namespace, _), client) = (&cluster.id.owner, &cluster.shell.clients.requests);
-    let live = match seen {
-        Some(meta) => Some(meta),
-        None => apply::meta::<K>(client, namespace, &object.name).await?,
-    };
-    if let Some(namesake) = live.as_ref().and_then(|meta| taken(&cluster.id, object.kind, meta)) {
-        let owner = namesake.taken_by.clone().unwrap_or_default();
-        cluster.owned.namesakes.found(object, namesake);
-        return Ok(Err(Outcome::Superseded(format!("it belongs to {owner}"))));
-    }
-    let uid = live.and_then(|meta| meta.uid);
-    apply::apply(client, namespace, &object.name, value, uid.as_deref()).await.map(Ok)
+    let Cluster { shell, id, owned, .. } = cluster;
+    owned.namesakes.apply(&shell.clients.requests, id, (&rendered.object, &rendered.value), seen).await
 }
 
 async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject> {

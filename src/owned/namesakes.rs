@@ -4,7 +4,10 @@
 use super::last_foreign_manager;
 use crate::{
     cluster::{Cluster, ClusterId},
-    k8s::{self, API_CALL_MAX, CLUSTER_LABEL, FIELD_MANAGER, MANAGED_BY, apply},
+    k8s::{
+        self, API_CALL_MAX, CLUSTER_LABEL, FIELD_MANAGER, MANAGED_BY,
+        apply::{self, Owned},
+    },
 };
 use k8s_openapi::{
     api::{
@@ -16,12 +19,16 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
 };
 use kube::Client;
+use serde_json::Value;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 use tokio::time::Instant;
-use valkeeper_core::observation::{LiveObject, ObjectKind, ObjectRef};
+use valkeeper_core::{
+    effect::Outcome,
+    observation::{LiveObject, ObjectKind, ObjectRef},
+};
 
 /// Between two looks at an object that no watch shows: the bound of one, so that there is never more than one under way.
 const LOOK_AGAIN: std::time::Duration = API_CALL_MAX;
@@ -110,6 +117,31 @@ impl Namesakes {
         Some(known.live.clone())
     }
 
+    /// Applies an object, by force: never what is somebody else's. What no watch has `seen` is read first. `Err`: it was not sent.
+    ///
+    /// # Errors
+    /// The API server's.
+    pub async fn apply<K: Owned>(
+        &self,
+        client: &Client,
+        id: &ClusterId,
+        (object, wanted): (&ObjectRef, &Value),
+        seen: Option<ObjectMeta>,
+    ) -> Result<Result<K, Outcome>, k8s::Error> {
+        let (namespace, name) = (&id.owner.0, &object.name);
+        let live = match seen {
+            Some(meta) => Some(meta),
+            None => apply::meta::<K>(client, namespace, name).await?,
+        };
+        if let Some(namesake) = live.as_ref().and_then(|meta| taken(id, object.kind, meta)) {
+            let owner = namesake.taken_by.clone().unwrap_or_default();
+            self.found(object, namesake);
+            return Ok(Err(Outcome::Superseded(format!("it belongs to {owner}"))));
+        }
+        let uid = live.and_then(|meta| meta.uid);
+        apply::apply(client, namespace, name, wanted, uid.as_deref()).await.map(Ok)
+    }
+
     async fn look_again(self, client: Client, id: ClusterId, object: ObjectRef) {
         match meta(&client, &id.owner.0, &object).await {
             Ok(found) => match found.and_then(|meta| taken(&id, object.kind, &meta)) {
@@ -144,8 +176,7 @@ async fn meta(
 mod tests {
     use super::*;
     use axum::{Router, http::StatusCode};
-    use serde_json::{Value, json};
-    use std::sync::atomic::{AtomicBool, Ordering};
+    use serde_json::json;
 
     const KIND: ObjectKind = ObjectKind::Service;
 
@@ -209,39 +240,80 @@ mod tests {
         assert_eq!(of(&json!({}), "orders-primary").as_deref(), Some("Service/orders-primary"));
     }
 
-    /// An API server that has a Service of somebody else until it is told that it is gone.
-    async fn api_server(gone: Arc<AtomicBool>) -> Client {
-        let answer = move || {
-            let gone = gone.load(Ordering::SeqCst);
-            async move {
-                let meta = object(&json!({}), &owner("Deployment", "theirs", "d-1", true));
-                let found = json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata", "metadata": meta });
-                let missing = json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound", "code": 404 });
-                let (code, body) =
-                    if gone { (StatusCode::NOT_FOUND, missing) } else { (StatusCode::OK, found) };
-                (code, [("content-type", "application/json")], body.to_string())
-            }
+    /// An API server that has a Service of this owner, or none, and what was asked of it.
+    async fn api_server(there: Arc<Mutex<Option<Value>>>) -> (Client, Arc<Mutex<Vec<String>>>) {
+        let asked: Arc<Mutex<Vec<String>>> = Arc::default();
+        let told = Arc::clone(&asked);
+        let answer = move |request: axum::extract::Request| async move {
+            let method = request.method().to_string();
+            let body = axum::body::to_bytes(request.into_body(), 10_000).await.unwrap();
+            told.lock().unwrap().push(format!("{method} {}", String::from_utf8_lossy(&body)));
+            let owner = there.lock().unwrap().clone();
+            let (code, body) = match owner {
+                _ if method == "PATCH" => {
+                    (200, json!({ "apiVersion": "v1", "kind": "Service", "metadata": {} }))
+                }
+                Some(owner) => {
+                    let kind = json!({ "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata" });
+                    let mut found = kind;
+                    found["metadata"] = json!(object(&json!({}), &owner));
+                    (200, found)
+                }
+                None => {
+                    let gone = json!({ "apiVersion": "v1", "kind": "Status", "status": "Failure", "reason": "NotFound",
+                        "code": 404 });
+                    (404, gone)
+                }
+            };
+            let code = StatusCode::from_u16(code).unwrap();
+            (code, [("content-type", "application/json")], body.to_string())
         };
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let url = format!("http://{}", listener.local_addr().unwrap()).parse().unwrap();
         tokio::spawn(async { axum::serve(listener, Router::new().fallback(answer)).await });
-        Client::try_from(kube::Config::new(url)).unwrap()
+        (Client::try_from(kube::Config::new(url)).unwrap(), asked)
+    }
+
+    fn name() -> ObjectRef {
+        ObjectRef { kind: KIND, name: "orders-primary".into() }
     }
 
     #[tokio::test]
     async fn what_no_watch_shows_is_known_until_it_is_seen_to_be_gone() {
-        let gone = Arc::new(AtomicBool::new(false));
-        let client = api_server(Arc::clone(&gone)).await;
-        let name = ObjectRef { kind: KIND, name: "orders-primary".into() };
+        let there = Arc::new(Mutex::new(Some(owner("Deployment", "theirs", "d-1", true))));
+        let (client, _) = api_server(Arc::clone(&there)).await;
         let namesakes = Namesakes::default();
-        assert_eq!(namesakes.get(&client, &id(), &name), None);
-        namesakes.found(&name, LiveObject::taken("o-1".into(), "Deployment/theirs".into()));
-        let again = || namesakes.clone().look_again(client.clone(), id(), name.clone());
+        assert_eq!(namesakes.get(&client, &id(), &name()), None);
+        namesakes.found(&name(), LiveObject::taken("o-1".into(), "somebody".into()));
+        let again = || namesakes.clone().look_again(client.clone(), id(), name());
         again().await;
-        let known = namesakes.get(&client, &id(), &name).and_then(|live| live.taken_by);
+        let known = namesakes.get(&client, &id(), &name()).and_then(|live| live.taken_by);
         assert_eq!(known.as_deref(), Some("Deployment/theirs"));
-        gone.store(true, Ordering::SeqCst);
+        *there.lock().unwrap() = None;
         again().await;
-        assert_eq!(namesakes.get(&client, &id(), &name), None);
+        assert_eq!(namesakes.get(&client, &id(), &name()), None);
+    }
+
+    #[tokio::test]
+    async fn somebody_elses_object_is_read_and_never_written() {
+        let there = Arc::new(Mutex::new(Some(owner("Deployment", "theirs", "d-1", true))));
+        let (client, asked) = api_server(Arc::clone(&there)).await;
+        let (id, name, wanted, namesakes) = (id(), name(), json!({ "metadata": {} }), Namesakes::default());
+        let apply = |seen| namesakes.apply::<Service>(&client, &id, (&name, &wanted), seen);
+        let lines = || std::mem::take(&mut *asked.lock().unwrap());
+        let superseded = Outcome::Superseded("it belongs to Deployment/theirs".into());
+        assert_eq!(apply(None).await.unwrap().unwrap_err(), superseded);
+        assert_eq!(lines(), ["GET "]);
+        assert!(namesakes.get(&client, &id, &name).is_some());
+        let labelled = object(&ours(), &owner("Deployment", "theirs", "d-1", true));
+        assert_eq!(apply(Some(labelled)).await.unwrap().unwrap_err(), superseded);
+        assert_eq!(lines(), Vec::<String>::new(), "the watch said whose it is");
+        // Ours is written under its UID: a namesake that takes its place meanwhile is refused by the server.
+        *there.lock().unwrap() = Some(owner("ValkeyCluster", "orders", "c-1", true));
+        apply(None).await.unwrap().unwrap();
+        assert_eq!(lines(), ["GET ", r#"PATCH {"metadata":{"uid":"o-1"}}"#]);
+        *there.lock().unwrap() = None;
+        apply(None).await.unwrap().unwrap();
+        assert_eq!(lines(), ["GET ", r#"PATCH {"metadata":{}}"#]);
     }
 }
