@@ -214,7 +214,7 @@ impl World {
         if let Err(outcome) = self.accept(to.member, terms, consents) {
             return outcome;
         }
-        if let Err(why) = self.hand_over_node(to.member) {
+        if let Err(why) = self.hand_over_node(from.member, to.member) {
             return Outcome::Failed(why);
         }
         self.told(to.member, terms);

@@ -305,8 +305,11 @@ impl World {
         Ok(())
     }
 
-    /// `CLUSTER FAILOVER`: the primary takes part and votes.
-    pub(super) fn hand_over_node(&mut self, to: MemberId) -> Result<(), String> {
+    /// `CLUSTER FAILOVER`: the primary takes part and votes. It is told over the bus (`MFSTART`), and without it nothing begins.
+    pub(super) fn hand_over_node(&mut self, from: MemberId, to: MemberId) -> Result<(), String> {
+        if !self.reach(to, from) || [from, to].iter().any(|id| self.off_bus.contains(id)) {
+            return Err("its primary is not heard on the bus".to_owned());
+        }
         let contacts = self.contacts();
         if !self.votes_for(to, &contacts) {
             return Err("no majority".to_owned());
