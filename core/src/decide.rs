@@ -159,7 +159,8 @@ fn run(
     } else {
         step()
     };
-    if take(verdict, name, scope, one_election(verdict, view, outcome)) {
+    let outcome = one_shard_down(verdict, view, one_election(verdict, view, outcome));
+    if take(verdict, name, scope, outcome) {
         held.push(scope);
     }
 }
@@ -188,6 +189,26 @@ fn one_election(verdict: &Verdict, view: &View<'_>, outcome: StepOutcome) -> Ste
     }
     if !topology::is_heard(view, to) {
         return StepOutcome::Waiting(WaitReason::GossipUnsettled, Some(to), None);
+    }
+    StepOutcome::Decided(decision)
+}
+
+/// A primary without a replica takes its shard with it when it is restarted: one shard at a time, and none beside one that is down anyway.
+fn one_shard_down(verdict: &Verdict, view: &View<'_>, outcome: StepOutcome) -> StepOutcome {
+    let StepOutcome::Decided(decision) = outcome else { return outcome };
+    let Some(primary) = steps::rollout::takes_down(view, &decision) else {
+        return StepOutcome::Decided(decision);
+    };
+    let pending = view.state.pending.values().filter(|p| p.epoch == view.state.epoch).map(|p| &p.decision);
+    let mut others = verdict.decisions.iter().chain(pending);
+    let is_down = |shard: ShardId| {
+        let serving = topology::serving_primary(view, shard).filter(|id| !view.state.is_leaving(*id));
+        shard != primary.shard && view.shard(shard).has_served() && serving.is_none()
+    };
+    if others.any(|other| steps::rollout::takes_down(view, other).is_some())
+        || view.spec.shard_ids().any(is_down)
+    {
+        return StepOutcome::Waiting(WaitReason::ShardDownElsewhere, Some(primary), None);
     }
     StepOutcome::Decided(decision)
 }

@@ -171,6 +171,8 @@ reasons! {
         NoAddress,
         /// Another shard's nodes elect a primary: a planned handover waits until they have, as two at once take each other's votes.
         ElectionElsewhere,
+        /// Another shard is down or about to be: a primary without a replica is not restarted beside it.
+        ShardDownElsewhere,
         /// Before slots move, the keys in them are counted: a moment.
         SlotsUncounted,
         /// Slots are on their way from one shard to another.

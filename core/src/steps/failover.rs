@@ -171,7 +171,12 @@ fn replace(
         return StepOutcome::Waiting(WaitReason::CandidateUnanswered, Some(unknown), Some(again));
     }
     let Some(chosen) = found.chosen else {
-        return StepOutcome::Blocked(found.blocked(), Some(holder), found.candidates);
+        let restarted = view.state.operation(OperationKind::Rollout, Scope::Shard(shard));
+        return match restarted.filter(|o| o.member == Some(holder) && found.unproven.is_empty()) {
+            // Nobody can take over, which was known when it was restarted: it comes back, or the rollout is stuck.
+            Some(rollout) => super::rollout::awaiting(view, holder, rollout.phase_since),
+            None => StepOutcome::Blocked(found.blocked(), Some(holder), found.candidates),
+        };
     };
     // One that is still starting may hold the proof.
     let is_starting = |id: &MemberId| {

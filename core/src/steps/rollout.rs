@@ -1,7 +1,8 @@
 //! Wants: every member to run the wanted revision, one at a time, replicas first, the primary last and handed over.
 //! Proof: the revision annotation of each pod; linked and complete before the next one goes.
-//! Refuses: to start during a failover or while paused; to go on while a restarted member is not back.
-//! Story: spec_change, bad_image_then_fixed.
+//! Refuses: to start during a failover or while paused; to go on while a restarted member is not back; to restart a primary without a
+//!   replica while another shard is down.
+//! Story: spec_change, bad_image_then_fixed, cluster_rollout_alone.
 
 use crate::{
     decide::{StepOutcome, View},
@@ -78,7 +79,8 @@ fn not_in_sync(view: &View<'_>, id: MemberId) -> StepOutcome {
     StepOutcome::Waiting(reason, Some(id), None)
 }
 
-fn awaiting(view: &View<'_>, id: MemberId, since: crate::ids::Timestamp) -> StepOutcome {
+/// A member that was restarted is not back yet.
+pub fn awaiting(view: &View<'_>, id: MemberId, since: crate::ids::Timestamp) -> StepOutcome {
     let until = since.plus_millis(MEMBER_BACK_MAX_MS);
     if view.now >= until {
         return StepOutcome::Blocked(BlockReason::RolloutStuck, Some(id), Vec::new());
@@ -157,7 +159,7 @@ fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[Membe
             decision.step = StepName::Rollout;
             unless_failing(view, decision)
         }
-        // Alone: nobody can take over, the outage is the restart.
+        // Alone: nobody can take over, the outage is the restart. One shard after the other, see decide.
         None => restart(view, shard, primary),
     }
 }
@@ -171,6 +173,13 @@ fn restart(view: &View<'_>, shard: ShardId, id: MemberId) -> StepOutcome {
     decision.operation = Some(enter(view, shard, Some(id)));
     decision.effects.push(Effect::DeletePod { member: id, pod_uid: pod.uid.clone(), grace_s: None });
     unless_failing(view, decision)
+}
+
+/// The primary that a decision restarts though nobody has taken over.
+pub fn takes_down(view: &View<'_>, decision: &Decision) -> Option<MemberId> {
+    let restarts = decision.step == StepName::Rollout && decision.reason == Reason::MemberRestarted;
+    let member = decision.about.filter(|_| restarts)?;
+    (topology::serving_primary(view, member.shard) == Some(member)).then_some(member)
 }
 
 fn finish(shard: ShardId) -> StepOutcome {
