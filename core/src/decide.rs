@@ -201,9 +201,13 @@ fn one_shard_down(verdict: &Verdict, view: &View<'_>, outcome: StepOutcome) -> S
     };
     let pending = view.state.pending.values().filter(|p| p.epoch == view.state.epoch).map(|p| &p.decision);
     let mut others = verdict.decisions.iter().chain(pending);
+    // A node that has just come back refuses its clients for two seconds more.
+    let refuses =
+        |id: MemberId| view.member(id).and_then(|m| m.facts.node.as_ref()).is_some_and(|node| node.down);
     let is_down = |shard: ShardId| {
-        let serving = topology::serving_primary(view, shard).filter(|id| !view.state.is_leaving(*id));
-        shard != primary.shard && view.shard(shard).has_served() && serving.is_none()
+        let serving = topology::serving_primary(view, shard);
+        let serves = serving.is_some_and(|id| !view.state.is_leaving(id) && !refuses(id));
+        shard != primary.shard && view.shard(shard).has_served() && !serves
     };
     if others.any(|other| steps::rollout::takes_down(view, other).is_some())
         || view.spec.shard_ids().any(is_down)
