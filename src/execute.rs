@@ -294,7 +294,11 @@ mod tests {
         let promote = Effect::Promote { server, replid, offset: 1, consents: 0, by: Promotion::Detach };
         let [alone, promised] = [false, true].map(|promised| promote.age_max_ms(promised).unwrap());
         assert_eq!(alone, DECISION_AGE_MAX_MS);
-        assert!(Duration::from_millis(promised - alone) > bound(&promise, true));
+        let brief = Effect::Brief { member, address: "10.0.0.1".into() };
+        for asked in [&promise, &brief] {
+            assert!(Duration::from_millis(promised - alone) > bound(asked, true), "{asked}");
+        }
+        assert_eq!(bound(&brief, false), EFFECT_MAX, "nobody waits for it");
         assert!(is_promise(&promise) && !is_promise(&promote));
     }
 

@@ -486,6 +486,20 @@ mod tests {
     }
 
     #[test]
+    fn a_pod_that_stays_without_a_name_is_labelled_anew() {
+        let pod = |labels: serde_json::Value, deleted: Option<&str>| -> Pod {
+            let metadata = json!({ "name": "a", "labels": labels, "deletionTimestamp": deleted });
+            serde_json::from_value(json!({ "metadata": metadata })).unwrap()
+        };
+        let (role, named) = (objects::names::ROLE_LABEL, objects::names::NAMED_LABEL);
+        let whole = json!({ role: "primary", named: "true" });
+        assert_eq!(role_label(&pod(whole, None)), Some(RoleLabel::Primary));
+        assert_eq!(role_label(&pod(json!({ role: "primary" }), None)), None);
+        let gone = Some("2026-01-01T00:00:00Z");
+        assert_eq!(role_label(&pod(json!({ role: "leaving" }), gone)), Some(RoleLabel::Leaving));
+    }
+
+    #[test]
     fn a_label_that_is_no_role_is_none() {
         assert_eq!(role("primary"), Some(RoleLabel::Primary));
         assert_eq!(role("leaving"), Some(RoleLabel::Leaving));

@@ -84,11 +84,6 @@ impl Error {
         }
     }
 
-    /// Asked of a process that is not there any more.
-    fn another() -> Error {
-        Error::Lost("it is another process by now".to_owned())
-    }
-
     fn of(error: &RedisError) -> Error {
         let lost = error.is_io_error() || error.is_connection_dropped() || error.is_connection_refusal();
         if error.is_timeout() {
@@ -311,18 +306,21 @@ impl Local {
         self.look_within(COMMAND_TIMEOUT).await
     }
 
-    /// Which server is the process with this run id, if it is the present one. The next one is at the gate again: nothing that was decided
-    /// about this one may reach it.
-    async fn life_of(&self, run_id: &str) -> Result<Life, Error> {
+    /// What the process with this run id says, if it is the present one. The next one is at the gate again: nothing
+    /// that was decided about this one may reach it.
+    async fn process(&self, run_id: &str) -> Result<Look, Error> {
         let look = self.look().await?;
-        if look.info.run_id == run_id { Ok(look.life) } else { Err(Error::another()) }
+        if look.info.run_id != run_id {
+            return Err(Error::Lost("it is another process by now".to_owned()));
+        }
+        Ok(look)
     }
 
     /// Makes the process with this `run_id` primary, seen to be done.
     pub async fn promote(&self, run_id: &str, by: Promotion) -> Result<Look, Error> {
         let by = match by {
             Promotion::Unspecified => {
-                let server = self.life_of(run_id).await?;
+                let server = self.process(run_id).await?.life;
                 self.ask_of::<()>(Some(server), cmd("REPLICAOF").arg("NO").arg("ONE")).await?;
                 let is_primary = |look: &Look| look.info.role == RawRole::Primary;
                 return self.until_of(Some(server), is_primary, "it is not a primary").await;
@@ -335,10 +333,11 @@ impl Local {
         self.promote_node(run_id, by).await
     }
 
-    /// `REPLICAOF` an address, told to the process with this `run_id` and seen to be done. Connections of clients but of this user are `ended` in the same go, and those that are paused
-    /// with them: none shall hear of a replica. Without, they learn what this is now.
+    /// `REPLICAOF` an address, told to the process with this `run_id` and seen to be done. Connections of clients but
+    /// of this user are `ended` in the same go, and those that are paused with them: none shall hear of a replica.
+    /// Without, they learn what this is now.
     pub async fn attach(&self, run_id: &str, to: &RawSource, ended: Option<&str>) -> Result<Look, Error> {
-        let server = self.life_of(run_id).await?;
+        let server = self.process(run_id).await?.life;
         let mut all: Pipeline = redis::pipe();
         all.cmd("REPLICAOF").arg(&to.host).arg(to.port);
         if let Some(spared) = ended {

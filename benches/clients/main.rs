@@ -23,7 +23,7 @@ use support::{
 const NAMESPACE: &str = "valkeeper-bench-clients";
 /// Clients go on for so long after all is well again: longer than the longest timeout that one of them has by default.
 const AFTER: Duration = Duration::from_secs(12);
-/// The same where they know servers by name: the Java machine keeps an address for 30 s.
+/// The same in a Valkey Cluster, where they may know servers by name: the Java machine keeps an address for 30 s.
 const AFTER_BY_NAME: Duration = Duration::from_secs(33);
 
 /// What is measured.

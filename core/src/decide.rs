@@ -175,16 +175,21 @@ fn moves_by_key(view: &View<'_>, shard: ShardId) -> Option<Timestamp> {
     Some(until).filter(|until| open && *until > view.now)
 }
 
+/// What was decided in this turn so far, and what this epoch has decided and not seen the end of.
+fn under_way<'a>(verdict: &'a Verdict, view: &'a View<'_>) -> impl Iterator<Item = &'a Decision> {
+    let pending = view.state.pending.values().filter(|p| p.epoch == view.state.epoch).map(|p| &p.decision);
+    verdict.decisions.iter().chain(pending)
+}
+
 /// Two handovers between nodes at once take each other's votes: the one without a majority stands with its writes paused until it is given
 /// up, three seconds later. So one waits for the other, and for nodes that have restarted to be heard.
 fn one_election(verdict: &Verdict, view: &View<'_>, outcome: StepOutcome) -> StepOutcome {
     let StepOutcome::Decided(decision) = outcome else { return outcome };
     let Some(to) = decision.successor_of_a_node() else { return StepOutcome::Decided(decision) };
-    let pending = view.state.pending.values().filter(|p| p.epoch == view.state.epoch).map(|p| &p.decision);
     if let Some(until) = moves_by_key(view, to.shard) {
         return StepOutcome::Waiting(WaitReason::SlotsMoving, Some(to), Some(until));
     }
-    if verdict.decisions.iter().chain(pending).any(Decision::elects) {
+    if under_way(verdict, view).any(Decision::elects) {
         return StepOutcome::Waiting(WaitReason::ElectionElsewhere, Some(to), None);
     }
     if !topology::is_heard(view, to) {
@@ -199,17 +204,13 @@ fn one_shard_down(verdict: &Verdict, view: &View<'_>, outcome: StepOutcome) -> S
     let Some(primary) = steps::rollout::takes_down(view, &decision) else {
         return StepOutcome::Decided(decision);
     };
-    let pending = view.state.pending.values().filter(|p| p.epoch == view.state.epoch).map(|p| &p.decision);
-    let mut others = verdict.decisions.iter().chain(pending);
-    // A node that has just come back refuses its clients for two seconds more.
-    let refuses =
-        |id: MemberId| view.member(id).and_then(|m| m.facts.node.as_ref()).is_some_and(|node| node.down);
+    // A node that has just come back refuses its clients for two seconds more, and is not ready.
     let is_down = |shard: ShardId| {
         let serving = topology::serving_primary(view, shard);
-        let serves = serving.is_some_and(|id| !view.state.is_leaving(id) && !refuses(id));
+        let serves = serving.is_some_and(|id| !view.state.is_leaving(id) && topology::is_ready(view, id, id));
         shard != primary.shard && view.shard(shard).has_served() && !serves
     };
-    if others.any(|other| steps::rollout::takes_down(view, other).is_some())
+    if under_way(verdict, view).any(|other| steps::rollout::takes_down(view, other).is_some())
         || view.spec.shard_ids().any(is_down)
     {
         return StepOutcome::Waiting(WaitReason::ShardDownElsewhere, Some(primary), None);

@@ -79,8 +79,9 @@ reasons! {
         /// No server of the shard is left but those that are about to go, and none serves: the write Service lists nobody, so that a client
         /// is refused at once and tries again. A connection to an address that is gone would wait for its timeout.
         RouteClosed,
-        /// Pods of a Valkey Cluster are about to go, and are no primaries: their names lead nowhere while their addresses still refuse. A client that looks a name up
-        /// then is told at once; a connection to an address that is gone would wait for its timeout.
+        /// Pods of a Valkey Cluster are about to go, and are no primaries: their names lead nowhere while their
+        /// addresses still refuse. A client that looks a name up then is told at once; a connection to an address
+        /// that is gone would wait for its timeout.
         NameWithdrawn,
         /// A role label did not say what the member is.
         RoleLabelled,
@@ -257,8 +258,8 @@ reasons! {
         Behind,
         /// It is as far, and another comes first by ordinal.
         TieBreak,
-        /// Its promotion came to nothing twice and more, and less than 30 s ago, and another candidate is as
-        /// good. The outcome of that promotion says why.
+        /// Its promotion came to nothing twice and more, less than 30 s ago or not to be tried again yet, and
+        /// another candidate is as good. The outcome of that promotion says why.
         PromotionFailed,
         /// Its pod is being deleted.
         Leaving,

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 /// times what look, append and effects take together. Milliseconds.
 pub const DECISION_AGE_MAX_MS: u64 = 500;
 
-/// The same for a promotion that follows promises in its decision: they alone may take until
+/// The same for a promotion that follows promises or briefs in its decision: they alone may take until
 /// [`DECISION_AGE_MAX_MS`] to begin and 400 ms to end, and a promotion that comes to nothing after them costs
 /// the whole way once more. That what it was decided from is still so, the agent checks at the server:
 /// process, history and offset. Milliseconds.
@@ -245,8 +245,8 @@ pub enum Effect {
 }
 
 impl Effect {
-    /// How long after its decision it may still begin, in milliseconds; `promised` if there are promises in
-    /// that. What only follows in the same decision must go on.
+    /// How long after its decision it may still begin, in milliseconds; `promised` if members are asked or told
+    /// before a promotion in that. What only follows in the same decision must go on.
     pub fn age_max_ms(&self, promised: bool) -> Option<u64> {
         match self {
             Effect::Promote { .. } if promised => Some(PROMISED_AGE_MAX_MS),

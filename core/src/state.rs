@@ -228,8 +228,8 @@ pub struct ClusterState {
     /// The same of every verb, as earlier builds kept them.
     #[serde(default)]
     pub spent_tokens: BTreeSet<String>,
-    /// The word of a switchover that was said while no primary of its shard served: it names the data to go on
-    /// with. One from before the loss says nothing of what was lost.
+    /// The word of a switchover that was said while no primary of its shard was seen to serve: it names the data
+    /// to go on with. One from before the loss says nothing of what was lost.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub named: Option<String>,
     /// Effects that failed since they last succeeded, by `(scope, verb)`: count and time of the last, for back-off.

@@ -137,10 +137,7 @@ impl Server<'_> {
 impl Local {
     /// The process with this run id, and what it says.
     async fn server(&self, run_id: &str) -> Result<(Server<'_>, Look), Error> {
-        let look = self.look().await?;
-        if look.info.run_id != run_id {
-            return Err(Error::another());
-        }
+        let look = self.process(run_id).await?;
         Ok((Server { local: self, life: look.life }, look))
     }
 

@@ -21,7 +21,8 @@ use valkeeper_core::{
 
 /// Bound on the end of a killed process: a kernel that writes out its memory on a slow disk.
 const FENCE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A promotion that has waited for so long, for a slow disk, is not begun: who asked for it gives it up after 2 s, and passes this member over.
+/// A promotion that has waited for so long, for a slow disk or another command, is not begun: who asked for it gives
+/// it up after 2 s, and may have chosen another member.
 const PROMOTE_LATE: Duration = Duration::from_secs(2);
 /// A demotion that has waited for so long is not begun: who asked for it gives it up after 2 s, and takes it for not done.
 const DEMOTE_LATE: Duration = Duration::from_millis(1_500);

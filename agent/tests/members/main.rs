@@ -444,6 +444,30 @@ async fn a_handover_loses_no_write_and_spares_the_operators_connection() {
 }
 
 #[tokio::test]
+async fn a_promotion_that_waited_for_too_long_is_not_begun() {
+    let shard = Shard::start(2, NOTHING);
+    shard.serve(1, 5, 0).await;
+    let member = &shard.members[1];
+    let promotion = shard.promotion(1, 1, 9, 0).await;
+    let pid = member.server_pid().await;
+    signal(pid, "STOP");
+    // Each of these waits a second for the server, one after the other, and is for another process.
+    let others: Vec<_> =
+        (0..3).map(|_| proto::PromoteRequest { run_id: "another".to_owned(), ..promotion.clone() }).collect();
+    let mut waiting = Vec::new();
+    for request in others.into_iter().chain([promotion]) {
+        let mut agent = shard.agent(1).await;
+        waiting.push(tokio::spawn(async move { agent.promote(request).await }));
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+    tokio::time::sleep(Duration::from_millis(2_300)).await;
+    signal(pid, "CONT");
+    let last = waiting.pop().unwrap().await.unwrap().unwrap_err();
+    assert!(last.message().contains("too late"), "{last}");
+    assert_eq!(member.field("role").await, "slave");
+}
+
+#[tokio::test]
 async fn a_primary_that_is_told_to_end_waits_for_its_handover_and_then_ends_at_once() {
     let mut shard = Shard::start(2, SNAPSHOTS);
     let news = news::Desk::open(&shard.operator).await;

@@ -1,6 +1,7 @@
 //! Wants: every owned object to be what the spec renders to, and none to be left of a shard that is not to be.
 //! Proof: digest of the live fields against digest of the rendering; whose slots are whose, as the other shards' primaries say in this look.
-//! Refuses: to touch an object of that name which is somebody else's, and to begin a workload meanwhile; to delete a shard's objects before the other shards' primaries serve every slot; a new pod template while the shard's rollout
+//! Refuses: to touch an object of that name which is somebody else's, and to begin a workload meanwhile; to delete a
+//!   shard's objects before the other shards' primaries serve every slot; a new pod template while the shard's rollout
 //!   has not begun, to scale a primary away, and while paused or with a refused spec anything but what the members live by (their
 //!   certificates).
 //! Story: create, spec_change, drift, cluster_scale_in, name_taken.

@@ -140,8 +140,15 @@ fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[Membe
             // It is no use as it is, and not what is wanted: nothing is lost by making it anew.
             return restart(view, shard, id);
         }
-        let since = view.state.operation(OperationKind::Rollout, Scope::Shard(shard)).map(|o| o.phase_since);
-        return since.map_or_else(|| not_in_sync(view, id), |s| awaiting(view, id, s));
+        let open = view.state.operation(OperationKind::Rollout, Scope::Shard(shard));
+        return match open {
+            // Nothing was restarted here: its node waits for those of other shards.
+            Some(op) if op.member.is_none() && id == primary => {
+                StepOutcome::Waiting(WaitReason::GossipUnsettled, Some(id), None)
+            }
+            Some(op) => awaiting(view, id, op.phase_since),
+            None => not_in_sync(view, id),
+        };
     }
     if let Some(replica) = stale.iter().copied().rfind(|id| *id != primary) {
         return restart(view, shard, replica);

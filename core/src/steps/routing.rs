@@ -1,7 +1,8 @@
-//! Wants: the write Service to list the primary, the role labels to say who is what, and the names of pods that go to lead nowhere.
+//! Wants: the write Service to list the primary, the role labels to say who is what, and the names of pods that go to
+//!   lead nowhere.
 //! Proof: the EndpointSlice's address and the pods' labels, as last seen.
 //! Refuses: to move anything while no member is seen to be the rightful primary; to list nobody while a server of the shard stays.
-//! Story: create, primary_moved_by_hand.
+//! Story: create, primary_moved_by_hand, cluster_two_pods_deleted.
 
 use crate::{
     decide::{StepOutcome, View},

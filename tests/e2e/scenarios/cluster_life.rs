@@ -19,6 +19,8 @@ use crate::support::{
     wait::until,
 };
 use anyhow::{Context, bail};
+use k8s_openapi::api::discovery::v1::{Endpoint, EndpointSlice};
+use kube::{Api, api::ListParams};
 use serde_json::json;
 use std::{
     collections::HashSet,
@@ -199,6 +201,7 @@ async fn undisturbed(subject: &Subject, load: Load, since: Instant) -> anyhow::R
 /// Deletes a pod and waits until there is another in its place.
 async fn replaced(subject: &Subject, member: &Member) -> anyhow::Result<()> {
     subject.delete_pod(&member.name).await?;
+    loses_its_name(subject, member).await?;
     until(&format!("the successor of {}", member.name), PATIENCE, || async {
         match subject.members().await?.iter().find(|now| now.name == member.name) {
             Some(now) if now.uid != member.uid => Ok(()),
@@ -208,6 +211,25 @@ async fn replaced(subject: &Subject, member: &Member) -> anyhow::Result<()> {
     })
     .await
     .map(|_| ())
+}
+
+/// Waits until the member's name leads nowhere. Its pod must still be there, which refuses clients: an address that is gone
+/// answers nothing.
+async fn loses_its_name(subject: &Subject, member: &Member) -> anyhow::Result<()> {
+    let slices: Api<EndpointSlice> = Api::namespaced(subject.client.clone(), &subject.namespace);
+    let label = format!("kubernetes.io/service-name={}-headless", subject.name);
+    let of_names = ListParams::default().labels(&label);
+    let is_it = |endpoint: &Endpoint| {
+        endpoint.target_ref.as_ref().and_then(|pod| pod.uid.as_ref()) == Some(&member.uid)
+    };
+    until(&format!("{} to lose its name", member.name), PATIENCE, || async {
+        let slices = slices.list(&of_names).await?;
+        let named = slices.items.iter().flat_map(|slice| &slice.endpoints).any(is_it);
+        if named { bail!("its name leads to it") } else { Ok(()) }
+    })
+    .await?;
+    let stays = subject.members().await?.iter().any(|now| now.uid == member.uid);
+    if stays { Ok(()) } else { bail!("{} went with its name", member.name) }
 }
 
 /// Primaries are who they were, except that the one of this shard is another.
