@@ -220,7 +220,7 @@ impl<'a> Story<'a> {
             milestones.push(Milestone { what, seq, time, after_ms: None });
         };
         if let Some((seq, time)) = last_sign {
-            add("last sign of the old primary".to_owned(), seq, time);
+            add("last recorded sign of the old primary".to_owned(), seq, time);
         }
         if let Some(record) = loss_seen {
             add(format!("loss seen: {}", line::text(record)), record.seq, record.time);
@@ -420,8 +420,8 @@ impl Failover {
         let mut figures = Vec::new();
         figures.push(match &self.outage {
             Some(Outage { from_loss_ms, from_last_sign_ms, until }) => {
-                let bound =
-                    from_last_sign_ms.map(|ms| format!("; {ms} ms from the last sign of the old primary"));
+                let bound = from_last_sign_ms
+                    .map(|ms| format!("; at most {ms} ms, from the last recorded sign of the old primary"));
                 let bound = bound.unwrap_or_default();
                 ("outage", format!("{from_loss_ms} ms from the record of the loss to {until}{bound}"))
             }
@@ -504,7 +504,7 @@ mod tests {
         let told: Vec<(String, Option<i64>)> =
             failover.milestones.iter().map(|m| (m.what.clone(), m.after_ms)).collect();
         let expected = [
-            ("last sign of the old primary", None),
+            ("last recorded sign of the old primary", None),
             ("loss seen: 0-0 server gone", Some(59_990)),
             ("decided PrimaryGone 0-0: promote 0-1, route shard 0 to 0-1, attach 0-2 to 0-1", Some(0)),
             ("promotion verified", Some(8)),
