@@ -224,7 +224,7 @@ async fn loses_its_name(subject: &Subject, member: &Member) -> anyhow::Result<()
     };
     until(&format!("{} to lose its name", member.name), PATIENCE, || async {
         let slices = slices.list(&of_names).await?;
-        let named = slices.items.iter().flat_map(|slice| &slice.endpoints).any(is_it);
+        let named = slices.items.iter().flat_map(|slice| slice.endpoints.iter().flatten()).any(is_it);
         if named { bail!("its name leads to it") } else { Ok(()) }
     })
     .await?;
