@@ -9,6 +9,7 @@ use crate::{
     keeping::Tending,
     links::Links,
     objects::AGENT_PORT,
+    observe::Troubles,
     owned::{self, OwnedObjects},
     pods::Vanished,
     publish,
@@ -155,6 +156,7 @@ fn assemble(
         links,
         owned: OwnedObjects::default(),
         vanished: Vanished::default(),
+        troubles: Troubles::default(),
         executed: Vec::new(),
         tending: Tending::default(),
     })

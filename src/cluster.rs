@@ -15,6 +15,7 @@ use crate::{
     keeping::{Keeping, Tending},
     lease::Leadership,
     links::Links,
+    observe::Troubles,
     owned::OwnedObjects,
     pods::Vanished,
     publish::{self, Press},
@@ -119,6 +120,8 @@ pub struct Cluster {
     pub owned: OwnedObjects,
     /// What the API server said of pods that the watch shows no more.
     pub vanished: Vanished,
+    /// Why pods do not run.
+    pub troubles: Troubles,
     /// Its Secrets.
     pub secrets: SecretCache,
     /// Outcomes that are not recorded yet.

@@ -1,6 +1,10 @@
 //! One look at a cluster: facts and readings, no conclusions. Everything but the members' servers comes from the caches, so a
 //! look costs the API server nothing. What nobody could look at is left out or Unknown, never Absent.
 
+mod trouble;
+
+pub use trouble::Troubles;
+
 use crate::{
     api::{Invalid, Parsed, changed, first, parse_all, v1alpha1::ValkeyCluster},
     cluster::{Cluster, Pace},
@@ -22,6 +26,7 @@ use std::{
     sync::Arc,
     time::Duration,
 };
+use tokio::time::Instant;
 use valkeeper_core::{
     ids::{Digest, MemberId, ShardId},
     info::RawRole,
@@ -47,6 +52,9 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
     };
     let (spec, objects) = spec_and_objects(cluster, &resource).await;
     let pods = pods::look(cluster, wanted_or_known(cluster, &spec)).await;
+    let is_there =
+        |uid: &str| pods.values().filter_map(Observed::present).any(|pod| pod.uid().as_deref() == Some(uid));
+    cluster.troubles.keep(is_there);
     let addresses = addresses(cluster, &pods);
     // Without any spec nothing is decided from what is seen.
     let topology = in_force(cluster, &spec).map_or(Topology::Replication, |desired| desired.topology);
@@ -363,6 +371,7 @@ fn pod_facts(cluster: &Cluster, pod: &Pod) -> PodFacts {
         revision: Digest(annotation.cloned().unwrap_or_default()),
         container: container_of(pod),
         role_label: role_label(pod),
+        trouble: cluster.troubles.told(pod, Instant::now()),
     }
 }
 

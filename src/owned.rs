@@ -5,6 +5,7 @@ mod namesakes;
 mod surplus;
 
 pub use namesakes::is_own_route;
+use surplus::Kept;
 pub use surplus::delete;
 
 use crate::{
@@ -247,12 +248,12 @@ async fn identities(cluster: &mut Cluster, spec: &DesiredCluster) -> Result<(), 
 /// Wanted and live state of every object that is rendered, or known from before, or left of shards that are not to be.
 pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
     let mut facts = rendered_facts(cluster).await;
-    let rendered: BTreeSet<ShardId> = cluster.owned.rendered.iter().filter_map(|r| r.shard).collect();
-    facts.extend(surplus::look(cluster, &rendered).await);
+    let kept = Kept::of(cluster);
+    facts.extend(surplus::look(cluster, &kept).await);
     // A write route is not rendered while its Service is missing, so nobody can say whether it is as wanted. That it is there
     // or not can be said, and must be: what is unknown holds everything.
     let name = &cluster.id.owner.1;
-    let is_left = |object| surplus::shard_of(name, object).is_some_and(|shard| !rendered.contains(&shard));
+    let is_left = |object| kept.shard_left(name, object).is_some();
     for (object, known) in &cluster.state.objects {
         if !facts.contains_key(object) && known.live.is_unknown() && !is_left(object) {
             let live = match meta(cluster, object) {

@@ -70,11 +70,11 @@ fn the_operator_may_not_list_secrets_nor_run_commands_in_pods() {
 }
 
 #[test]
-fn the_operator_may_delete_where_clusters_are_only_pods_and_what_a_removed_shard_leaves() {
+fn the_operator_may_delete_where_clusters_are_only_pods_and_what_a_removed_shard_or_member_leaves() {
     let rbac = read("charts/valkeeper/templates/rbac.yaml");
     let lines: Vec<&str> = rbac.split("\n---").next().unwrap_or_default().lines().map(str::trim).collect();
     let deletes = lines.windows(2).filter(|pair| pair[1].starts_with("verbs:") && pair[1].contains("delete"));
     let resources: Vec<&str> = deletes.map(|pair| pair[0]).collect();
-    let expected = ["[pods]", "[secrets]", "[statefulsets]", "[poddisruptionbudgets]"];
+    let expected = ["[pods]", "[services]", "[secrets]", "[statefulsets]", "[poddisruptionbudgets]"];
     assert_eq!(resources, expected.map(|kinds| format!("resources: {kinds}")));
 }

@@ -80,7 +80,7 @@ pub enum Announce {
     Hostname,
 }
 
-/// The name in DNS of a member's pod, whatever its address.
+/// The name in DNS of a member's pod, whatever its address: for other members.
 pub fn hostname(namespace: &str, cluster: &str, member: MemberId) -> String {
     format!("{cluster}-{member}.{cluster}-headless.{namespace}.svc")
 }
@@ -123,9 +123,9 @@ impl Config {
         Ok(Config { namespace: var("POD_NAMESPACE")?, pod_ip: var("POD_IP")?, me, topology, args })
     }
 
-    /// The pod's name in DNS.
-    pub fn hostname(&self) -> String {
-        hostname(&self.namespace, &self.args.cluster, self.me)
+    /// The name in DNS of this member's own Service: for clients. Its address stays when the pod moves.
+    pub fn announced(&self) -> String {
+        format!("{}-node-{}.{}.svc", self.args.cluster, self.me, self.namespace)
     }
 
     /// Peers whose addresses are given.

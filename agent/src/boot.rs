@@ -121,7 +121,7 @@ pub fn prepare(config: &Config, users: &Users, blank: bool) -> io::Result<Start>
             command.args(["--cluster-announce-human-nodename", &name]);
             // Whatever clients are told: a node that names others by hostname says `?` of one that announces none, and in a rollout that
             // turns to hostnames nodes of both kinds are there.
-            command.args(["--cluster-announce-hostname", &config.hostname()]);
+            command.args(["--cluster-announce-hostname", &config.announced()]);
             match args.announce {
                 Announce::Address => {}
                 Announce::Hostname => {

@@ -145,6 +145,7 @@ async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, users: &boot::Users)
     tracing::info!(pid = child.process.id(), ?files, "the server is started at the gate");
     agent.update(|known| {
         known.process = Some(child.process);
+        known.last_words.begin(&known.exited);
         (known.files, known.aof_left_off) = (files, aof_left_off);
         known.since = Instant::now();
         known.last_answer = known.since;
@@ -193,6 +194,11 @@ fn line(text: &str) {
         && let Some(agent) = AGENT.get()
     {
         agent.update(|known| known.no_space = true);
+    }
+    // Why a server does not start is said by lines that are warnings, or have no level.
+    let is_quiet = [" * ", " - ", " . "].iter().any(|mark| text.contains(mark));
+    if !is_quiet && let Some(agent) = AGENT.get() {
+        agent.update(|known| known.last_words.say(text));
     }
     let level = [" # ", " * ", " - ", " . "].iter().filter_map(|mark| Some((text.find(mark)?, *mark))).min();
     match level {

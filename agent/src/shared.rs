@@ -2,6 +2,7 @@
 //! here is what they are asked with.
 
 mod known;
+mod last_words;
 
 pub use known::{Known, history, is_at_gate};
 
@@ -164,6 +165,7 @@ impl Agent {
             oom_kills: known.oom_kills,
             drawn_replid: known.drawn_if_blank(),
             relays: known.relays,
+            start_failure: known.last_words.start_failure().to_owned(),
         }
     }
 
@@ -279,6 +281,7 @@ impl Agent {
             (known.ticket, known.life) = (ticket, life);
             known.listens = listens;
             known.exited.clear();
+            known.last_words.answered();
             known.run_id.clone_from(&info.run_id);
             known.silent_since = None;
             known.last_answer = Instant::now();

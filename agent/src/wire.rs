@@ -13,6 +13,8 @@ use valkeeper_core::{
 const ROSTER_MAX: usize = 100;
 /// Characters of a word (version, thumbprint, how a server ended): a thumbprint has 64.
 const WORD_CHARS_MAX: usize = 128;
+/// Most of what a server said at its end that is recorded. Characters.
+const TEXT_CHARS_MAX: usize = 512;
 /// Characters of a replication id.
 const REPLID_CHARS: usize = 40;
 
@@ -62,6 +64,13 @@ fn replid(text: String, field: &'static str) -> Result<ReplId, Malformed> {
 fn word(text: String, field: &'static str) -> Result<String, Malformed> {
     let visible = text.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
     if visible && text.len() <= WORD_CHARS_MAX { Ok(text) } else { Err(Malformed(field)) }
+}
+
+/// Words for people, as far as they can be shown; `None` without any.
+fn told(text: &str) -> Option<String> {
+    let visible = |c: &char| *c == ' ' || c.is_ascii_graphic();
+    let text: String = text.chars().filter(visible).take(TEXT_CHARS_MAX).collect();
+    (!text.is_empty()).then_some(text)
 }
 
 impl From<&Brief> for proto::Brief {
@@ -241,6 +250,7 @@ pub fn facts(state: proto::AgentState, now: Timestamp) -> Result<AgentFacts, Mal
         gate: gate(&state.gate, &state.hold_reason, &state.attached_to)?,
         leaving: state.leaving,
         relays: state.relays,
+        start_failure: told(&state.start_failure),
         disk_full: state.disk_full,
         oom_kills: state.oom_kills,
         writes_stopped: state.writes_stopped,

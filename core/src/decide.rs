@@ -140,7 +140,16 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
             }
         }
     }
+    verdict.standing.blocks.extend(view.spec.shard_ids().filter_map(|shard| cannot_start(&view, shard)));
     verdict
+}
+
+/// What a person has to see at once, whatever else the shard waits for. It holds nothing.
+fn cannot_start(view: &View<'_>, shard: ShardId) -> Option<Block> {
+    let is_it = |id: &MemberId| view.member(*id).is_some_and(|member| member.trouble().is_some());
+    let (step, scope, reason) = (StepName::Rollout, Scope::Shard(shard), BlockReason::MemberCannotStart);
+    let about = view.wanted(shard).find(is_it)?;
+    Some(Block { step, scope, reason, about: Some(about), candidates: Vec::new() })
 }
 
 fn run(

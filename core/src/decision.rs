@@ -79,9 +79,8 @@ reasons! {
         /// No server of the shard is left but those that are about to go, and none serves: the write Service lists nobody, so that a client
         /// is refused at once and tries again. A connection to an address that is gone would wait for its timeout.
         RouteClosed,
-        /// Pods of a Valkey Cluster are about to go, and are no primaries: their names lead nowhere while their
-        /// addresses still refuse. A client that looks a name up then is told at once; a connection to an address
-        /// that is gone would wait for its timeout.
+        /// Pods of a Valkey Cluster are about to go, and are no primaries: their own Services lead nowhere while their
+        /// addresses still refuse. A client is refused at once then; a connection to an address that is gone would wait for its timeout.
         NameWithdrawn,
         /// A role label did not say what the member is.
         RoleLabelled,
@@ -124,6 +123,8 @@ reasons! {
         RebalanceWithdrawn,
         /// A shard that shall not be there any more has given its last slot: its workload is deleted. Its claims stay.
         ShardRemoved,
+        /// A member that shall not be there any more is gone, and so is the Service that led to it alone.
+        MemberRemoved,
         /// An owned object differed from what the spec renders to.
         ObjectApplied,
         /// A new revision of the workload begins to roll out, replicas first.
@@ -221,6 +222,9 @@ reasons! {
         NameTaken,
         /// The cluster is paused by its spec: planned changes wait, failover does not.
         Paused,
+        /// A member does not start: its pod finds no place, its image cannot be had, or its server ends before it answers. The message
+        /// has the words of the scheduler, of kubelet or of Valkey. It goes on by itself once that is corrected.
+        MemberCannotStart,
         /// A member that was restarted with the new revision does not come up; the others keep the old one.
         RolloutStuck,
         /// Slots have no owner, and nothing that is known says whose they were: their keys may be on volumes of shards that are not

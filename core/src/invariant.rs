@@ -6,7 +6,7 @@ use crate::{
     effect::Effect,
     event::{Event, Record},
     ids::{MemberId, Seq},
-    observation::{ExportState, Link, NodeFacts, ObjectRef, ServerRole, Source},
+    observation::{ExportState, Link, NodeFacts, ObjectKind, ObjectRef, ServerRole, Source},
     slots::SlotSet,
     state::{ClusterState, MemberState, Pending},
 };
@@ -173,11 +173,14 @@ fn handed_over(
     }
 }
 
-/// Nothing is deleted of a shard that owns a slot.
+/// Nothing is deleted of a shard that owns a slot, but the Service of a member that is not wanted.
 fn deleted(state: &ClusterState, object: &ObjectRef, say: &mut impl FnMut(String)) {
     let facts = state.objects.get(object);
     if !facts.is_some_and(|facts| facts.surplus) {
         say(format!("deletes {object}, which is wanted"));
+    }
+    if object.kind == ObjectKind::Service {
+        return;
     }
     let owned = facts.and_then(|f| f.shard).and_then(|id| state.shards.get(&id));
     if owned.is_some_and(|shard| !shard.slots.is_empty()) {

@@ -113,6 +113,9 @@ pub struct PodFacts {
     pub container: ContainerPhase,
     /// Value of the role label, `None` if it has none.
     pub role_label: Option<RoleLabel>,
+    /// Why it does not run, in the words of the scheduler, kubelet or what ended in it, once that has stood for a moment.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 /// The label `valkeeper.io/role` of a pod: for people, for the `-replicas` Service, and for the pod's name.
@@ -257,6 +260,9 @@ pub struct AgentFacts {
     /// True while it has the port of clients, and passes them on to the primary.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub relays: bool,
+    /// How the last server ended that never answered, with its last lines; `None` since one answers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub start_failure: Option<String>,
     /// True while there is no space left for its data.
     #[serde(default)]
     pub disk_full: bool,

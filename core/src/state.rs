@@ -77,6 +77,13 @@ impl MemberState {
         self.facts.agent.present()
     }
 
+    /// Why it does not start, in the words of whoever knows: of its pod, or of its server.
+    pub fn trouble(&self) -> Option<&str> {
+        let pod = self.facts.pod.present().filter(|pod| !pod.deleting)?;
+        let of_server = || self.agent().and_then(|agent| agent.start_failure.as_deref());
+        pod.trouble.as_deref().or_else(of_server)
+    }
+
     /// True if the server answers and is known to have no data: it started blank and is still on the history it drew then.
     pub fn is_blank(&self) -> bool {
         let drawn = |s: &ServerFacts| {
@@ -234,6 +241,9 @@ pub struct ClusterState {
     pub named: Option<String>,
     /// Effects that failed since they last succeeded, by `(scope, verb)`: count and time of the last, for back-off.
     pub failures: BTreeMap<String, (u32, Timestamp)>,
+    /// What was said the last time that an object was not applied or deleted, until it is.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub refusals: BTreeMap<ObjectRef, String>,
     /// What is waited for and what is blocked.
     pub standing: Standing,
     /// True once the resource was seen to be deleted.
@@ -304,6 +314,7 @@ impl ClusterState {
             }
             Event::ObjectChanged { object, facts } if facts.surplus && facts.live.is_absent() => {
                 self.objects.remove(object);
+                self.refusals.remove(object);
             }
             Event::ObjectChanged { object, facts } => {
                 self.objects.insert(object.clone(), facts.clone());
@@ -361,6 +372,7 @@ impl ClusterState {
             object.live = Observed::Unknown(Why::NotLooked);
         }
         self.failures.clear();
+        self.refusals.clear();
         self.sort_spent_words();
         // Durations never span epochs.
         for operation in &mut self.operations {

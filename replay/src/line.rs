@@ -224,6 +224,7 @@ fn pod_facts(facts: &PodFacts) -> String {
         revision,
         container: phase,
         role_label,
+        trouble,
     } = facts;
     let mut parts =
         vec![if *deleting { format!("deleting, {}", container(phase)) } else { container(phase) }];
@@ -238,6 +239,7 @@ fn pod_facts(facts: &PodFacts) -> String {
     parts.extend(address.as_ref().map(|a| format!("at {a}")));
     parts.push(format!("(uid {}, revision {})", short(uid), short(&revision.0)));
     parts.extend(role_label.map(|role| format!("labelled {}", role.as_str())));
+    parts.extend(trouble.as_ref().map(|words| format!("does not run: {words}")));
     parts.join(" ")
 }
 
@@ -283,6 +285,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         gate,
         leaving,
         relays,
+        start_failure,
         disk_full,
         oom_kills,
         writes_stopped,
@@ -307,6 +310,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
     said.extend((*consents > 0).then(|| format!("consented {consents} times")));
     said.extend(leaving.then(|| "is leaving".to_owned()));
     said.extend(relays.then(|| "passes clients on".to_owned()));
+    said.extend(start_failure.as_ref().map(|words| format!("its server does not start ({words})")));
     said.extend(disk_full.then(|| "DISK FULL".to_owned()));
     said.extend((*oom_kills > 0).then(|| format!("{oom_kills} processes killed for want of memory")));
     said.extend(writes_stopped.then(|| "WRITES STOPPED".to_owned()));

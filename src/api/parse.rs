@@ -177,7 +177,7 @@ fn name(cluster: &api::ValkeyCluster) -> Result<(), Invalid> {
 pub fn first(cluster: &api::ValkeyCluster) -> Result<(), Invalid> {
     let name = cluster.metadata.name.as_deref().unwrap_or_default();
     let allowed = "Services of other ValkeyClusters have such names; allowed: one that does not end in -primary, \
-                   -replicas (with or without a shard's number behind it) or -headless";
+                   -replicas (with or without a shard's number behind it), -headless or -node with two numbers";
     if is_of_a_service(name) { Err(Invalid::new("metadata.name", name, allowed)) } else { Ok(()) }
 }
 

@@ -120,8 +120,12 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
                 let slice = endpointslice::render(&scene, shard);
                 out.extend(slice.map(|slice| scene.seal(ObjectKind::EndpointSlice, slice)));
             }
-            // Any node sends a client to whom it looks for: the plain name is enough.
-            Topology::Cluster => {}
+            // Any node sends a client to whom it looks for, by the name of its Service.
+            Topology::Cluster => {
+                let members = parsed.desired.members().filter(|member| member.shard == shard);
+                let node = |member| scene.seal(ObjectKind::Service, services::node(&scene, member));
+                out.extend(members.map(node));
+            }
         }
         out.push(scene.seal(ObjectKind::PodDisruptionBudget, pdb::render(&scene, shard)));
         let (set, revision) = statefulset::render(&scene, shard);

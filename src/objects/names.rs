@@ -8,7 +8,7 @@ pub const CLUSTER_LABEL: &str = "valkeeper.io/cluster";
 pub const SHARD_LABEL: &str = "valkeeper.io/shard";
 /// Label of pods: `primary`, `replica` or `leaving`, set by routing.
 pub const ROLE_LABEL: &str = "valkeeper.io/role";
-/// Label of pods that the headless Service lists by name: `true`, taken away from a pod that goes.
+/// Label of pods that their own Service leads to: `true`, taken away from a pod that goes.
 pub const NAMED_LABEL: &str = "valkeeper.io/named";
 /// Value of that label.
 pub const NAMED: &str = "true";
@@ -58,15 +58,32 @@ pub fn headless(cluster: &str) -> String {
     format!("{cluster}-headless")
 }
 
+/// The Service of one member of a Valkey Cluster. Clients keep its name and its address, and both stay when the pod moves.
+pub fn node(cluster: &str, member: MemberId) -> String {
+    format!("{cluster}-node-{member}")
+}
+
+/// The member whose own Service this is, from its name.
+pub fn member_of_node(cluster: &str, service: &str) -> Option<MemberId> {
+    let member = service.strip_prefix(cluster)?.strip_prefix("-node-")?.parse().ok()?;
+    (node(cluster, member) == service).then_some(member)
+}
+
 /// True if a Service of another cluster may have this name: a cluster of this name would need it for its own Service, which has the plain
 /// name. All other names of one cluster's objects differ from those of any other's.
 pub fn is_of_a_service(cluster: &str) -> bool {
-    let shard = |(base, number): (&str, &str)| {
+    let without_number = |name: &'_ str| {
+        let (base, number) = name.rsplit_once('-')?;
         let is_number = !number.is_empty() && number.bytes().all(|b| b.is_ascii_digit());
         is_number.then(|| base.to_owned())
     };
-    let base = cluster.rsplit_once('-').and_then(shard).unwrap_or_else(|| cluster.to_owned());
-    base.ends_with("-primary") || base.ends_with("-replicas") || cluster.ends_with("-headless")
+    let shard = without_number(cluster);
+    let member = shard.as_deref().and_then(without_number);
+    let base = shard.as_deref().unwrap_or(cluster);
+    base.ends_with("-primary")
+        || base.ends_with("-replicas")
+        || cluster.ends_with("-headless")
+        || member.is_some_and(|base| base.ends_with("-node"))
 }
 
 /// The ConfigMap with valkey.conf.

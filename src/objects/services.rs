@@ -1,13 +1,16 @@
-//! Services: writes, reads, and one name per pod.
+//! Services: writes, reads, one name per pod, and one address per member of a Valkey Cluster.
 
 use super::{Scene, names};
 use serde_json::{Value, json};
 use valkeeper_core::{
     config::{BUS_PORT, PORT},
-    ids::ShardId,
+    ids::{MemberId, ShardId},
     observation::RoleLabel,
     spec::Topology,
 };
+
+/// Label that the StatefulSet controller gives a pod: its name.
+const POD_NAME_LABEL: &str = "statefulset.kubernetes.io/pod-name";
 
 /// `-primary`: no selector; its EndpointSlice is moved by the operator, by one compare-and-swap.
 pub(super) fn primary(scene: &Scene<'_>, shard: ShardId) -> Value {
@@ -29,15 +32,13 @@ pub(super) fn replicas(scene: &Scene<'_>, shard: ShardId) -> Value {
     service(scene, &names::replicas(scene.name(), shard), Some(shard), spec)
 }
 
-/// `-headless`: every pod by name, also while it is not ready, as a primary may be just then. A pod that goes is taken out by its label.
+/// `-headless`: every pod by name, also while it is not ready, as a primary may be just then. Members find each other by it.
 pub(super) fn headless(scene: &Scene<'_>) -> Value {
-    let mut selector = scene.selector(None);
-    selector[names::NAMED_LABEL] = json!(names::NAMED);
     let spec = json!({
         "type": "ClusterIP",
         "clusterIP": "None",
         "publishNotReadyAddresses": true,
-        "selector": selector,
+        "selector": scene.selector(None),
     });
     let mut service = service(scene, &names::headless(scene.name()), None, spec);
     match scene.topology() {
@@ -45,6 +46,16 @@ pub(super) fn headless(scene: &Scene<'_>) -> Value {
         Topology::Cluster => service["spec"]["ports"] = json!([port("valkey", PORT), port("bus", BUS_PORT)]),
     }
     service
+}
+
+/// `-node-SHARD-MEMBER`: an address of one member that stays when its pod moves, ready or not, as a server refuses clients by itself
+/// until it is to have some. Nobody is led to a pod that goes: its label is taken away.
+pub(super) fn node(scene: &Scene<'_>, member: MemberId) -> Value {
+    let mut selector = scene.selector(Some(member.shard));
+    selector[names::NAMED_LABEL] = json!(names::NAMED);
+    selector[POD_NAME_LABEL] = json!(names::pod(scene.name(), member));
+    let spec = json!({ "type": "ClusterIP", "publishNotReadyAddresses": true, "selector": selector });
+    service(scene, &names::node(scene.name(), member), Some(member.shard), spec)
 }
 
 fn port(name: &str, number: u16) -> Value {

@@ -146,7 +146,7 @@ fn valkey_cluster() -> Value {
 }
 
 #[test]
-fn a_valkey_cluster_has_one_service_for_clients_and_no_route() {
+fn a_valkey_cluster_has_one_service_to_begin_at_one_for_each_member_and_no_route() {
     let objects = rendered(valkey_cluster());
     let names: Vec<String> = objects.iter().map(|r| r.object.to_string()).collect();
     assert_eq!(
@@ -159,8 +159,12 @@ fn a_valkey_cluster_has_one_service_for_clients_and_no_route() {
             "ConfigMap/orders-config",
             "Service/orders",
             "Service/orders-headless",
+            "Service/orders-node-0-0",
+            "Service/orders-node-0-1",
             "PodDisruptionBudget/orders-0",
             "StatefulSet/orders-0",
+            "Service/orders-node-1-0",
+            "Service/orders-node-1-1",
             "PodDisruptionBudget/orders-1",
             "StatefulSet/orders-1",
         ]
@@ -200,13 +204,20 @@ fn an_agent_is_told_of_names_where_clients_are_to_be_and_pods_are_in_dns_before_
     assert_eq!(command(json!("Hostname")), format!("{agent} --announce hostname {server}"));
     let headless = find(&rendered(valkey_cluster()), "Service/orders-headless").value;
     assert_eq!(headless["spec"]["publishNotReadyAddresses"], json!(true));
-    // Only while it has the label that is taken from a pod that goes.
     let stateful_set = find(&rendered(valkey_cluster()), "StatefulSet/orders-1").value;
-    let pod = stateful_set.pointer("/spec/template/metadata/labels").cloned().unwrap();
-    for (label, value) in headless["spec"]["selector"].as_object().unwrap() {
-        assert_eq!(&pod[label], value, "{label}");
-    }
-    assert_eq!(headless["spec"]["selector"]["valkeeper.io/named"], json!("true"));
+    let labels = stateful_set.pointer("/spec/template/metadata/labels").cloned().unwrap();
+    let selects = |service: &str| {
+        let service = find(&rendered(valkey_cluster()), service).value;
+        let selector = service["spec"]["selector"].as_object().unwrap().clone();
+        selector
+            .iter()
+            .filter(|(label, value)| labels[*label] != **value)
+            .map(|(l, _)| l.clone())
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(selects("Service/orders-headless"), Vec::<String>::new());
+    // That one label comes from the StatefulSet controller.
+    assert_eq!(selects("Service/orders-node-1-0"), ["statefulset.kubernetes.io/pod-name"]);
 }
 
 #[test]
@@ -451,13 +462,30 @@ fn a_slice_waits_for_the_uid_of_its_service() {
 
 #[test]
 fn what_a_service_of_one_cluster_is_called_no_other_cluster_can_be() {
-    let all = rendered(json!({ "topology": "Replication", "shards": 16 }));
-    let services: Vec<&str> =
-        all.iter().filter(|r| r.object.kind == ObjectKind::Service).map(|r| r.object.name.as_str()).collect();
-    assert_eq!(services.len(), 2 + 2 * 16);
-    let (plain, others): (Vec<&str>, Vec<&str>) =
-        services.into_iter().partition(|name| !names::is_of_a_service(name));
-    assert_eq!((plain, others.len()), (vec!["orders"], 33));
+    for (topology, count) in [("Replication", 2 + 2 * 16), ("Cluster", 2 + 3 * 16)] {
+        let all = rendered(json!({ "topology": topology, "shards": 16 }));
+        let services = all.iter().filter(|r| r.object.kind == ObjectKind::Service);
+        let services: Vec<&str> = services.map(|r| r.object.name.as_str()).collect();
+        assert_eq!(services.len(), count);
+        let (plain, others): (Vec<&str>, Vec<&str>) =
+            services.into_iter().partition(|name| !names::is_of_a_service(name));
+        assert_eq!((plain, others.len()), (vec!["orders"], count - 1));
+    }
+}
+
+#[test]
+fn a_member_of_a_valkey_cluster_has_a_service_that_leads_to_its_pod_alone_until_that_goes() {
+    let objects = rendered(json!({ "topology": "Cluster", "shards": 2, "replicas": 1 }));
+    let service = find(&objects, "Service/orders-node-1-0").value;
+    assert_eq!(service["spec"]["selector"]["statefulset.kubernetes.io/pod-name"], json!("orders-1-0"));
+    assert_eq!(service["spec"]["selector"]["valkeeper.io/named"], json!("true"));
+    assert_eq!(service["spec"]["publishNotReadyAddresses"], json!(true));
+    assert_eq!(service["spec"]["type"], json!("ClusterIP"));
+    assert!(service["spec"].get("clusterIP").is_none(), "an address of its own");
+    assert_eq!(names::member_of_node("orders", "orders-node-1-0"), Some(MemberId::new(1, 0)));
+    for other in ["orders-node-01-0", "orders-node-1", "orders-1-0", "payments-node-1-0"] {
+        assert_eq!(names::member_of_node("orders", other), None, "{other}");
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
-//! What is left of shards that are not to be any more: found by owner and name, and deleted once the core says so. Volumes stay.
+//! What is left of shards and members that are not to be any more: found by owner and name, and deleted once the core says so.
+//! Volumes stay.
 
 use super::{Cluster, namesakes::taken};
 use crate::{
@@ -15,7 +16,7 @@ use kube::{Resource, ResourceExt};
 use std::collections::{BTreeMap, BTreeSet};
 use valkeeper_core::{
     effect::Outcome,
-    ids::{Digest, ShardId},
+    ids::{Digest, MemberId, ShardId},
     observation::{LiveObject, ObjectFacts, ObjectKind, ObjectRef, Observed, Why},
 };
 
@@ -29,21 +30,56 @@ pub fn shard_of(cluster: &str, object: &ObjectRef) -> Option<ShardId> {
     let name = match object.kind {
         ObjectKind::Secret => names::identity(cluster, number),
         ObjectKind::StatefulSet | ObjectKind::PodDisruptionBudget => names::statefulset(cluster, number),
-        ObjectKind::ConfigMap | ObjectKind::Service | ObjectKind::EndpointSlice => return None,
+        ObjectKind::Service => {
+            return names::member_of_node(cluster, &object.name).map(|member| member.shard);
+        }
+        ObjectKind::ConfigMap | ObjectKind::EndpointSlice => return None,
     };
     (name == object.name).then_some(number)
 }
 
-/// Looks for what there is of shards that are not among `kept`.
-pub async fn look(cluster: &Cluster, kept: &BTreeSet<ShardId>) -> Known {
+/// What is to stay of the objects that are a shard's or a member's.
+#[derive(Debug, Default)]
+pub struct Kept {
+    shards: BTreeSet<ShardId>,
+    /// Members that are wanted, or whose pods are there still.
+    members: BTreeSet<MemberId>,
+}
+
+impl Kept {
+    /// What was rendered, and what runs.
+    pub fn of(cluster: &Cluster) -> Kept {
+        let (name, rendered) = (&cluster.id.owner.1, &cluster.owned.rendered);
+        let services = rendered.iter().filter(|r| r.object.kind == ObjectKind::Service);
+        let wanted = services.filter_map(|r| names::member_of_node(name, &r.object.name));
+        let pods = cluster.shell.world.pods.of(&cluster.id.owner);
+        let running = pods.iter().filter_map(|pod| names::member_of_pod(name, &pod.name_any()));
+        let shards = rendered.iter().filter_map(|r| r.shard).collect();
+        Kept { shards, members: wanted.chain(running).collect() }
+    }
+
+    /// The shard of an object that is not to stay.
+    pub fn shard_left(&self, cluster: &str, object: &ObjectRef) -> Option<ShardId> {
+        let shard = shard_of(cluster, object)?;
+        let stays = match names::member_of_node(cluster, &object.name) {
+            Some(member) if object.kind == ObjectKind::Service => self.members.contains(&member),
+            Some(_) | None => self.shards.contains(&shard),
+        };
+        (!stays).then_some(shard)
+    }
+}
+
+/// Looks for what there is that is not among `kept`.
+pub async fn look(cluster: &Cluster, kept: &Kept) -> Known {
     let world = &cluster.shell.world;
     let mut found = Found::new();
+    found.extend(all(ObjectKind::Service, &world.services, &cluster.id));
     found.extend(all(ObjectKind::StatefulSet, &world.stateful_sets, &cluster.id));
     found.extend(all(ObjectKind::PodDisruptionBudget, &world.budgets, &cluster.id));
     // Secrets are read by name only. A shard's is the first of its objects to be made, so one of the others is there, or it is known.
     let name = &cluster.id.owner.1;
     let shards = found.keys().chain(cluster.state.objects.keys()).filter_map(|o| shard_of(name, o));
-    for shard in shards.filter(|shard| !kept.contains(shard)).collect::<BTreeSet<_>>() {
+    for shard in shards.filter(|shard| !kept.shards.contains(shard)).collect::<BTreeSet<_>>() {
         let name = names::identity(name, shard);
         let live = match cluster.secrets.get(&name).await {
             Ok(Some(secret)) => Observed::Present(secret.metadata.clone()),
@@ -63,11 +99,11 @@ where
     cache.of(&id.owner).iter().map(|live| of(live)).collect()
 }
 
-/// Surplus is what this very resource owns of a shard that is not kept; and, for the last time, what was known and is gone.
-fn facts(id: &ClusterId, kept: &BTreeSet<ShardId>, found: &Found, known: &Known) -> Known {
+/// Surplus is what this very resource owns and is not kept; and, for the last time, what was known and is gone.
+fn facts(id: &ClusterId, kept: &Kept, found: &Found, known: &Known) -> Known {
     let mut facts = Known::new();
     for object in found.keys().chain(known.keys()) {
-        let Some(shard) = shard_of(&id.owner.1, object).filter(|shard| !kept.contains(shard)) else {
+        let Some(shard) = kept.shard_left(&id.owner.1, object) else {
             continue;
         };
         let live = match found.get(object).unwrap_or(&Observed::Absent) {
@@ -116,9 +152,10 @@ pub async fn delete(cluster: &Cluster, object: &ObjectRef, uid: &str) -> Result<
             cluster.secrets.deleted(&object.name, left);
             Ok(ended)
         }
-        ObjectKind::ConfigMap | ObjectKind::Service | ObjectKind::EndpointSlice => {
+        ObjectKind::ConfigMap | ObjectKind::EndpointSlice => {
             Ok(Outcome::Superseded("no shard has one of its own".to_owned()))
         }
+        ObjectKind::Service => delete_watched(cluster, object, uid, &world.services).await,
         ObjectKind::PodDisruptionBudget => delete_watched(cluster, object, uid, &world.budgets).await,
         ObjectKind::StatefulSet => delete_watched(cluster, object, uid, &world.stateful_sets).await,
     }
@@ -179,8 +216,9 @@ mod tests {
         })
     }
 
-    fn kept(shards: u16) -> BTreeSet<ShardId> {
-        (0..shards).map(ShardId).collect()
+    fn kept(shards: u16) -> Kept {
+        let members = (0..shards).flat_map(|shard| [0, 1].map(|ordinal| MemberId::new(shard, ordinal)));
+        Kept { shards: (0..shards).map(ShardId).collect(), members: members.collect() }
     }
 
     fn known(object: &ObjectRef, live: Observed<LiveObject>) -> Known {
@@ -206,6 +244,9 @@ mod tests {
         assert_eq!(of(ObjectKind::StatefulSet, "ledger-1-3"), None, "of the cluster ledger-1");
         assert_eq!(of(ObjectKind::StatefulSet, "ledger-03"), None);
         assert_eq!(of(ObjectKind::Service, "ledger-3"), None);
+        assert_eq!(of(ObjectKind::Service, "ledger-node-3-1"), Some(3));
+        assert_eq!(of(ObjectKind::Service, "ledger-node-3-01"), None);
+        assert_eq!(of(ObjectKind::StatefulSet, "ledger-node-3-1"), None);
     }
 
     #[test]
@@ -221,6 +262,16 @@ mod tests {
             assert_eq!((facts.shard, &facts.live.present().unwrap().uid), (Some(ShardId(3)), &"o-1".into()));
         }
         assert_eq!(facts(&id(), &kept(4), &found, &Known::new()), Known::new(), "it is wanted again");
+    }
+
+    #[test]
+    fn the_service_of_a_member_that_is_neither_wanted_nor_there_is_surplus_also_in_a_shard_that_stays() {
+        let services =
+            ["ledger-node-0-1", "ledger-node-0-2", "ledger"].map(|name| object(ObjectKind::Service, name));
+        let found: Found = services.iter().map(|service| (service.clone(), owned_by("c-1"))).collect();
+        let seen = facts(&id(), &kept(1), &found, &Known::new());
+        assert_eq!(seen.keys().collect::<Vec<_>>(), [&services[1]]);
+        assert!(seen.values().all(|facts| facts.surplus && facts.shard == Some(ShardId(0))));
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What an agent knows of its member now: the ledger, the server as it said last, the grant, and when the operator spoke.
 
+use super::last_words::LastWords;
 use crate::{
     boot::Files,
     election::{Allegiance, Standing, Told},
@@ -35,6 +36,8 @@ pub struct Known {
     pub run_id: String,
     pub exited: String,
     pub exited_run_id: String,
+    /// What the server has said since its start, and how the one before ended if it never answered.
+    pub last_words: LastWords,
     /// The last answer of this process.
     pub info: Option<Info>,
     /// Which server gave it.
@@ -103,6 +106,7 @@ impl Known {
             run_id: String::new(),
             exited: String::new(),
             exited_run_id: String::new(),
+            last_words: LastWords::default(),
             info: None,
             life: Life::default(),
             nodes: None,

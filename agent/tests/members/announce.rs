@@ -7,8 +7,8 @@ use super::{
 };
 use valkeeper_agent::proto::Promotion;
 
-const FIRST: &str = "orders-0-0.orders-headless.test.svc";
-const SECOND: &str = "orders-0-1.orders-headless.test.svc";
+const FIRST: &str = "orders-node-0-0.test.svc";
+const SECOND: &str = "orders-node-0-1.test.svc";
 
 /// Where a client is sent that asks for a key of another node.
 async fn sent_to(member: &Member) -> String {

@@ -10,7 +10,7 @@ use crate::{
         reason::{ConditionReason, StatusReason},
     },
     spec::DesiredCluster,
-    state::ClusterState,
+    state::{ClusterState, MemberState},
     steps::{objects, reshard},
     topology,
 };
@@ -149,7 +149,14 @@ fn held_up(state: &ClusterState) -> Option<String> {
 fn explained(state: &ClusterState, reason: WaitReason) -> String {
     let may_be_the_bus = [WaitReason::GossipUnsettled, WaitReason::ReplicaSyncing].contains(&reason);
     let more = if may_be_the_bus { trouble(state) } else { String::new() };
-    format!("{}{more}", reason.explain())
+    let refused = if reason == WaitReason::ObjectMissing { refused(state) } else { String::new() };
+    format!("{}{more}{refused}", reason.explain())
+}
+
+/// Why the first object that was not applied was not, in the API server's words.
+fn refused(state: &ClusterState) -> String {
+    let first = state.refusals.iter().next();
+    first.map(|(object, words)| format!(" {object}: {words}")).unwrap_or_default()
 }
 
 /// What nodes say of each other that they should not, in parentheses.
@@ -259,7 +266,9 @@ fn stalled(state: &ClusterState) -> Option<Why> {
 /// Why a step is blocked, in full sentences.
 pub fn blocked(state: &ClusterState, block: &Block) -> String {
     let taken = if block.reason == BlockReason::NameTaken { taken(state) } else { String::new() };
-    format!("{}{}: {taken}{}", block.scope, whom(block.about), block.reason.explain())
+    let member = block.about.and_then(|id| state.members.get(&id));
+    let trouble = member.and_then(MemberState::trouble).map(|words| format!("{words}. ")).unwrap_or_default();
+    format!("{}{}: {taken}{trouble}{}", block.scope, whom(block.about), block.reason.explain())
 }
 
 /// The objects under our names that are somebody else's, and whose they are. One after the other has to go: the first say enough.
@@ -298,7 +307,7 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     if let Some((object, _)) = state.objects.iter().find(|(_, f)| objects::differs(f)) {
         return Some((
             ConditionReason::Wait(WaitReason::ObjectMissing),
-            format!("{object} is not yet what the spec wants"),
+            format!("{object} is not yet what the spec wants{}", refused(state)),
         ));
     }
     if !state.pending.is_empty() {

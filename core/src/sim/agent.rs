@@ -322,6 +322,7 @@ impl World {
             gate: agent.gate,
             disk_full: false,
             relays: now < agent.relays_until,
+            start_failure: None,
             oom_kills: 0,
             leaving: agent.leaving || pod.deleted_at.is_some(),
             writes_stopped: agent.writes_stopped(now),

@@ -1,6 +1,9 @@
 //! What the operator sees of the world: facts and readings, as the real observer would bring them back.
 
-use super::{process::Process, world::World};
+use super::{
+    process::Process,
+    world::{Pod, World, service_name},
+};
 use crate::{
     ids::{Digest, MemberId, ShardId, Timestamp},
     observation::{
@@ -62,6 +65,10 @@ impl World {
         let all = self.wanted_objects(shards);
         let surplus =
             known.objects.iter().filter(|(object, facts)| facts.surplus || !all.contains_key(*object));
+        // The Service of a member goes after its pod.
+        let running: BTreeSet<ObjectRef> =
+            self.places.iter().filter(|(_, p)| p.pod.is_some()).map(|(id, _)| service_name(*id)).collect();
+        let surplus = surplus.filter(|(object, _)| !running.contains(*object));
         let surplus: BTreeMap<ObjectRef, Option<ShardId>> =
             surplus.map(|(o, f)| (o.clone(), f.shard)).collect();
         for (object, shard) in surplus.into_iter().filter(|(object, _)| !all.contains_key(object)) {
@@ -78,6 +85,18 @@ impl World {
             );
         }
         seen
+    }
+
+    /// What keeps a pod from running, as soon as it does: the real observer waits a moment.
+    fn trouble_of(&self, shard: ShardId, pod: &Pod) -> Option<String> {
+        let is_waiting = pod.agent.is_none() && pod.deleted_at.is_none();
+        let finds_no_place = self.unschedulable.contains(&shard) && pod.starts_at.is_none();
+        let image = format!("ErrImagePull: {} is not found", pod.revision.0);
+        match (is_waiting, self.broken.contains(&pod.revision), finds_no_place) {
+            (true, true, _) => Some(image),
+            (true, false, true) => Some("Unschedulable: no node takes it".to_owned()),
+            (true, false, false) | (false, _, _) => None,
+        }
     }
 
     fn look_at(&mut self, id: MemberId) -> (MemberFacts, Option<Reading>) {
@@ -106,6 +125,7 @@ impl World {
                 ContainerPhase::Waiting(String::new())
             },
             role_label: pod.role_label,
+            trouble: self.trouble_of(id.shard, pod),
         };
         let (server, reading) = match &pod.process {
             _ if apart => (Observed::Unknown(Why::Silent), None),

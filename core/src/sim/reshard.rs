@@ -241,6 +241,12 @@ impl World {
         Outcome::Verified
     }
 
+    /// Members that have a Service of their own.
+    pub(super) fn member_services(&self) -> Vec<String> {
+        let services = self.live.keys().filter(|object| object.kind == ObjectKind::Service);
+        services.filter_map(|object| object.name.strip_prefix("story-node-")).map(str::to_owned).collect()
+    }
+
     /// The resource goes, and every object and pod with it; claims stay.
     pub fn delete_all(&mut self) {
         self.live.clear();

@@ -320,6 +320,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             let token = word.map_or_else(|| format!("{value}@{}", spec.generation), str::to_owned);
             spec.switchover = Some(SwitchoverWish { to: member(to)?, token });
         }
+        "member-services" => sim.world.has_member_services = value == "true",
         "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
         "paused" => spec.paused = value == "true",
         "io-threads" => {
@@ -453,6 +454,10 @@ fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
         ["balanced"] => sim.world.imbalance().map_or(Ok(()), Err),
         ["removed", shard] => {
             shown(sim.world.is_removed(ShardId(number(shard)?)), "its workload or a pod is there".into())
+        }
+        ["member-services", expected @ ..] => {
+            let there = sim.world.member_services();
+            shown(there == expected, format!("there are those of {}", there.join(" ")))
         }
         ["acquainted"] => {
             shown(sim.world.is_acquainted(), "not every node knows every other where it is".into())

@@ -92,6 +92,8 @@ pub struct World {
     pub append_ms: i64,
     /// Members on nodes whose kubelet does not report.
     pub(super) not_ready: BTreeSet<MemberId>,
+    /// True if every member has a Service of its own, as in a real Valkey Cluster: left out of most stories, which it would only lengthen.
+    pub(super) has_member_services: bool,
     pub(super) post: Post,
     pub(super) drift_ppm: BTreeMap<MemberId, i64>,
     pub(super) began: Timestamp,
@@ -159,6 +161,7 @@ impl World {
             loading_ms: 0,
             append_ms: 0,
             not_ready: BTreeSet::new(),
+            has_member_services: false,
             post: Post::default(),
             drift_ppm: BTreeMap::new(),
             authority: BTreeSet::new(),
@@ -537,6 +540,12 @@ impl World {
         shards: u16,
     ) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
         let mut all = BTreeMap::new();
+        if self.has_member_services {
+            let kept = DesiredCluster { shards, ..self.spec.clone() };
+            all.extend(
+                kept.members().map(|id| (service_name(id), (Digest("service".into()), None, Some(id.shard)))),
+            );
+        }
         for shard in (0..shards).map(ShardId) {
             if self.is_cluster() {
                 let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
@@ -558,6 +567,11 @@ fn file_of(process: &Process, snapshot: bool) -> ReplId {
 
 pub(super) fn sts_name(shard: ShardId) -> ObjectRef {
     ObjectRef { kind: ObjectKind::StatefulSet, name: format!("story-{shard}") }
+}
+
+/// The Service of one member.
+pub(super) fn service_name(id: MemberId) -> ObjectRef {
+    ObjectRef { kind: ObjectKind::Service, name: format!("story-node-{id}") }
 }
 
 fn slice_name(shard: ShardId) -> ObjectRef {

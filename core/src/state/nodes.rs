@@ -359,6 +359,7 @@ mod tests {
             revision: Digest::default(),
             container: ContainerPhase::Running,
             role_label: None,
+            trouble: None,
         })
     }
 

@@ -8,6 +8,9 @@ use crate::{
     observation::{Executed, Link, Observed, ServerRole, Source},
 };
 
+/// Most of what is kept of a failure's words. Characters: the API server names field, value and what is allowed.
+const WORDS_CHARS_MAX: usize = 400;
+
 impl ClusterState {
     pub(super) fn apply_outcomes(&mut self, executed: &Executed) {
         let Some(Pending { decision, epoch: _ }) = self.pending.remove(&executed.decision) else {
@@ -15,6 +18,7 @@ impl ClusterState {
         };
         for (effect, (at, outcome)) in decision.effects.iter().zip(&executed.outcomes) {
             let key = failure_key(decision.scope, effect);
+            self.note_words(effect, outcome);
             match outcome {
                 // It was told, and nothing more: whether it comes to anything is seen later, or never.
                 Outcome::Verified if is_only_told(effect) => {
@@ -36,6 +40,20 @@ impl ClusterState {
         }
         if let Scope::Shard(shard) = decision.scope {
             self.note_loss(shard);
+        }
+    }
+
+    /// Keeps the words of an object's failure for those who look at the resource.
+    fn note_words(&mut self, effect: &Effect, outcome: &Outcome) {
+        let (Effect::Apply { object, .. } | Effect::Delete { object, .. }) = effect else { return };
+        match outcome {
+            Outcome::Failed(why) => {
+                self.refusals.insert(object.clone(), why.chars().take(WORDS_CHARS_MAX).collect());
+            }
+            Outcome::Verified | Outcome::Superseded(_) => {
+                self.refusals.remove(object);
+            }
+            Outcome::Skipped => {}
         }
     }
 

@@ -1,7 +1,7 @@
-//! Wants: every owned object to be what the spec renders to, and none to be left of a shard that is not to be.
+//! Wants: every owned object to be what the spec renders to, and none to be left of a shard or a member that is not to be.
 //! Proof: digest of the live fields against digest of the rendering; whose slots are whose, as the other shards' primaries say in this look.
-//! Refuses: to touch an object of that name which is somebody else's, and to begin a workload meanwhile; to delete a
-//!   shard's objects before the other shards' primaries serve every slot; a new pod template while the shard's rollout
+//! Refuses: to touch an object of that name which is somebody else's, and to begin a workload meanwhile; to delete the objects of
+//!   a shard that goes before the other shards' primaries serve every slot; a new pod template while the shard's rollout
 //!   has not begun, to scale a primary away, and while paused or with a refused spec anything but what the members live by (their
 //!   certificates).
 //! Story: create, spec_change, drift, cluster_scale_in, name_taken.
@@ -49,8 +49,9 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         }
     }
     if decision.effects.is_empty() && held.is_none() {
-        decision.reason = Reason::ShardRemoved;
-        for effect in removals(view) {
+        let (reason, removals) = removals(view);
+        decision.reason = reason;
+        for effect in removals {
             match held_until(view, &effect) {
                 Some(at) => retry = Some(retry.map_or(at, |r| r.min(at))),
                 None => decision.effects.push(effect),
@@ -75,8 +76,24 @@ pub fn differs(facts: &ObjectFacts) -> bool {
     }
 }
 
-/// Deletes what belongs to shards that are not to be, in reverse order of creation, once all slots are served elsewhere.
-fn removals(view: &View<'_>) -> Vec<Effect> {
+/// Deletes what is not to be, in reverse order of creation: what was one member's at once, and what belongs to a shard that goes once all
+/// slots are served elsewhere.
+fn removals(view: &View<'_>) -> (Reason, Vec<Effect>) {
+    let goes = |facts: &ObjectFacts| facts.shard.is_some_and(|id| id.0 >= view.spec.shards);
+    let shards_may_go = is_served_without_shards_that_go(view);
+    let surplus =
+        view.state.objects.iter().rev().filter(|(_, facts)| facts.surplus && facts.live.present().is_some());
+    let due: Vec<_> = surplus.filter(|(_, facts)| shards_may_go || !goes(facts)).collect();
+    let is_of_shards = due.iter().any(|(_, facts)| goes(facts));
+    let delete = |(object, facts): (&ObjectRef, &ObjectFacts)| {
+        let uid = facts.live.present()?.uid.clone();
+        Some(Effect::Delete { object: object.clone(), uid })
+    };
+    let reason = if is_of_shards { Reason::ShardRemoved } else { Reason::MemberRemoved };
+    (reason, due.into_iter().filter_map(delete).collect())
+}
+
+fn is_served_without_shards_that_go(view: &View<'_>) -> bool {
     let mut left = SlotSet::all();
     for shard in view.spec.shard_ids() {
         let primary = topology::serving_primary(view, shard).filter(|id| view.reading(*id).is_some());
@@ -84,16 +101,7 @@ fn removals(view: &View<'_>) -> Vec<Effect> {
             left = left.without(&node.slots);
         }
     }
-    if !left.is_empty() || view.state.are_slots_moving(view.now) {
-        return Vec::new();
-    }
-    let gone = |facts: &ObjectFacts| facts.shard.is_some_and(|id| id.0 >= view.spec.shards);
-    let surplus = view.state.objects.iter().rev().filter(|(_, facts)| facts.surplus && gone(facts));
-    let delete = |(object, facts): (&ObjectRef, &ObjectFacts)| {
-        let uid = facts.live.present()?.uid.clone();
-        Some(Effect::Delete { object: object.clone(), uid })
-    };
-    surplus.filter_map(delete).collect()
+    left.is_empty() && !view.state.are_slots_moving(view.now)
 }
 
 /// A workload that exists with another pod template changes only when its rollout starts: with OnDelete, any evicted pod

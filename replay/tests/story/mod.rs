@@ -83,6 +83,7 @@ pub fn pod(ordinal: u16) -> Event {
         revision: Digest("77aa".into()),
         container: ContainerPhase::Running,
         role_label: None,
+        trouble: None,
     });
     Event::PodChanged { member: member(ordinal), pod }
 }

@@ -267,17 +267,30 @@ fn a_name_that_another_clusters_service_may_have_is_refused_before_anything_is_m
         cluster.metadata.name = Some(name.to_owned());
         first(&cluster)
     };
-    for name in
-        ["orders-primary", "orders-primary-3", "orders-replicas", "orders-replicas-15", "orders-headless"]
-    {
+    for name in [
+        "orders-primary",
+        "orders-primary-3",
+        "orders-replicas",
+        "orders-replicas-15",
+        "orders-headless",
+        "orders-node-0-12",
+    ] {
         let refused = named(name).unwrap_err();
         assert_eq!((refused.field.as_str(), refused.value.as_str()), ("metadata.name", name));
         assert!(refused.allowed.contains("allowed: one that does not end in -primary"), "{refused}");
     }
     // No other name of one cluster's objects is one of another's, whatever shards there are.
-    for name in
-        ["orders", "primary", "orders-0", "orders-0-0", "orders-auth", "orders-primary-x", "orders-primary-"]
-    {
+    for name in [
+        "orders",
+        "primary",
+        "orders-0",
+        "orders-0-0",
+        "orders-auth",
+        "orders-primary-x",
+        "orders-primary-",
+        "orders-node",
+        "orders-node-1",
+    ] {
         assert_eq!(named(name), Ok(()), "{name}");
     }
 }

@@ -65,10 +65,11 @@ pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
         .message("metadata.name must start with a letter and have letters, digits and '-' only"),
     // Not of those that were made before there was this rule: their finalizer could not be taken off.
     validation = Rule::new(
-        "oldSelf.hasValue() || !self.metadata.name.matches('(-primary|-replicas)(-[0-9]+)?$|-headless$')"
+        "oldSelf.hasValue() || !self.metadata.name.matches('(-primary|-replicas)(-[0-9]+)?$|-headless$|-node-[0-9]+-[0-9]+$')"
     )
     .message(
-        "metadata.name must not end in -primary, -replicas (with or without a shard's number behind it) or -headless: \
+        "metadata.name must not end in -primary, -replicas (with or without a shard's number behind it), -headless or \
+         -node with two numbers: \
          Services of other ValkeyClusters have such names; allowed: any other ending"
     )
     .optional_old_self(true),
@@ -131,9 +132,10 @@ pub struct ValkeyClusterSpec {
     /// Default: Slots, and other topologies allow nothing else.
     #[serde(default)]
     pub balance: Balance,
-    /// How the nodes of topology Cluster name each other to clients: Hostname, the pods' names in DNS, which stay what they are when a
-    /// pod comes back elsewhere; Address, the pods' addresses, for clients that cannot resolve those names. A change restarts every
-    /// member, one after the other. Default: Hostname. Other topologies have no use for it.
+    /// How the nodes of topology Cluster name each other to clients: Hostname, the names of the members' own
+    /// Services, whose addresses stay when a pod comes back elsewhere; Address, the pods' addresses, for clients that cannot resolve
+    /// those names or reach a Service. A change restarts every member, one after the other. Default: Hostname. Other topologies have
+    /// no use for it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub announce: Option<Announce>,
     /// Replicas of each shard's primary. Default: 2 for Replication and Cluster, 0 for Standalone.
@@ -219,7 +221,7 @@ pub enum Balance {
 pub enum Announce {
     /// By the pods' addresses.
     Address,
-    /// By the pods' names in DNS.
+    /// By the names of the members' own Services.
     #[default]
     Hostname,
 }

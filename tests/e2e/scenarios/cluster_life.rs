@@ -213,11 +213,12 @@ async fn replaced(subject: &Subject, member: &Member) -> anyhow::Result<()> {
     .map(|_| ())
 }
 
-/// Waits until the member's name leads nowhere. Its pod must still be there, which refuses clients: an address that is gone
+/// Waits until the member's own Service leads nowhere. Its pod must still be there, which refuses clients: an address that is gone
 /// answers nothing.
 async fn loses_its_name(subject: &Subject, member: &Member) -> anyhow::Result<()> {
     let slices: Api<EndpointSlice> = Api::namespaced(subject.client.clone(), &subject.namespace);
-    let label = format!("kubernetes.io/service-name={}-headless", subject.name);
+    let place = member.name.strip_prefix(&subject.name).unwrap_or_default();
+    let label = format!("kubernetes.io/service-name={}-node{place}", subject.name);
     let of_names = ListParams::default().labels(&label);
     let is_it = |endpoint: &Endpoint| {
         endpoint.target_ref.as_ref().and_then(|pod| pod.uid.as_ref()) == Some(&member.uid)

@@ -23,6 +23,7 @@ mod reshard;
 mod secrets;
 mod silence;
 mod spec_change;
+mod stuck;
 mod tampered;
 
 use crate::support::{
@@ -114,6 +115,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),
     scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
     scenario!("names-collide", WithAReadyCluster, false, names::collide),
+    scenario!("stuck-says-why", WithAReadyCluster, false, stuck::says_why),
     scenario!("kept-volumes", WithAReadyCluster, false, life::kept_volumes),
     scenario!("delete", WithAReadyCluster, false, life::delete),
     scenario!("cluster-create-alone", WithoutALedger, false, cluster::create_alone),

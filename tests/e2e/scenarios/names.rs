@@ -20,7 +20,7 @@ pub async fn collide(world: &World) -> anyhow::Result<String> {
     let write_service = || async { services.get(&format!("{}-primary", world.subject.name)).await };
     let before = write_service().await?.uid();
     let named = |name: String| Subject { name, ..world.subject.clone() };
-    for ending in ["primary", "primary-3", "replicas", "headless"] {
+    for ending in ["primary", "primary-3", "replicas", "headless", "node-0-1"] {
         let twin = named(format!("{}-{ending}", world.subject.name));
         match twin.apply(&json!({ "topology": "Standalone" })).await {
             Ok(()) => bail!("{} was accepted", twin.name),
@@ -51,7 +51,7 @@ pub async fn collide(world: &World) -> anyhow::Result<String> {
         bail!("the write Service of {} is another one", world.subject.name);
     }
     Ok(format!(
-        "4 names refused; said after {:.1} s whose the Service is, Ready {:.1} s after it was gone",
+        "5 names refused; said after {:.1} s whose the Service is, Ready {:.1} s after it was gone",
         said_after.as_secs_f64(),
         ready_after.as_secs_f64()
     ))

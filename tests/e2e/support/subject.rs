@@ -144,6 +144,17 @@ impl Subject {
         .await
     }
 
+    /// What a condition says of the spec that is there now, whatever its status.
+    pub async fn said(&self, kind: &str) -> anyhow::Result<Condition> {
+        let cluster = self.get().await?;
+        let known = cluster.status.unwrap_or_default();
+        if known.observed_generation != cluster.metadata.generation {
+            bail!("generation {:?} is not observed yet", cluster.metadata.generation);
+        }
+        let found = known.conditions.into_iter().find(|c| c.type_ == kind);
+        found.ok_or_else(|| anyhow!("there is no condition {kind}"))
+    }
+
     /// Waits until everything is as the spec wants it; how long that took.
     pub async fn ready(&self) -> anyhow::Result<Duration> {
         Ok(self.condition("Ready", "True", PATIENCE).await?.1)

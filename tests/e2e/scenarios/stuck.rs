@@ -1,0 +1,106 @@
+//! A resource that cannot come up says why, in the words of whoever knows, and comes up once that is corrected.
+
+use super::{World, remove_with_claims};
+use crate::support::{
+    subject::{PATIENCE, Subject},
+    until,
+};
+use anyhow::bail;
+use k8s_openapi::api::events::v1::Event;
+use kube::{Api, api::ListParams};
+use serde_json::{Value, json};
+use std::time::Duration;
+
+/// The resource of this scenario.
+const OTHER: &str = "payments";
+/// From the change of the spec to the word in the status: what a platform team was promised.
+const TOLD_WITHIN: Duration = Duration::from_secs(5);
+
+/// One after the other: an image that does not exist, a selector that no node satisfies, a directive that Valkey refuses, and a toleration
+/// that the API server refuses. In the end a spec that is right.
+pub async fn says_why(world: &World) -> anyhow::Result<String> {
+    let subject = Subject { name: OTHER.to_owned(), ..world.subject.clone() };
+    remove_with_claims(&subject).await?;
+    let image = json!({ "image": "valkey.invalid/valkey:9.9.9", "version": "9.1" });
+    let selector = json!({ "scheduling": { "nodeSelector": { "disk": "none" } } });
+    let directive = json!({ "config": { "notify-keyspace-events": "XYZ" } });
+    let mut told = Vec::new();
+    for (change, words) in [
+        (image, ["ErrImagePull", "valkey.invalid"]),
+        (selector, ["Unschedulable", "node"]),
+        (directive, ["notify-keyspace-events", "exit 1"]),
+    ] {
+        let after = blocked(&subject, change, words).await?;
+        warned(&subject, words[0]).await?;
+        told.push(format!("{} {:.1} s", words[0], after.as_secs_f64()));
+    }
+    let toleration = json!({ "scheduling": { "tolerations": [{ "key": "a", "operator": "Sometimes" }] } });
+    told.push(format!("toleration {:.1} s", refused(&subject, toleration).await?.as_secs_f64()));
+    subject.apply(&spec(json!({}))).await?;
+    let ready_after = subject.ready().await?;
+    remove_with_claims(&subject).await?;
+    Ok(format!("{}; Ready {:.1} s after the correction", told.join(", "), ready_after.as_secs_f64()))
+}
+
+fn spec(change: Value) -> Value {
+    let mut spec = json!({
+        "topology": "Standalone", "profile": "Cache", "resources": super::spec()["resources"],
+    });
+    if let (Some(spec), Value::Object(change)) = (spec.as_object_mut(), change) {
+        spec.extend(change);
+    }
+    spec
+}
+
+/// How long it took until Ready and Stalled said why no member starts.
+async fn blocked(subject: &Subject, change: Value, words: [&str; 2]) -> anyhow::Result<Duration> {
+    subject.apply(&spec(change)).await?;
+    let ((), after) = until(&format!("the status to say {words:?}"), PATIENCE, || async {
+        for kind in ["Stalled", "Ready"] {
+            let condition = subject.said(kind).await?;
+            let is_told = words.iter().all(|word| condition.message.contains(word));
+            if condition.reason != "MemberCannotStart" || !is_told {
+                bail!("{kind} says {}: {}", condition.reason, condition.message);
+            }
+        }
+        Ok(())
+    })
+    .await?;
+    within(after, words[0])
+}
+
+/// How long it took until Ready said what the API server does not take.
+async fn refused(subject: &Subject, change: Value) -> anyhow::Result<Duration> {
+    subject.apply(&spec(change)).await?;
+    let ((), after) = until("Ready to say what is refused", PATIENCE, || async {
+        let ready = subject.said("Ready").await?;
+        let is_told =
+            ["tolerations[0].operator", "Sometimes"].iter().all(|word| ready.message.contains(word));
+        if is_told { Ok(()) } else { bail!("Ready says {}: {}", ready.reason, ready.message) }
+    })
+    .await?;
+    within(after, "the toleration")
+}
+
+fn within(after: Duration, what: &str) -> anyhow::Result<Duration> {
+    if after <= TOLD_WITHIN {
+        Ok(after)
+    } else {
+        bail!("{what} was told after {:.1} s only", after.as_secs_f64())
+    }
+}
+
+/// Waits for a Warning about it.
+async fn warned(subject: &Subject, word: &str) -> anyhow::Result<()> {
+    let events: Api<Event> = Api::namespaced(subject.client.clone(), &subject.namespace);
+    let of_it = ListParams::default().fields(&format!("regarding.name={}", subject.name));
+    until(&format!("an Event with {word}"), PATIENCE, || async {
+        let is_it = |event: &Event| {
+            event.type_.as_deref() == Some("Warning")
+                && event.note.as_deref().is_some_and(|note| note.contains(word))
+        };
+        if events.list(&of_it).await?.items.iter().any(is_it) { Ok(()) } else { bail!("there is none") }
+    })
+    .await
+    .map(|_| ())
+}
