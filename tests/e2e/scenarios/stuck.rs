@@ -3,7 +3,7 @@
 use super::{World, remove_with_claims};
 use crate::support::{
     subject::{PATIENCE, Subject},
-    until,
+    wait::until,
 };
 use anyhow::bail;
 use k8s_openapi::api::events::v1::Event;
