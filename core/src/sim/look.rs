@@ -15,7 +15,7 @@ use crate::{
     steps::reshard::uncounted,
     weights::SlotWeights,
 };
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 
 /// What a key takes in a story. Bytes.
 const BYTES_A_KEY: u64 = 100;
@@ -63,19 +63,20 @@ impl World {
             seen.routes.insert(shard, route);
         }
         let all = self.wanted_objects(shards);
-        let surplus =
-            known.objects.iter().filter(|(object, facts)| facts.surplus || !all.contains_key(*object));
-        // The Service of a member goes after its pod.
+        // The Service of a member goes after its pod; until then it is told once, as it is.
         let running: BTreeSet<ObjectRef> =
             self.places.iter().filter(|(_, p)| p.pod.is_some()).map(|(id, _)| service_name(*id)).collect();
-        let surplus = surplus.filter(|(object, _)| !running.contains(*object));
-        let surplus: BTreeMap<ObjectRef, Option<ShardId>> =
-            surplus.map(|(o, f)| (o.clone(), f.shard)).collect();
-        for (object, shard) in surplus.into_iter().filter(|(object, _)| !all.contains_key(object)) {
-            let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
-            let (wanted, wanted_revision) = (Digest::default(), None);
-            let facts = ObjectFacts { wanted, wanted_revision, shard, vital: false, surplus: true, live };
-            seen.objects.insert(object, facts);
+        for (object, facts) in known.objects.iter().filter(|(object, _)| !all.contains_key(*object)) {
+            let live = self.live.get(object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));
+            let told = if !running.contains(object) {
+                let (wanted, wanted_revision) = (Digest::default(), None);
+                ObjectFacts { wanted, wanted_revision, shard: facts.shard, vital: false, surplus: true, live }
+            } else if facts.live.is_unknown() {
+                ObjectFacts { live, ..facts.clone() }
+            } else {
+                continue;
+            };
+            seen.objects.insert(object.clone(), told);
         }
         for (object, (wanted, wanted_revision, shard)) in all {
             let live = self.live.get(&object).map_or(Observed::Absent, |(l, _)| Observed::Present(l.clone()));

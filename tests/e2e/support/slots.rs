@@ -52,12 +52,22 @@ pub fn runs(node: &mut Connection) -> io::Result<Vec<Run>> {
     entries.iter().map(|entry| run(entry).ok_or_else(garbled)).collect()
 }
 
-/// `[first, last, [address, port, ...], ...]`: the first node is the primary.
+/// `[first, last, [endpoint, port, id, metadata], ...]`: the first node is the primary.
 fn run(entry: &Reply) -> Option<Run> {
     let [first, last, owner, ..] = entry.list() else { return None };
     let slot = |reply: &Reply| reply.integer().and_then(|slot| u16::try_from(slot).ok());
-    let owner = address(owner.list().first()?.text()?)?;
-    Some(Run { first: slot(first)?, last: slot(last)?, owner })
+    Some(Run { first: slot(first)?, last: slot(last)?, owner: node_address(owner)? })
+}
+
+/// The node's own address, which tests compare with its pod's. A node that is told by name has it in its metadata: `[ip, 10.0.0.1]`
+/// (the command's page, "CLUSTER SLOTS", `networking metadata`); what the name leads to is its Service.
+fn node_address(node: &Reply) -> Option<IpAddr> {
+    let [endpoint, _port, _id, metadata, ..] = node.list() else { return None };
+    let own = metadata.list().chunks(2).find_map(|pair| match pair {
+        [key, ip] if key.text() == Some("ip") => ip.text()?.parse().ok(),
+        _ => None,
+    });
+    own.or_else(|| address(endpoint.text()?))
 }
 
 /// The node that serves a slot.
