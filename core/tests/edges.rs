@@ -268,6 +268,21 @@ fn a_cluster_is_not_ready_while_a_node_refuses_its_clients() {
 }
 
 #[test]
+fn what_the_api_server_refuses_is_said_beside_a_member_that_cannot_start() {
+    let mut sim = after("cluster replicas=0\nno-place-for 0\nrun 60s\n");
+    let ready = |sim: &Sim| {
+        let all = status(&sim.state).conditions;
+        all.into_iter().find(|c| c.kind == ConditionKind::Ready).expect("it is always told")
+    };
+    let before = ready(&sim);
+    assert_eq!(before.reason.code(), "MemberCannotStart");
+    let (object, _) = sim.state.objects.first_key_value().expect("there is one");
+    let (object, words) = (object.clone(), "tolerations[0].operator: \"Sometimes\" is not valid");
+    sim.state.refusals.insert(object.clone(), words.to_owned());
+    assert_eq!(ready(&sim).message, format!("{object} is not applied: {words}. {}", before.message));
+}
+
+#[test]
 fn a_wish_that_a_lost_journal_does_not_know_of_is_not_fulfilled_once_more() {
     let text = "cluster topology=Cluster shards=3 replicas=0 balance=Keys rebalance=rebalance@1\nrun\nexpect ready\n\
                 fill 1000-1999 900\nlose-journal\nrun\nexpect ready\nexpect not-decided SlotsHandedOver\n\

@@ -95,6 +95,8 @@ pub fn status(state: &ClusterState) -> Status {
         Some(_) => reconciling(state, served.ready, served.wanted),
     };
     let ready = stalled.clone().or_else(|| waiting.clone());
+    // What a person has just changed is answered whatever else there is to say.
+    let ready = ready.map(|(reason, message)| (reason, format!("{}{message}", refused(state))));
     let conditions = vec![
         condition(ConditionKind::Ready, ready.is_none(), ready, "every member serves and is routed"),
         condition(ConditionKind::Reconciling, waiting.is_some(), waiting, "nothing is under way"),
@@ -149,14 +151,13 @@ fn held_up(state: &ClusterState) -> Option<String> {
 fn explained(state: &ClusterState, reason: WaitReason) -> String {
     let may_be_the_bus = [WaitReason::GossipUnsettled, WaitReason::ReplicaSyncing].contains(&reason);
     let more = if may_be_the_bus { trouble(state) } else { String::new() };
-    let refused = if reason == WaitReason::ObjectMissing { refused(state) } else { String::new() };
-    format!("{}{more}{refused}", reason.explain())
+    format!("{}{more}", reason.explain())
 }
 
-/// Why the first object that was not applied was not, in the API server's words.
+/// Why the first object that was not applied was not, in the API server's words; empty if all were.
 fn refused(state: &ClusterState) -> String {
     let first = state.refusals.iter().next();
-    first.map(|(object, words)| format!(" {object}: {words}")).unwrap_or_default()
+    first.map(|(object, words)| format!("{object} is not applied: {words}. ")).unwrap_or_default()
 }
 
 /// What nodes say of each other that they should not, in parentheses.
@@ -307,7 +308,7 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
     if let Some((object, _)) = state.objects.iter().find(|(_, f)| objects::differs(f)) {
         return Some((
             ConditionReason::Wait(WaitReason::ObjectMissing),
-            format!("{object} is not yet what the spec wants{}", refused(state)),
+            format!("{object} is not yet what the spec wants"),
         ));
     }
     if !state.pending.is_empty() {

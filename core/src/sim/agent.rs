@@ -307,7 +307,9 @@ impl World {
         let (now, place) = (self.local(id), self.places.get(&id)?);
         let pod = place.pod.as_ref().filter(|p| !p.frozen)?;
         let agent = pod.agent.as_ref()?;
+        let is_refused = pod.process.is_none() && self.refused.contains(&pod.revision);
         let server = match &pod.process {
+            None if is_refused => ServerProcess::Exited("exit 1".into()),
             None => ServerProcess::Exited("signal 9".into()),
             Some(p) if p.frozen => ServerProcess::Silent { since: p.frozen_at },
             Some(_) => ServerProcess::Running,
@@ -322,7 +324,8 @@ impl World {
             gate: agent.gate,
             disk_full: false,
             relays: now < agent.relays_until,
-            start_failure: None,
+            start_failure: is_refused
+                .then(|| "exit 1: Bad directive or wrong number of arguments".to_owned()),
             oom_kills: 0,
             leaving: agent.leaving || pod.deleted_at.is_some(),
             writes_stopped: agent.writes_stopped(now),

@@ -113,6 +113,10 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.broken.insert(Digest((*name).to_owned()));
             Ok(())
         }
+        ["break-server", name] => {
+            sim.world.refused.insert(Digest((*name).to_owned()));
+            Ok(())
+        }
         ["edit", object, "by", who] => {
             let object = object.replacen("sts/", "StatefulSet/", 1);
             let object = ObjectRef::try_from(object)?;

@@ -70,6 +70,8 @@ pub struct World {
     pub revision: Digest,
     /// Templates whose pods never start.
     pub broken: BTreeSet<Digest>,
+    /// Templates whose servers end before they answer, under an agent that says so.
+    pub refused: BTreeSet<Digest>,
     pub(super) places: BTreeMap<MemberId, Place>,
     /// Which part of a divided network a member is in; the operator and the clients of Services are in part 0.
     pub(super) sides: BTreeMap<MemberId, u32>,
@@ -150,6 +152,7 @@ impl World {
             invalid: None,
             revision: Digest("rev-1".into()),
             broken: BTreeSet::new(),
+            refused: BTreeSet::new(),
             places: BTreeMap::new(),
             sides: BTreeMap::new(),
             unseen: BTreeSet::new(),
@@ -333,7 +336,8 @@ impl World {
             };
             pod.starts_at = None;
             pod.agent.get_or_insert_with(|| Agent::new(local)).at_gate();
-            pod.process = Some(Process { loads_until, ..Process::at_gate(run_id, disk, now) });
+            let starts = !self.refused.contains(&pod.revision);
+            pod.process = starts.then(|| Process { loads_until, ..Process::at_gate(run_id, disk, now) });
         }
     }
 

@@ -119,8 +119,9 @@ pub fn repair(view: &View<'_>, shard: ShardId) -> StepOutcome {
     let cannot_start = |id: &MemberId| {
         view.member(*id).is_some_and(|m| {
             let phase = m.facts.pod.present().map(|p| &p.container);
+            let ends = m.agent().is_some_and(|agent| agent.start_failure.is_some());
             m.server().is_none()
-                && matches!(phase, Some(ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_)))
+                && (ends || matches!(phase, Some(ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_))))
         })
     };
     match stale(view, shard, wanted).into_iter().find(cannot_start) {
