@@ -16,9 +16,10 @@ use valkeeper_core::{agent::History, config::SHUTDOWN_TIMEOUT_S, info::RawRole, 
 const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long a node of a Valkey Cluster that has handed over stays and says so: clients ask it when they use it.
 const MOVED_MAX: Duration = Duration::from_secs(1);
-/// How long its address refuses after its server's end: who dials it then asks another node at once, and waits for seconds for an answer of an
-/// address that is gone. Both together are the 2 s that a termination may take longer.
-const REFUSED_MAX: Duration = Duration::from_secs(1);
+/// How long its address serves or refuses from when its name can be withdrawn, as it is no primary any more: who is led there by name
+/// meanwhile asks another node at once, and would wait for an address that is gone, some libraries for ever. kube-proxy needs up to a second
+/// for that, and the operator and the controller of the slices come before it. A termination takes at most this much longer.
+const SETTLED_MAX: Duration = Duration::from_secs(2);
 /// How long it waits for that without any replica: a link that broke is back within a second.
 const ALONE_MAX: Duration = Duration::from_secs(1);
 /// Between two looks at what is waited for: a fifth of a handover.
@@ -37,23 +38,19 @@ const ACTING_TIMEOUT: Duration = Duration::from_millis(2_500);
 pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> Ended {
     tracing::info!("told to end");
     agent.update(|known| known.leaving = true);
-    tokio::select! {
-        () = async {
-            let was_primary = agent.read(Known::is_primary);
-            handed_over(agent).await;
-            if was_primary && agent.config.topology == Topology::Cluster && !agent.read(Known::is_primary) {
-                // Clients that know the old owner ask it first, and learn from it where their slots are.
-                tokio::time::sleep(MOVED_MAX).await;
-            }
-        } => {}
-        () = asked.again() => tracing::info!("told again: not waiting for a handover"),
+    let none_since = tokio::select! {
+        none_since = give_up_role(agent) => none_since,
+        () = asked.again() => {
+            tracing::info!("told again: not waiting for a handover");
+            None
+        }
         ended = &mut child.ended => {
             let ended = gone(ended);
             has_ended(agent, ended).await;
-            pass_on(agent, asked).await;
+            pass_on(agent, asked, None).await;
             return ended;
         }
-    }
+    };
     let acting = tokio::time::timeout(ACTING_TIMEOUT, agent.acting.lock()).await;
     let at_gate = agent.read(|known| known.is_at_gate());
     if agent.read(|known| known.is_primary())
@@ -70,16 +67,29 @@ pub async fn leave(agent: &Arc<Agent>, child: &mut Child, asked: &mut Asked) -> 
             tracing::warn!(error = %error, "how far the data is cannot be remembered");
         }
     }
-    pass_on(agent, asked).await;
+    pass_on(agent, asked, none_since).await;
     ended
 }
 
-/// The last of clients find who takes over before this address is gone.
-async fn pass_on(agent: &Agent, asked: &mut Asked) {
+/// Waits for the handover. Since when it is no primary; `None` if nobody took over.
+async fn give_up_role(agent: &Arc<Agent>) -> Option<Instant> {
+    let was_primary = agent.read(Known::is_primary);
+    handed_over(agent).await;
+    let none_since = (!agent.read(Known::is_primary)).then(Instant::now);
+    if was_primary && none_since.is_some() && agent.config.topology == Topology::Cluster {
+        // Clients that know the old owner ask it first, and learn from it where their slots are.
+        tokio::time::sleep(MOVED_MAX).await;
+    }
+    none_since
+}
+
+/// The last of clients find who takes over before this address is gone. Without a word of it the member is no primary since its server ended.
+async fn pass_on(agent: &Agent, asked: &mut Asked, none_since: Option<Instant>) {
+    let settled_at = none_since.unwrap_or_else(Instant::now) + SETTLED_MAX;
     let done = async {
         match agent.config.topology {
             Topology::Replication => agent.relay.last(relay::PASS_LEAVING_MAX).await,
-            Topology::Cluster => tokio::time::sleep(REFUSED_MAX).await,
+            Topology::Cluster => tokio::time::sleep_until(settled_at).await,
         }
     };
     tokio::select! {
