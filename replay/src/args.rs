@@ -25,7 +25,7 @@ pub struct CommandLine {
     /// Directory with a copy of the archive: records that left the journal are read from there
     #[arg(long, global = true, value_name = "DIR")]
     pub archive: Option<PathBuf>,
-    /// The cluster, if the journal holds several: NAMESPACE/NAME or UID
+    /// The cluster, if the journal holds several: NAMESPACE/NAME (the newest of that name) or UID
     #[arg(long, global = true, value_name = "NAMESPACE/NAME|UID")]
     pub cluster: Option<String>,
     /// Format of the answer

@@ -76,6 +76,11 @@ fn open(journal: &Path, archive: Option<&Path>, cluster: Option<&str>) -> anyhow
         return Err(Error::NoJournal.into());
     }
     let stream = source::select(source::load(journal)?, cluster)?;
+    for other in &stream.namesakes {
+        eprintln!(
+            "valkeeper-replay: left out is an older journal of that name: {other}; --cluster and its uid choose it"
+        );
+    }
     Ok(match archive {
         Some(archive) => source::join(stream, archive)?,
         None => stream,

@@ -8,10 +8,11 @@ use crate::{
     history::{Gone, History},
 };
 use std::{
+    collections::BTreeSet,
     io::{self, Read},
     path::Path,
 };
-use valkeeper_core::event::Event;
+use valkeeper_core::{event::Event, ids::Timestamp};
 use valkeeper_journal::{Folded, Lineage, Stored, StreamId, Whole, import_line, import_lines};
 
 mod archive;
@@ -42,6 +43,8 @@ pub struct Stream {
     pub lineage: Option<Lineage>,
     /// What an archive has of the stream besides its own lineage.
     pub other_lineages: Vec<String>,
+    /// The journals of the same namespace and name that were left for this one, the newest.
+    pub namesakes: Vec<String>,
     /// The anchors that the stream was compared with when it was read, if there were any.
     pub anchored: Option<String>,
 }
@@ -58,6 +61,7 @@ impl Stream {
             troubles,
             lineage: None,
             other_lineages: Vec::new(),
+            namesakes: Vec::new(),
             anchored: None,
         };
         if let Some(folded) = &stream.folded {
@@ -90,6 +94,12 @@ impl Stream {
     pub fn gone(&self) -> Option<Gone> {
         let records = || self.stored.iter().map(|s| &s.record);
         self.folded.as_ref().map(|folded| Gone::new(folded, records()))
+    }
+
+    /// When the last record was written, if there is one.
+    fn written_at(&self) -> Option<Timestamp> {
+        let folded = || self.folded.as_ref().map(|folded| folded.state().head_time);
+        self.stored.last().map(|stored| stored.record.time).or_else(folded)
     }
 
     /// `namespace/name (uid ...)`, and the lineage of an archive that is not the first.
@@ -187,12 +197,18 @@ fn export(text: &str) -> Stream {
     Stream::new(None, Whole { folded, records: stored }, troubles)
 }
 
-/// One of several streams, by UID, `namespace/name` or name; without a choice, the only one. Errors:
-/// [`Error::ChooseCluster`] with the choices.
+/// One of several streams, by UID, `namespace/name` or name; without a choice, the only one. Of a resource that was made again under its
+/// name, the journal that was written last. Errors: [`Error::ChooseCluster`] with the choices.
 pub fn select(streams: Vec<Stream>, wanted: Option<&str>) -> Result<Stream, Error> {
     let choices: Vec<String> =
         streams.iter().map(|s| format!("  {}, {} records", s.title(), s.stored.len())).collect();
     let mut fitting: Vec<Stream> = streams.into_iter().filter(|s| wanted.is_none_or(|w| s.is(w))).collect();
+    if wanted.is_some() && are_of_one_name(&fitting) {
+        fitting.sort_by_key(Stream::written_at);
+        let newest = fitting.pop().ok_or(Error::NoRows)?;
+        let namesakes = fitting.iter().rev().map(|s| format!("{}, {} records", s.title(), s.stored.len()));
+        return Ok(Stream { namesakes: namesakes.collect(), ..newest });
+    }
     let asked = match (fitting.len(), wanted) {
         (1, _) => return fitting.pop().ok_or(Error::NoRows),
         (0, Some(wanted)) => format!("there is no cluster {wanted:?}"),
@@ -200,6 +216,15 @@ pub fn select(streams: Vec<Stream>, wanted: Option<&str>) -> Result<Stream, Erro
         (_, None) => "there are several clusters".to_owned(),
     };
     Err(Error::ChooseCluster { asked, choices: choices.join("\n") })
+}
+
+/// True of the journals of one resource and of those that had its name before: not of the lineages of one archive.
+fn are_of_one_name(streams: &[Stream]) -> bool {
+    let Some((first, rest)) = streams.split_first() else { return false };
+    first.cluster.is_some()
+        && rest.iter().all(|s| s.cluster == first.cluster)
+        && streams.iter().all(|s| s.lineage.is_none_or(|lineage| lineage.is_first()))
+        && streams.iter().map(|s| &s.uid).collect::<BTreeSet<_>>().len() == streams.len()
 }
 
 /// Runs a read to its end, on this thread. The runtime has neither timers nor network.
@@ -290,15 +315,16 @@ mod tests {
             troubles: Vec::new(),
             lineage: None,
             other_lineages: Vec::new(),
+            namesakes: Vec::new(),
             anchored: None,
         };
         let all = || vec![stream("u1", "orders"), stream("u2", "orders"), stream("u3", "carts")];
         let error = select(all(), None).unwrap_err();
         assert!(error.is_usage());
         assert!(error.to_string().contains("  demo/carts (uid u3), 0 records"), "{error}");
-        assert!(
-            select(all(), Some("demo/orders")).unwrap_err().to_string().starts_with("several clusters are")
-        );
+        let elsewhere = Stream { cluster: Some(("test".into(), "carts".into())), ..stream("u4", "carts") };
+        let error = select([all(), vec![elsewhere]].concat(), Some("carts")).unwrap_err().to_string();
+        assert!(error.starts_with("several clusters are \"carts\""), "{error}");
         assert!(
             select(all(), Some("nope")).unwrap_err().to_string().starts_with("there is no cluster \"nope\"")
         );
@@ -306,5 +332,29 @@ mod tests {
             assert_eq!(select(all(), Some(wanted)).unwrap().uid, "u3", "{wanted}");
         }
         assert_eq!(select(vec![stream("u1", "orders")], None).unwrap().uid, "u1");
+    }
+
+    #[test]
+    fn of_a_resource_that_was_made_again_the_newest_journal_is_taken_and_the_others_are_named() {
+        let text = export_text(None, &sealed(&story::failover()));
+        let known = parse(Path::new(PATH), &text).unwrap().remove(0);
+        let of = |uid: &str, records: usize| {
+            let stored = known.stored.iter().take(records).cloned().collect();
+            Stream { uid: uid.to_owned(), stored, ..known.clone() }
+        };
+        let (namespace, name) = known.cluster.clone().unwrap();
+        let all = || vec![of("u1", 3), of("u2", 22), of("u3", 0)];
+        for wanted in [name.clone(), format!("{namespace}/{name}")] {
+            let chosen = select(all(), Some(&wanted)).unwrap();
+            assert_eq!(chosen.uid, "u2");
+            let others = ["(uid u1), 3 records", "(uid u3), 0 records"];
+            assert!(
+                chosen.namesakes.iter().zip(others).all(|(other, end)| other.ends_with(end)),
+                "{chosen:?}"
+            );
+            assert_eq!(chosen.namesakes.len(), 2);
+        }
+        assert_eq!(select(all(), Some("u1")).unwrap().uid, "u1");
+        assert!(select(all(), None).unwrap_err().is_usage(), "nobody has said which");
     }
 }
