@@ -183,6 +183,7 @@ fn of_error(error: &k8s::Error) -> Outcome {
     let text: String = k8s::chain(error).chars().take(WORDS_MAX).collect();
     match error {
         k8s::Error::Conflict { .. } | k8s::Error::NotFound { .. } => Outcome::Superseded(text),
+        k8s::Error::NamespaceEnds { .. } => Outcome::Futile(text),
         k8s::Error::Refused { .. }
         | k8s::Error::Ambiguous { .. }
         | k8s::Error::Malformed { .. }

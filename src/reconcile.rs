@@ -273,7 +273,9 @@ impl Error {
                 Class::Permanent
             }
             Error::Journal(_) => Class::Bug,
-            Error::Kubernetes(k8s::Error::Refused { .. } | k8s::Error::Settings(_)) => Class::Permanent,
+            Error::Kubernetes(
+                k8s::Error::Refused { .. } | k8s::Error::NamespaceEnds { .. } | k8s::Error::Settings(_),
+            ) => Class::Permanent,
             Error::Kubernetes(k8s::Error::Malformed { .. }) => Class::Bug,
             Error::Kubernetes(
                 k8s::Error::NotFound { .. } | k8s::Error::Conflict { .. } | k8s::Error::Ambiguous { .. },
@@ -303,7 +305,9 @@ impl Error {
             Error::Journal(valkeeper_journal::Error::Full { .. }) => StatusReason::JournalFull,
             Error::Journal(e) if e.is_transient() => StatusReason::JournalUnavailable,
             Error::Journal(_) => StatusReason::JournalRefused,
-            Error::Kubernetes(k8s::Error::Refused { .. }) => StatusReason::ApiRefused,
+            Error::Kubernetes(k8s::Error::Refused { .. } | k8s::Error::NamespaceEnds { .. }) => {
+                StatusReason::ApiRefused
+            }
             Error::Kubernetes(_) => StatusReason::ApiUnavailable,
             Error::NoIdentity => StatusReason::NoIdentity,
             Error::NotLeader(_) => StatusReason::NotLeader,

@@ -220,6 +220,9 @@ reasons! {
         /// An object has a name that this resource needs, and belongs to somebody else: it is never changed or deleted. Delete it, or have
         /// its owner give it up; or make this resource anew under another name. It goes on by itself once the name is free.
         NameTaken,
+        /// The namespace is being deleted, and the API server makes nothing new in it. Nothing is decided any more; whatever is left of the
+        /// resource goes with its namespace.
+        NamespaceEnds,
         /// The cluster is paused by its spec: planned changes wait, failover does not.
         Paused,
         /// A member does not start: its pod finds no place, its image cannot be had, or its server ends before it answers. The message

@@ -305,6 +305,8 @@ pub enum Outcome {
     Superseded(String),
     /// Attempted and refused, or its answer is not known. The text says how.
     Failed(String),
+    /// Attempted and refused, and it will be for as long as there is this resource: its namespace ends. The text says so.
+    Futile(String),
     /// Not attempted because the effect before it was not verified.
     Skipped,
 }
@@ -383,6 +385,7 @@ impl std::fmt::Display for Outcome {
             Outcome::Verified => write!(f, "verified"),
             Outcome::Superseded(why) => write!(f, "superseded: {why}"),
             Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Futile(why) => write!(f, "futile: {why}"),
             Outcome::Skipped => write!(f, "skipped"),
         }
     }

@@ -244,6 +244,9 @@ pub struct ClusterState {
     /// What was said the last time that an object was not applied or deleted, until it is.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refusals: BTreeMap<ObjectRef, String>,
+    /// True once the API server has said, in this epoch, that the namespace is being deleted.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub namespace_ends: bool,
     /// What is waited for and what is blocked.
     pub standing: Standing,
     /// True once the resource was seen to be deleted.
@@ -373,6 +376,7 @@ impl ClusterState {
         }
         self.failures.clear();
         self.refusals.clear();
+        self.namespace_ends = false;
         self.sort_spent_words();
         // Durations never span epochs.
         for operation in &mut self.operations {

@@ -54,6 +54,14 @@ pub enum Error {
         /// The server's words.
         message: String,
     },
+    /// The namespace is being deleted, and nothing new is made in it. Nothing was changed.
+    #[error("{what}: {message}")]
+    NamespaceEnds {
+        /// Verb and object.
+        what: String,
+        /// The server's words.
+        message: String,
+    },
     /// No answer, or one that leaves open whether the change was made.
     #[error("{what}: no certain answer")]
     Ambiguous {
@@ -87,6 +95,7 @@ impl Error {
         match status.code {
             404 => Error::NotFound { what },
             409 => Error::Conflict { what, message },
+            403 if namespace_ends(status) => Error::NamespaceEnds { what, message },
             // 429 is said before a request is looked at, so nothing was changed.
             code @ 400..500 => Error::Refused { what, code, message },
             _ => Error::Ambiguous { what, source: Some(Box::new(error)) },
@@ -102,6 +111,12 @@ impl Error {
     pub fn is_conflict(&self) -> bool {
         matches!(self, Error::Conflict { .. })
     }
+}
+
+/// True of a refusal by the admission plugin `NamespaceLifecycle`, which names this cause since Kubernetes 1.21.
+fn namespace_ends(status: &kube::core::Status) -> bool {
+    let mut causes = status.details.iter().flat_map(|details| &details.causes);
+    causes.any(|cause| cause.reason == "NamespaceTerminating")
 }
 
 /// Runs one call of the API server under [`API_CALL_MAX`].
@@ -156,6 +171,11 @@ mod tests {
         assert!(Error::of("get x", answer(404)).is_not_found());
         assert!(matches!(Error::of("apply x", answer(422)), Error::Refused { code: 422, .. }));
         assert!(matches!(Error::of("apply x", answer(429)), Error::Refused { code: 429, .. }));
+        assert!(matches!(Error::of("apply x", answer(403)), Error::Refused { code: 403, .. }));
+        let kube::Error::Api(mut status) = answer(403) else { panic!("it is the API's") };
+        let text = r#"{"causes": [{"reason": "NamespaceTerminating", "field": "metadata.namespace"}]}"#;
+        status.details = serde_json::from_str(text).unwrap();
+        assert!(matches!(Error::of("apply x", kube::Error::Api(status)), Error::NamespaceEnds { .. }));
     }
 
     #[tokio::test(start_paused = true)]

@@ -192,7 +192,10 @@ fn of_write(error: WriteError) -> ObjectsError {
         WriteError::Answered(Error::Conflict { .. }) => ObjectsError::Conflict,
         WriteError::Answered(Error::NotFound { .. }) => ObjectsError::NotFound,
         WriteError::Answered(
-            error @ (Error::Refused { .. } | Error::Malformed { .. } | Error::Settings(_)),
+            error @ (Error::Refused { .. }
+            | Error::NamespaceEnds { .. }
+            | Error::Malformed { .. }
+            | Error::Settings(_)),
         ) => ObjectsError::Unavailable(super::chain(&error)),
         WriteError::Answered(Error::Ambiguous { what, source: None }) => {
             ObjectsError::Ambiguous(format!("{what}: no answer within {} s", API_CALL_MAX.as_secs()))

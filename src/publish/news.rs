@@ -71,7 +71,7 @@ fn unverified(
     let ended = decision.effects.iter().zip(outcomes).enumerate();
     ended
         .filter_map(|(index, (effect, (_, outcome)))| match outcome {
-            Outcome::Failed(_) | Outcome::Superseded(_) => Some(News {
+            Outcome::Failed(_) | Outcome::Futile(_) | Outcome::Superseded(_) => Some(News {
                 severity: Severity::Warning,
                 reason: decision.reason.code(),
                 action: effect.verb().to_owned(),

@@ -232,6 +232,9 @@ impl World {
         if let Some(owner) = self.live.get(object).and_then(|(live, _)| live.taken_by.as_ref()) {
             return Outcome::Superseded(format!("it belongs to {owner}"));
         }
+        if self.namespace_ends && !self.live.contains_key(object) {
+            return Outcome::Futile("the namespace is being terminated".into());
+        }
         let number = self.count();
         if let (ObjectKind::EndpointSlice, Some(shard)) = (object.kind, shard) {
             let fresh = RouteFacts { address: None, resource_version: format!("rv-{number}") };

@@ -113,6 +113,11 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.broken.insert(Digest((*name).to_owned()));
             Ok(())
         }
+        ["end-namespace"] => {
+            sim.world.namespace_ends = true;
+            sim.world.delete_all();
+            Ok(())
+        }
         ["break-server", name] => {
             sim.world.refused.insert(Digest((*name).to_owned()));
             Ok(())

@@ -68,6 +68,8 @@ pub struct World {
     pub invalid: Option<String>,
     /// Digest of the wanted pod template.
     pub revision: Digest,
+    /// True once the namespace is being deleted: nothing new is made in it.
+    pub namespace_ends: bool,
     /// Templates whose pods never start.
     pub broken: BTreeSet<Digest>,
     /// Templates whose servers end before they answer, under an agent that says so.
@@ -151,6 +153,7 @@ impl World {
             deleting: false,
             invalid: None,
             revision: Digest("rev-1".into()),
+            namespace_ends: false,
             broken: BTreeSet::new(),
             refused: BTreeSet::new(),
             places: BTreeMap::new(),

@@ -35,6 +35,7 @@ impl ClusterState {
                     (*count, *last) = (count.saturating_add(1), *at);
                     self.note_refused(effect, why);
                 }
+                Outcome::Futile(_) => self.namespace_ends = true,
                 Outcome::Skipped => {}
             }
         }
@@ -53,7 +54,7 @@ impl ClusterState {
             Outcome::Verified | Outcome::Superseded(_) => {
                 self.refusals.remove(object);
             }
-            Outcome::Skipped => {}
+            Outcome::Futile(_) | Outcome::Skipped => {}
         }
     }
 

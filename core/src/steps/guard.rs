@@ -1,7 +1,7 @@
-//! Wants: a valid spec that was looked at in this epoch.
-//! Proof: `SpecChanged` since `EpochStarted`.
-//! Refuses: to decide anything on a spec that is only remembered, or that never was valid.
-//! Story: operator_restart.
+//! Wants: a valid spec that was looked at in this epoch, and a namespace that stays.
+//! Proof: `SpecChanged` since `EpochStarted`; the API server's refusal to make anything in a namespace that is being deleted.
+//! Refuses: to decide anything on a spec that is only remembered, or that never was valid; or for a namespace that ends.
+//! Story: operator_restart, namespace_ends.
 
 use crate::{
     decide::StepOutcome,
@@ -14,6 +14,9 @@ use crate::{
 pub fn step(state: &ClusterState) -> Result<&DesiredCluster, Box<StepOutcome>> {
     if !state.spec_seen {
         return Err(Box::new(StepOutcome::Waiting(WaitReason::NotObserved, None, None)));
+    }
+    if state.namespace_ends {
+        return Err(Box::new(StepOutcome::Blocked(BlockReason::NamespaceEnds, None, Vec::new())));
     }
     match (&state.spec, &state.spec_error) {
         (Some(spec), _) => Ok(spec),

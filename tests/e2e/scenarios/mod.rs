@@ -17,6 +17,7 @@ mod large;
 mod leadership;
 mod life;
 mod names;
+mod namespace;
 mod operator_away;
 mod real_clients;
 mod reshard;
@@ -115,6 +116,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),
     scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
     scenario!("names-collide", WithAReadyCluster, false, names::collide),
+    scenario!("namespace-deleted", WithAReadyCluster, false, namespace::deleted),
     scenario!("stuck-says-why", WithAReadyCluster, false, stuck::says_why),
     scenario!("kept-volumes", WithAReadyCluster, false, life::kept_volumes),
     scenario!("delete", WithAReadyCluster, false, life::delete),
