@@ -1,6 +1,7 @@
 //! Owned objects: what the spec renders to, what is there, and how the one becomes the other. Rendering is pure and
 //! depends on few things; it is done again only when one of them changed.
 
+mod creation;
 mod namesakes;
 mod surplus;
 
@@ -17,10 +18,11 @@ use crate::{
     pki,
     vault::{self, Signing},
 };
+use creation::Creations;
 use k8s_openapi::{
     api::{
         apps::v1::StatefulSet,
-        core::v1::{ConfigMap, Secret, Service},
+        core::v1::{ConfigMap, Pod, Secret, Service},
         discovery::v1::EndpointSlice,
         policy::v1::PodDisruptionBudget,
     },
@@ -70,6 +72,7 @@ pub struct OwnedObjects {
     digested: BTreeMap<ObjectRef, Digested>,
     /// What somebody else has under our names.
     namesakes: Namesakes,
+    creations: Creations,
 }
 
 impl OwnedObjects {
@@ -264,6 +267,7 @@ pub async fn facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, ObjectFacts> {
                         revision: known.wanted_revision.clone(),
                         foreign_manager: None,
                         taken_by: None,
+                        pods_refused: None,
                     };
                     Observed::Present(taken(&cluster.id, object.kind, &meta).unwrap_or_else(own))
                 }
@@ -280,9 +284,33 @@ pub async fn rendered_facts(cluster: &mut Cluster) -> BTreeMap<ObjectRef, Object
     let mut facts = BTreeMap::new();
     for rendered in Arc::clone(&cluster.owned.rendered).iter() {
         let live = live(cluster, rendered).await;
+        let live = with_pods_refused(cluster, rendered, live);
         facts.insert(rendered.object.clone(), rendered.facts(live));
     }
     facts
+}
+
+/// The same with the words of why a StatefulSet lacks pods.
+fn with_pods_refused(
+    cluster: &Cluster,
+    rendered: &Rendered,
+    live: Observed<LiveObject>,
+) -> Observed<LiveObject> {
+    let (namespace, name) = &cluster.id.owner;
+    let Observed::Present(live) = live else { return live };
+    if rendered.object.kind != ObjectKind::StatefulSet || live.taken_by.is_some() {
+        return Observed::Present(live);
+    }
+    let world = &cluster.shell.world;
+    let set = world.stateful_sets.get(namespace, &rendered.object.name);
+    let wanted = set.and_then(|set| set.spec.as_ref()?.replicas).unwrap_or_default();
+    let pods = world.pods.of(&cluster.id.owner);
+    let of_shard = |pod: &Pod| objects::names::member_of_pod(name, &pod.name_any()).map(|id| id.shard);
+    let there = pods.iter().filter(|pod| of_shard(pod) == rendered.shard).count();
+    let lacks = there < usize::try_from(wanted).unwrap_or_default();
+    let client = &cluster.shell.clients.requests;
+    let pods_refused = cluster.owned.creations.told(client, namespace, &live.uid, lacks);
+    Observed::Present(LiveObject { pods_refused, ..live })
 }
 
 /// Applies an object as it was rendered for this turn, if that is what was decided.
@@ -407,6 +435,7 @@ fn facts_of<K: Owned>(owned: &mut OwnedObjects, id: &ClusterId, rendered: &Rende
         revision: template_revision(&value),
         foreign_manager: if differs { last_foreign_manager(live.managed_fields()) } else { None },
         taken_by: None,
+        pods_refused: None,
         digest,
     };
     let digested = Digested { resource_version, wanted: rendered.digest.clone(), live: facts.clone() };

@@ -148,7 +148,12 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
 fn cannot_start(view: &View<'_>, shard: ShardId) -> Option<Block> {
     let is_it = |id: &MemberId| view.member(*id).is_some_and(|member| member.trouble().is_some());
     let (step, scope, reason) = (StepName::Rollout, Scope::Shard(shard), BlockReason::MemberCannotStart);
-    let about = view.wanted(shard).find(is_it)?;
+    let is_refused = |id: &MemberId| {
+        let workload = steps::objects::workload(view, shard).and_then(|(_, facts)| facts.live.present());
+        let is_absent = view.member(*id).is_none_or(|member| member.facts.pod.is_absent());
+        is_absent && workload.is_some_and(|live| live.pods_refused.is_some())
+    };
+    let about = view.wanted(shard).find(|id| is_it(id) || is_refused(id))?;
     Some(Block { step, scope, reason, about: Some(about), candidates: Vec::new() })
 }
 

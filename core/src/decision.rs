@@ -225,8 +225,8 @@ reasons! {
         NamespaceEnds,
         /// The cluster is paused by its spec: planned changes wait, failover does not.
         Paused,
-        /// A member does not start: its pod finds no place, its image cannot be had, or its server ends before it answers. The message
-        /// has the words of the scheduler, of kubelet or of Valkey. It goes on by itself once that is corrected.
+        /// A member does not start: its pod is not made or finds no place, its image cannot be had, or its server ends before it answers.
+        /// The message has the words of the API server, the scheduler, of kubelet or of Valkey. It goes on by itself once that is corrected.
         MemberCannotStart,
         /// A member that was restarted with the new revision does not come up; the others keep the old one.
         RolloutStuck,

@@ -416,13 +416,16 @@ pub struct LiveObject {
     /// Whose it is, if it is not this resource's: it only has a name that this resource needs.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub taken_by: Option<String>,
+    /// StatefulSets only: why its pods are not made, in the words of whoever refuses them. In words, as no rule depends on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pods_refused: Option<String>,
 }
 
 impl LiveObject {
     /// An object that is somebody else's. What is in it is no concern of ours, so nothing of that is recorded.
     pub fn taken(uid: String, owner: String) -> Self {
         let (digest, revision, foreign_manager) = (Digest::default(), None, None);
-        LiveObject { uid, digest, revision, foreign_manager, taken_by: Some(owner) }
+        LiveObject { uid, digest, revision, foreign_manager, taken_by: Some(owner), pods_refused: None }
     }
 }
 

@@ -374,7 +374,10 @@ pub fn object_facts(facts: &ObjectFacts) -> String {
         Observed::Present(_) if *surplus => "not wanted any more".to_owned(),
         Observed::Absent => format!("missing (wanted {})", short(&wanted.0)),
         Observed::Present(LiveObject { taken_by: Some(owner), .. }) => format!("belongs to {owner}"),
-        Observed::Present(live) if live.digest == *wanted => format!("as wanted ({})", short(&wanted.0)),
+        Observed::Present(live) if live.digest == *wanted => {
+            let refused = live.pods_refused.as_ref().map(|words| format!(", its pods are not made: {words}"));
+            format!("as wanted ({}){}", short(&wanted.0), refused.unwrap_or_default())
+        }
         Observed::Present(live) => {
             let by = live
                 .foreign_manager

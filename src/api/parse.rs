@@ -52,6 +52,8 @@ const SHOWN_CHARS_MAX: usize = 200;
 
 /// Longest text of an annotation that tells one request from another: each is remembered. Bytes.
 const TOKEN_BYTES_MAX: usize = 128;
+/// Largest spec. Bytes as JSON: far more than a spec with every field has, and a twentieth of what etcd takes for one object.
+const SPEC_BYTES_MAX: usize = 65_536;
 
 /// What the operator's flags decide where the spec says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -117,6 +119,7 @@ pub fn parse(cluster: &api::ValkeyCluster) -> Result<DesiredCluster, Invalid> {
 /// The first field that cannot be used.
 pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Parsed, Invalid> {
     let spec = &cluster.spec;
+    size(spec)?;
     let mut desired = DesiredCluster {
         generation: cluster.metadata.generation.unwrap_or_default(),
         topology: topology(spec.topology)?,
@@ -372,6 +375,14 @@ fn reserved(field: &str, map: &BTreeMap<String, String>) -> Result<(), Invalid> 
         Some(key) => Err(Invalid::new(field, key, "the operator sets keys with this prefix")),
         None => Ok(()),
     }
+}
+
+/// A spec is rendered for every shard and kept in memory: what is written into one by mistake must not be paid for by all.
+fn size(spec: &api::ValkeyClusterSpec) -> Result<(), Invalid> {
+    let bytes = serde_json::to_vec(spec).map_or(usize::MAX, |text| text.len());
+    let allowed = format!("allowed: at most {SPEC_BYTES_MAX} bytes as JSON");
+    let is_too_large = bytes > SPEC_BYTES_MAX;
+    if is_too_large { Err(Invalid::new("spec", format!("{bytes} bytes"), allowed)) } else { Ok(()) }
 }
 
 fn version(image: &str, declared: Option<&str>) -> Result<ServerVersion, Invalid> {

@@ -113,6 +113,7 @@ fn facts(id: &ClusterId, kept: &Kept, found: &Found, known: &Known) -> Known {
                 revision: None,
                 foreign_manager: None,
                 taken_by: None,
+                pods_refused: None,
             }),
             // What someone else has under this name is not there for us.
             Observed::Present(_) | Observed::Absent if known.contains_key(object) => Observed::Absent,
@@ -290,6 +291,7 @@ mod tests {
             revision: None,
             foreign_manager: None,
             taken_by: None,
+            pods_refused: None,
         };
         for before in [Observed::Present(live), Observed::Absent] {
             let seen = facts(&id(), &kept(3), &Found::new(), &known(&secret, before));

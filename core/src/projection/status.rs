@@ -268,8 +268,16 @@ fn stalled(state: &ClusterState) -> Option<Why> {
 pub fn blocked(state: &ClusterState, block: &Block) -> String {
     let taken = if block.reason == BlockReason::NameTaken { taken(state) } else { String::new() };
     let member = block.about.and_then(|id| state.members.get(&id));
-    let trouble = member.and_then(MemberState::trouble).map(|words| format!("{words}. ")).unwrap_or_default();
+    let words = member.and_then(MemberState::trouble).or_else(|| refused_pods(state, block.about?));
+    let trouble = words.map(|words| format!("{words}. ")).unwrap_or_default();
     format!("{}{}: {taken}{trouble}{}", block.scope, whom(block.about), block.reason.explain())
+}
+
+/// Why the member's pod is not made, if there is none.
+fn refused_pods(state: &ClusterState, member: MemberId) -> Option<&str> {
+    let is_absent = state.members.get(&member).is_none_or(|known| known.facts.pod.is_absent());
+    let of_shard = state.objects.values().filter(|facts| is_absent && facts.shard == Some(member.shard));
+    of_shard.filter_map(|facts| facts.live.present()?.pods_refused.as_deref()).next()
 }
 
 /// The objects under our names that are somebody else's, and whose they are. One after the other has to go: the first say enough.

@@ -241,7 +241,8 @@ impl World {
             self.routes.entry(shard).or_insert(fresh);
         }
         let (uid, digest) = (format!("uid-{number}"), wanted);
-        let live = LiveObject { uid, digest, revision, foreign_manager: None, taken_by: None };
+        let live =
+            LiveObject { uid, digest, revision, foreign_manager: None, taken_by: None, pods_refused: None };
         self.live.insert(object.clone(), (live, self.spec.replicas_per_shard));
         Outcome::Verified
     }

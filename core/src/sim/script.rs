@@ -118,6 +118,10 @@ fn perform(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
             sim.world.delete_all();
             Ok(())
         }
+        ["refuse-pods", name] => {
+            sim.world.unmade.insert(Digest((*name).to_owned()));
+            Ok(())
+        }
         ["break-server", name] => {
             sim.world.refused.insert(Digest((*name).to_owned()));
             Ok(())

@@ -70,6 +70,8 @@ pub struct World {
     pub revision: Digest,
     /// True once the namespace is being deleted: nothing new is made in it.
     pub namespace_ends: bool,
+    /// Templates of which the API server makes no pods.
+    pub unmade: BTreeSet<Digest>,
     /// Templates whose pods never start.
     pub broken: BTreeSet<Digest>,
     /// Templates whose servers end before they answer, under an agent that says so.
@@ -154,6 +156,7 @@ impl World {
             invalid: None,
             revision: Digest("rev-1".into()),
             namespace_ends: false,
+            unmade: BTreeSet::new(),
             broken: BTreeSet::new(),
             refused: BTreeSet::new(),
             places: BTreeMap::new(),
@@ -251,10 +254,14 @@ impl World {
                 continue;
             };
             let fits = !self.unschedulable.contains(&ShardId(shard));
+            let is_made = sts.revision.as_ref().is_none_or(|revision| !self.unmade.contains(revision));
+            let mut lacks = false;
             for ordinal in 0..=replicas {
                 let (number, now) = (self.counter + 1, self.now);
                 let place = self.places.entry(MemberId::new(shard, ordinal)).or_default();
-                if place.pod.is_none() && now >= place.free_since {
+                if place.pod.is_none() && now >= place.free_since && !is_made {
+                    lacks = true;
+                } else if place.pod.is_none() && now >= place.free_since {
                     self.counter = number;
                     place.pod = Some(Pod {
                         uid: format!("pod-{number}"),
@@ -269,6 +276,9 @@ impl World {
                         cordoned: false,
                     });
                 }
+            }
+            if let Some((live, _)) = self.live.get_mut(&sts_name(ShardId(shard))) {
+                live.pods_refused = lacks.then(|| "exceeded quota: pods".to_owned());
             }
             let now = self.now;
             for (id, place) in

@@ -37,6 +37,17 @@ fn a_short_spec_gets_the_documented_defaults() {
 }
 
 #[test]
+fn a_spec_that_is_too_large_is_refused_as_a_whole() {
+    let terms: Vec<Value> = (0..1_000)
+        .map(|n| json!({ "matchExpressions": [{ "key": "zone", "operator": "In", "values": [format!("zone-{n:030}")] }] }))
+        .collect();
+    let affinity = json!({ "nodeAffinity": { "requiredDuringSchedulingIgnoredDuringExecution": { "nodeSelectorTerms": terms } } });
+    let why =
+        refused(json!({ "topology": "Replication", "scheduling": { "affinity": affinity } })).to_string();
+    assert!(why.starts_with("spec") && why.contains("allowed: at most 65536 bytes as JSON"), "{why}");
+}
+
+#[test]
 fn standalone_is_replication_without_replicas() {
     let standalone = parsed(json!({ "topology": "Standalone" })).desired;
     assert_eq!((standalone.topology, standalone.replicas_per_shard), (Topology::Replication, 0));

@@ -47,6 +47,18 @@ pub const DETECTION_WINDOW_DEFAULT_MS: i64 = 3_000;
 /// Size of a volume unless the user sets one.
 pub const VOLUME_SIZE_DEFAULT: &str = "1Gi";
 
+/// A name of an object, as Kubernetes has it (RFC 1123 subdomain).
+const OBJECT_NAME: &str = r"^[a-z0-9]([-a-z0-9.]*[a-z0-9])?$";
+/// The same, or nothing: no StorageClass at all.
+const OBJECT_NAME_OR_NONE: &str = r"^([a-z0-9]([-a-z0-9.]*[a-z0-9])?)?$";
+
+/// A label's value, as Kubernetes has it.
+fn label_value() -> serde_json::Value {
+    serde_json::json!({
+        "type": "string", "maxLength": 63, "pattern": "^([A-Za-z0-9]([-A-Za-z0-9_.]*[A-Za-z0-9])?)?$",
+    })
+}
+
 /// What the user wants of a Valkey cluster.
 #[derive(CustomResource, KubeSchema, Clone, Debug, Deserialize, Serialize, PartialEq)]
 #[kube(
@@ -174,17 +186,20 @@ pub struct ValkeyClusterSpec {
     /// Where members run.
     #[serde(default)]
     pub scheduling: Scheduling,
-    /// Further labels of the pods.
+    /// Further labels of the pods, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = label_value()))]
     pub pod_labels: BTreeMap<String, String>,
-    /// Further annotations of the pods.
+    /// Further annotations of the pods, at most 64.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64))]
     pub pod_annotations: BTreeMap<String, String>,
     /// When the image is pulled.
     #[serde(default)]
     pub image_pull_policy: ImagePullPolicy,
     /// Secrets to pull the image with.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 16))]
     pub image_pull_secrets: Vec<LocalObjectReference>,
     /// Stops planned changes. Failover goes on.
     #[serde(default)]
@@ -274,7 +289,7 @@ pub struct Persistence {
     pub size: Quantity,
     /// StorageClass of the volumes. Default: the cluster's. Cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    #[schemars(length(max = 253))]
+    #[schemars(length(max = 253), regex(pattern = OBJECT_NAME_OR_NONE))]
     pub storage_class_name: Option<String>,
     /// Files on the volume. Default: RdbAof for Durable, Rdb for Cache. Cannot change.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -300,11 +315,11 @@ pub struct Auth {
 #[derive(Clone, Debug, Deserialize, Serialize, JsonSchema, PartialEq, Eq)]
 pub struct SecretKeyRef {
     /// Name of the Secret.
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub name: String,
     /// Key in it.
     #[serde(default = "defaults::password_key")]
-    #[schemars(length(min = 1, max = 253))]
+    #[schemars(length(min = 1, max = 253), regex(pattern = r"^[-._a-zA-Z0-9]+$"))]
     pub key: String,
 }
 
@@ -363,9 +378,11 @@ impl Default for Failover {
 pub struct Scheduling {
     /// Labels a node must have.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 64, "additionalProperties" = label_value()))]
     pub node_selector: BTreeMap<String, String>,
     /// Taints that are tolerated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 64))]
     pub tolerations: Vec<Toleration>,
     /// Affinity rules.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -373,9 +390,11 @@ pub struct Scheduling {
     /// Spread over failure domains. Default: members of a shard over zones and over hosts, where possible. An empty
     /// list turns that off.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 16))]
     pub topology_spread_constraints: Option<Vec<TopologySpreadConstraint>>,
     /// PriorityClass of the pods.
     #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), regex(pattern = OBJECT_NAME))]
     pub priority_class_name: Option<String>,
 }
 

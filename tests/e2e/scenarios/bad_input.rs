@@ -8,7 +8,10 @@ use serde_json::{Value, json};
 /// Refused sizes and shapes, an unknown directive, and the way back.
 pub async fn refused_and_healed(world: &World) -> anyhow::Result<String> {
     let subject = &world.subject;
-    let refused: [(&str, Value, &str); 6] = [
+    let refused: [(&str, Value, &str); 9] = [
+        ("/auth", json!({ "passwordSecret": { "name": "my secret" } }), "passwordSecret.name"),
+        ("/podLabels", json!({ "team": "a b" }), "podLabels.team"),
+        ("/scheduling", json!({ "priorityClassName": "High Priority" }), "priorityClassName"),
         ("/persistence/size", json!("-1Gi"), "positive quantity"),
         ("/replicas", json!(-1), "replicas"),
         ("/shards", json!(0), "shards"),

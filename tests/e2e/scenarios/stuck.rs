@@ -19,7 +19,7 @@ const OTHER: &str = "payments";
 /// From the pod's own word, or for the server's from its start, to the word in the status: what a platform team was promised.
 const TOLD_WITHIN: Duration = Duration::from_secs(5);
 
-/// One after the other: an image that does not exist, a selector that no node satisfies, a directive that Valkey refuses, and a toleration
+/// One after the other: a PriorityClass and an image that do not exist, a selector that no node satisfies, a directive that Valkey refuses, and a toleration
 /// that the API server refuses. In the end a spec that is right.
 pub async fn says_why(world: &World) -> anyhow::Result<String> {
     let subject = Subject { name: OTHER.to_owned(), ..world.subject.clone() };
@@ -28,7 +28,9 @@ pub async fn says_why(world: &World) -> anyhow::Result<String> {
     let selector = json!({ "scheduling": { "nodeSelector": { "disk": "none" } } });
     let directive = json!({ "config": { "notify-keyspace-events": "XYZ" } });
     let mut told = Vec::new();
-    let cases: [(Value, Sign, [&str; 2]); 3] = [
+    let priority = json!({ "scheduling": { "priorityClassName": "highest" } });
+    let cases: [(Value, Sign, [&str; 2]); 4] = [
+        (priority, is_not_made, ["PriorityClass", "highest"]),
         (image, waits, ["ErrImagePull", "valkey.invalid"]),
         (selector, has_no_place, ["Unschedulable", "node"]),
         (directive, runs, ["notify-keyspace-events", "exit 1"]),
@@ -59,26 +61,34 @@ fn spec(change: Value) -> Value {
 }
 
 /// What a pod's status shows from when on the operator is to speak.
-type Sign = fn(&Pod) -> bool;
+type Sign = fn(Option<&Pod>) -> bool;
 
-fn waits(pod: &Pod) -> bool {
+fn is_not_made(pod: Option<&Pod>) -> bool {
+    pod.is_none()
+}
+
+fn waits(pod: Option<&Pod>) -> bool {
     server_is(pod, |state| {
         let reason = state.waiting.as_ref().and_then(|waiting| waiting.reason.as_deref());
         matches!(reason, Some("ErrImagePull" | "ImagePullBackOff"))
     })
 }
 
-fn has_no_place(pod: &Pod) -> bool {
-    let mut conditions = pod.status.iter().flat_map(|s| s.conditions.iter().flatten());
+fn has_no_place(pod: Option<&Pod>) -> bool {
+    let mut conditions =
+        pod.and_then(|pod| pod.status.as_ref()).into_iter().flat_map(|s| s.conditions.iter().flatten());
     conditions.any(|c| c.type_ == "PodScheduled" && c.status == "False")
 }
 
-fn runs(pod: &Pod) -> bool {
+fn runs(pod: Option<&Pod>) -> bool {
     server_is(pod, |state| state.running.is_some())
 }
 
-fn server_is(pod: &Pod, so: impl Fn(&ContainerState) -> bool) -> bool {
-    let mut all = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
+fn server_is(pod: Option<&Pod>, so: impl Fn(&ContainerState) -> bool) -> bool {
+    let mut all = pod
+        .and_then(|pod| pod.status.as_ref())
+        .into_iter()
+        .flat_map(|s| s.container_statuses.iter().flatten());
     all.any(|container| container.name == "valkey" && container.state.as_ref().is_some_and(&so))
 }
 
@@ -87,7 +97,8 @@ async fn blocked(subject: &Subject, change: Value, sign: Sign, words: [&str; 2])
     subject.apply(&spec(change)).await?;
     let pods: Api<Pod> = Api::namespaced(subject.client.clone(), &subject.namespace);
     until(&format!("the pod to show what leads to {words:?}"), PATIENCE, || async {
-        if sign(&pods.get(&format!("{OTHER}-0-0")).await?) { Ok(()) } else { bail!("it does not") }
+        let pod = pods.get_opt(&format!("{OTHER}-0-0")).await?;
+        if sign(pod.as_ref()) { Ok(()) } else { bail!("it does not") }
     })
     .await?;
     let ((), after) = until(&format!("the status to say {words:?}"), PATIENCE, || async {
