@@ -45,9 +45,8 @@ reasons! {
     Reason {
         /// Every member of a shard that never had a primary started blank: the first member becomes primary.
         Bootstrap,
-        /// Every member of a shard that has served is blank: all that it had is gone, and it begins anew,
-        /// empty. Profile Cache does that by itself, Durable when the user has said so by the annotation
-        /// valkeeper.io/confirm-blank.
+        /// Every member of a shard that has served is blank: all that it had is gone, and it begins anew, empty. Profile Cache does that by
+        /// itself, Durable when the user has said so by the annotation valkeeper.io/confirm-blank.
         DataLost,
         /// The primary's process is proven gone: its connection ended and a new one is refused, or its pod is gone. The
         /// most advanced replica of the same history becomes primary.
@@ -84,14 +83,12 @@ reasons! {
         NameWithdrawn,
         /// A role label did not say what the member is.
         RoleLabelled,
-        /// The primary is about to stop (its pod is being deleted, or its agent was told to end): another member takes over
-        /// first.
+        /// The primary is about to stop (its pod is being deleted, or its agent was told to end): another takes over first.
         PrimaryLeaving,
         /// The primary's node is cordoned, so its pod is about to go: a member on a node that takes pods becomes primary, before anything is
         /// deleted. Not while planned changes are paused.
         NodeCordoned,
-        /// An agent did not know who holds the shard's grant, who the members are, or for how long a primary may go on
-        /// unconfirmed.
+        /// An agent did not know who holds the shard's grant, who the members are, or how long a primary goes on unconfirmed.
         AgentBriefed,
         /// Agents know of a higher grant than the primary's, which came to nothing: the primary gets a new one.
         GrantRenewed,
@@ -220,8 +217,7 @@ reasons! {
         /// An object has a name that this resource needs, and belongs to somebody else: it is never changed or deleted. Delete it, or have
         /// its owner give it up; or make this resource anew under another name. It goes on by itself once the name is free.
         NameTaken,
-        /// The namespace is being deleted, and the API server makes nothing new in it. Nothing is decided any more; whatever is left of the
-        /// resource goes with its namespace.
+        /// The namespace is being deleted: the API server makes nothing new in it, and nothing is decided any more.
         NamespaceEnds,
         /// The cluster is paused by its spec: planned changes wait, failover does not.
         Paused,

@@ -174,6 +174,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         io_threads,
         balance,
         rebalance,
+        version,
         refused,
     } = wanted;
     let mut parts = vec![
@@ -190,6 +191,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         (*balance != Balance::Slots).then(|| format!("even by {}", format!("{balance:?}").to_lowercase())),
     );
     parts.extend(rebalance.as_ref().map(|token| format!("slots evened out ({token})")));
+    parts.extend(version.as_ref().map(|version| format!("of version {version}")));
     parts.extend(refused.as_ref().map(|why| format!("refused: {why}")));
     parts.join(", ")
 }

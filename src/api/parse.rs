@@ -133,6 +133,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         io_threads: IoThreads::Off,
         balance: balance(spec)?,
         rebalance: None,
+        version: spec.version.clone(),
         refused: None,
     };
     wishes(cluster, &mut desired);

@@ -9,7 +9,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::MicroTime,
     jiff,
 };
-use kube::{Api, Client, api::PostParams};
+use kube::{
+    Api, Client,
+    api::{ListParams, PostParams},
+};
 use valkeeper_core::ids::Seq;
 
 /// Longest note the API server takes is 1 kB; the place in the journal must fit behind it.
@@ -18,8 +21,26 @@ const NOTE_BYTES_MAX: usize = 960;
 /// Longest action the API server takes.
 const ACTION_BYTES_MAX: usize = 128;
 
+/// Most Events that are read at once. They expire after an hour, and repeated ones are one.
+const READ_MAX: u32 = 50;
+
 /// Name of the reporting controller.
 const CONTROLLER: &str = "valkeeper.io/operator";
+
+/// Events with this reason about the object with this UID, whoever reports them.
+///
+/// # Errors
+/// The API server's.
+pub async fn of_object(
+    client: &Client,
+    namespace: &str,
+    uid: &str,
+    reason: &str,
+) -> Result<Vec<Event>, Error> {
+    let events: Api<Event> = Api::namespaced(client.clone(), namespace);
+    let of_it = ListParams::default().fields(&format!("regarding.uid={uid},reason={reason}")).limit(READ_MAX);
+    Ok(bounded("list the events of an object", events.list(&of_it)).await?.items)
+}
 
 /// How serious an Event is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,9 +1,9 @@
 //! Why the pods of a StatefulSet are not made, in the words of whoever refuses them (a quota, Pod Security, a missing PriorityClass): only
 //! Events of the StatefulSet have them.
 
-use crate::k8s;
+use crate::k8s::{self, events};
 use k8s_openapi::api::events::v1::Event;
-use kube::{Api, Client, api::ListParams};
+use kube::Client;
 use std::{
     collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
@@ -15,10 +15,10 @@ use tokio::time::Instant;
 const STANDS: Duration = Duration::from_secs(2);
 /// Between two questions: the controller tries again with growing pauses, and each try may be refused for another reason.
 const ASK_PERIOD: Duration = Duration::from_secs(5);
+/// The reason of the controller's Events about that.
+const REASON: &str = "FailedCreate";
 /// Most of the words that are told. Characters.
 const CHARS_MAX: usize = 400;
-/// Most Events that are read at once.
-const EVENTS_MAX: u32 = 50;
 
 /// StatefulSets that lack pods, by UID.
 #[derive(Clone, Default)]
@@ -54,14 +54,10 @@ impl Creations {
     }
 
     async fn ask(self, client: Client, namespace: String, uid: String) {
-        let events: Api<Event> = Api::namespaced(client, &namespace);
-        let of_it = ListParams::default()
-            .fields(&format!("regarding.uid={uid},reason=FailedCreate"))
-            .limit(EVENTS_MAX);
-        match k8s::bounded("list the events of a StatefulSet", events.list(&of_it)).await {
+        match events::of_object(&client, &namespace, &uid, REASON).await {
             Ok(found) => {
                 if let Some(lack) = self.lock().get_mut(&uid) {
-                    lack.words = newest(&found.items).or(lack.words.take());
+                    lack.words = newest(&found).or(lack.words.take());
                 }
             }
             Err(error) => tracing::warn!(error = k8s::chain(&error), "why pods are not made cannot be asked"),

@@ -16,6 +16,9 @@ reasons! {
         /// resource is in force, and done. The message names the annotation, what it says and what is
         /// allowed.
         AnnotationRefused,
+        /// The servers are of another version than spec.version says, by which the operator chooses directives and ways to hand slots
+        /// over. Correct it, or leave it out where the image's tag says the version. Everything else goes on.
+        VersionDiffers,
         /// An unplanned promotion is under way.
         Failover,
         /// Members are being restarted, one after the other.

@@ -1,6 +1,7 @@
 //! State as conditions: kstatus' Ready, Reconciling and Stalled, and PrimaryAvailable. Reasons are typed, see `reason.rs`, so that a condition, a Kubernetes Event, a metric and an audit use the same words.
 
 use crate::{
+    config::ServerVersion,
     decide::View,
     decision::{Block, BlockReason, Operation, OperationKind, Reason, Scope, StepName, WaitReason},
     ids::{MemberId, ShardId},
@@ -11,7 +12,7 @@ use crate::{
     },
     spec::DesiredCluster,
     state::{ClusterState, MemberState},
-    steps::{objects, reshard},
+    steps::{objects, reshard, rollout},
     topology,
 };
 
@@ -261,7 +262,25 @@ fn stalled(state: &ClusterState) -> Option<Why> {
     let told = |block: &Block| (ConditionReason::Block(block.reason), blocked(state, block));
     let block = state.standing.blocks.iter().find(|b| b.reason != BlockReason::Paused);
     let refused = state.spec.as_ref().and_then(|spec| spec.refused.clone());
-    block.map(told).or(refused.map(|why| (StatusReason::AnnotationRefused.into(), why)))
+    let refused = refused.map(|why| (StatusReason::AnnotationRefused.into(), why));
+    block.map(told).or(refused).or_else(|| version_differs(state))
+}
+
+/// A server that runs what the spec wants, and says that it is of another version than the spec.
+fn version_differs(state: &ClusterState) -> Option<Why> {
+    let (spec, evidence) = (state.spec.as_ref()?, Evidence::default());
+    let said = spec.version.as_ref()?;
+    let view = View { state, evidence: &evidence, now: state.head_time, spec, decided: &[] };
+    let of = |text: &str| text.parse::<ServerVersion>().ok();
+    let differs = |id: MemberId| {
+        let runs = of(&state.members.get(&id)?.server()?.version)?;
+        (Some(runs) != of(said) && !rollout::is_stale(&view, id)).then_some((id, runs))
+    };
+    let (id, runs) = spec.members().find_map(differs)?;
+    let text = format!(
+        "spec.version: {said:?} is not what {id} runs; allowed: {runs}, or none where the image's tag says it"
+    );
+    Some((StatusReason::VersionDiffers.into(), text))
 }
 
 /// Why a step is blocked, in full sentences.

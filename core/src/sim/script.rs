@@ -86,6 +86,7 @@ fn default_spec() -> DesiredCluster {
         io_threads: IoThreads::Off,
         balance: Balance::Slots,
         rebalance: None,
+        version: None,
         refused: None,
     }
 }
@@ -352,6 +353,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             }
         }
         "rebalance" => spec.rebalance = (value != "no").then(|| value.to_owned()),
+        "version" => spec.version = Some(value.to_owned()),
         "refused" => spec.refused = (value != "no").then(|| value.to_owned()),
         "files" => sim.world.snapshots = value == "Rdb",
         "repl-timeout" => sim.world.repl_timeout_ms = Some(millis(value)?),
@@ -388,6 +390,11 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
             let conditions = status(&sim.state).conditions;
             let ready = conditions.iter().find(|c| c.kind == ConditionKind::Ready);
             shown(ready.is_some_and(|c| c.holds), format!("{ready:?}"))
+        }
+        ["stalled", code] => {
+            let conditions = status(&sim.state).conditions;
+            let stalled = conditions.iter().find(|c| c.kind == ConditionKind::Stalled && c.holds);
+            shown(stalled.is_some_and(|c| c.reason.code() == *code), format!("{stalled:?}"))
         }
         ["ready-or-blocked", code] => expect(sim, &["ready"])
             .or_else(|ready| expect(sim, &["blocked", code]).map_err(|e| format!("{ready}; {e}"))),

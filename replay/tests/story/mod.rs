@@ -167,6 +167,7 @@ pub fn spec() -> DesiredCluster {
         io_threads: IoThreads::Off,
         balance: Balance::Slots,
         rebalance: None,
+        version: None,
         refused: None,
     }
 }

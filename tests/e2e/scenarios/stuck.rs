@@ -46,6 +46,16 @@ pub async fn says_why(world: &World) -> anyhow::Result<String> {
     told.push(format!("toleration {:.1} s", refused(&subject, toleration).await?.as_secs_f64()));
     subject.apply(&spec(json!({}))).await?;
     let ready_after = subject.ready().await?;
+    subject.apply(&spec(json!({ "version": "8.0" }))).await?;
+    until("Ready to say that the version differs", PATIENCE, || async {
+        let ready = subject.said("Ready").await?;
+        let is_told =
+            ready.message.contains("spec.version: \"8.0\"") && ready.message.contains("allowed: 9.1");
+        if is_told { Ok(()) } else { bail!("Ready says {}: {}", ready.reason, ready.message) }
+    })
+    .await?;
+    subject.apply(&spec(json!({ "version": "9.1" }))).await?;
+    subject.ready().await?;
     remove_with_claims(&subject).await?;
     Ok(format!("{}; Ready {:.1} s after the correction", told.join(", "), ready_after.as_secs_f64()))
 }
