@@ -188,35 +188,73 @@ async fn ended_by_itself(agent: &Arc<Agent>, ended: Ended) {
     agent.local.forget().await;
 }
 
-/// A line of the server's: its level is one character after the time.
+/// A line of the server's.
 fn line(text: &str) {
     if text.contains("No space left on device")
         && let Some(agent) = AGENT.get()
     {
         agent.update(|known| known.no_space = true);
     }
-    // Why a server does not start is said by lines that are warnings, or have no level.
-    let is_quiet = [" * ", " - ", " . "].iter().any(|mark| text.contains(mark));
-    if !is_quiet && let Some(agent) = AGENT.get() {
-        agent.update(|known| known.last_words.say(text));
+    let (level, said) = levelled(text);
+    // Why a server does not start is said by lines that are warnings, or have no level. The process and the time before them would make
+    // the same words news at every try.
+    if matches!(level, None | Some(Level::Warning))
+        && let Some(agent) = AGENT.get()
+    {
+        agent.update(|known| known.last_words.say(said));
     }
-    let level = [" # ", " * ", " - ", " . "].iter().filter_map(|mark| Some((text.find(mark)?, *mark))).min();
     match level {
-        Some((at, mark)) => {
-            let said = text.get(at + mark.len()..).unwrap_or_default();
-            match mark {
-                " # " => tracing::warn!(target: "valkey", "{said}"),
-                " * " => tracing::info!(target: "valkey", "{said}"),
-                _ => tracing::debug!(target: "valkey", "{said}"),
-            }
+        Some(Level::Warning) => tracing::warn!(target: "valkey", "{said}"),
+        Some(Level::Notice) | None => tracing::info!(target: "valkey", "{said}"),
+        Some(Level::Debug) => tracing::debug!(target: "valkey", "{said}"),
+    }
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Level {
+    Warning,
+    Notice,
+    Debug,
+}
+
+/// The level of a line and what follows it: one character after process and time (`1:M 25 Nov 2026 10:00:00.123 # ...`), or with
+/// `log-format logfmt` a field of its own. What has neither is printed before there is a log, and whole.
+fn levelled(text: &str) -> (Option<Level>, &str) {
+    let marks =
+        [(" # ", Level::Warning), (" * ", Level::Notice), (" - ", Level::Debug), (" . ", Level::Debug)];
+    let begins = text.split_once(' ').and_then(|(process, _)| process.split_once(':'));
+    let is_plain =
+        begins.is_some_and(|(pid, role)| pid.bytes().all(|b| b.is_ascii_digit()) && role.len() == 1);
+    let first = marks.iter().filter_map(|(mark, level)| Some((text.find(mark)?, mark.len(), *level)));
+    let first = first.filter(|_| is_plain).min_by_key(|(at, _, _)| *at);
+    let fields = [("warning", Level::Warning), ("notice", Level::Notice)];
+    let field = text.split_once(" level=").and_then(|(_, rest)| rest.split_once(' '));
+    match (first, field) {
+        (Some((at, length, level)), _) => (Some(level), text.get(at + length..).unwrap_or_default()),
+        (None, Some((name, rest))) => {
+            let known = fields.iter().find(|(field, _)| name.trim_matches('"') == *field);
+            let said = rest.split_once("message=").map_or(rest, |(_, said)| said);
+            (Some(known.map_or(Level::Debug, |(_, level)| *level)), said)
         }
-        None => tracing::info!(target: "valkey", "{text}"),
+        (None, None) => (None, text),
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_line_is_told_by_its_level_and_without_what_changes_at_every_try() {
+        let plain = "1:M 25 Nov 2026 10:00:00.123 # Can't open the file - No such file";
+        assert_eq!(levelled(plain), (Some(Level::Warning), "Can't open the file - No such file"));
+        let notice = "17:S 25 Nov 2026 10:00:00.123 * Ready - to # accept";
+        assert_eq!(levelled(notice), (Some(Level::Notice), "Ready - to # accept"));
+        assert_eq!(levelled(">>> 'save - # x'"), (None, ">>> 'save - # x'"), "it has no time before it");
+        let field = "pid=1 role=RDB/AOF timestamp=\"25 Nov 2026\" level=warning message=\"Bad file\"";
+        assert_eq!(levelled(field), (Some(Level::Warning), "\"Bad file\""));
+        assert_eq!(levelled("pid=1 level=info message=x").0, Some(Level::Debug));
+    }
 
     #[test]
     fn the_first_restart_comes_at_once_and_the_pauses_grow_to_a_bound() {

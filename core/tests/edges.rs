@@ -12,7 +12,7 @@ use valkeeper_core::{
     decision::{Decision, Reason, WaitReason},
     effect::{Effect, Promotion},
     event::{Event, Record},
-    ids::{MemberId, ReplId, ShardId},
+    ids::{Digest, MemberId, ReplId, ShardId},
     observation::{Link, MemberFacts, NodeFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
     projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
@@ -279,6 +279,8 @@ fn what_the_api_server_refuses_is_said_beside_a_member_that_cannot_start() {
     let (object, _) = sim.state.objects.first_key_value().expect("there is one");
     let (object, words) = (object.clone(), "tolerations[0].operator: \"Sometimes\" is not valid");
     sim.state.refusals.insert(object.clone(), words.to_owned());
+    assert_eq!(ready(&sim).message, before.message, "it is as wanted: nothing is left to say of it");
+    sim.state.objects.get_mut(&object).expect("there is one").wanted = Digest("another".into());
     assert_eq!(ready(&sim).message, format!("{object} is not applied: {words}. {}", before.message));
 }
 

@@ -47,7 +47,8 @@ impl Troubles {
         };
         match all.get_mut(&uid) {
             Some(known) if known.cause.kind == cause.kind => {
-                if now.duration_since(known.taken_at) >= REPEATED && !cause.is_pause {
+                let is_due = known.cause.is_pause || now.duration_since(known.taken_at) >= REPEATED;
+                if is_due && !cause.is_pause {
                     (known.cause, known.taken_at) = (cause, now);
                 }
                 (now.duration_since(known.since) >= STANDS).then(|| known.cause.words.clone())

@@ -5,7 +5,7 @@ use crate::{
     decide::View,
     decision::{Block, BlockReason, Operation, OperationKind, Reason, Scope, StepName, WaitReason},
     ids::{MemberId, ShardId},
-    observation::Evidence,
+    observation::{Evidence, ObjectRef},
     projection::{
         bus,
         reason::{ConditionReason, StatusReason},
@@ -155,10 +155,14 @@ fn explained(state: &ClusterState, reason: WaitReason) -> String {
     format!("{}{more}", reason.explain())
 }
 
-/// Why the first object that was not applied was not, in the API server's words; empty if all were.
+/// Why the first object that is not what it should be was not applied or deleted, in the API server's words; empty if all were.
 fn refused(state: &ClusterState) -> String {
-    let first = state.refusals.iter().next();
-    first.map(|(object, words)| format!("{object} is not applied: {words}. ")).unwrap_or_default()
+    let told = |(object, words): (&ObjectRef, &String)| {
+        let facts = state.objects.get(object).filter(|facts| objects::differs(facts))?;
+        let what = if facts.surplus { "deleted" } else { "applied" };
+        Some(format!("{object} is not {what}: {words}. "))
+    };
+    state.refusals.iter().find_map(told).unwrap_or_default()
 }
 
 /// What nodes say of each other that they should not, in parentheses.

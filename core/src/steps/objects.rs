@@ -10,7 +10,7 @@ use crate::{
     decide::{StepOutcome, View},
     decision::{BlockReason, Decision, Reason, Scope, StepName, WaitReason},
     effect::Effect,
-    observation::{ObjectFacts, ObjectRef},
+    observation::{ObjectFacts, ObjectKind, ObjectRef},
     slots::SlotSet,
     state::failure_key,
     steps::retry_at,
@@ -83,7 +83,10 @@ fn removals(view: &View<'_>) -> (Reason, Vec<Effect>) {
     let shards_may_go = is_served_without_shards_that_go(view);
     let surplus =
         view.state.objects.iter().rev().filter(|(_, facts)| facts.surplus && facts.live.present().is_some());
-    let due: Vec<_> = surplus.filter(|(_, facts)| shards_may_go || !goes(facts)).collect();
+    // Of a shard that stays only a member's Service is ever surplus: whatever else counts as that has not been looked at anew.
+    let is_of_member =
+        |(object, facts): &(&ObjectRef, &ObjectFacts)| object.kind == ObjectKind::Service && !goes(facts);
+    let due: Vec<_> = surplus.filter(|all| is_of_member(all) || shards_may_go && goes(all.1)).collect();
     let is_of_shards = due.iter().any(|(_, facts)| goes(facts));
     let delete = |(object, facts): (&ObjectRef, &ObjectFacts)| {
         let uid = facts.live.present()?.uid.clone();

@@ -1,6 +1,6 @@
 //! Wants: every member to run the wanted revision, one at a time, replicas first, the primary last and handed over.
 //! Proof: the revision annotation of each pod; linked and complete before the next one goes.
-//! Refuses: to start during a failover or while paused; to go on while a restarted member is not back; to restart a primary without a
+//! Refuses: to start during a failover, while paused, or before the members' Services are there; to go on while a restarted member is not back; to restart a primary without a
 //!   replica while another shard is down.
 //! Story: spec_change, bad_image_then_fixed, cluster_rollout_alone.
 
@@ -11,7 +11,7 @@ use crate::{
     },
     effect::Effect,
     ids::{Digest, MemberId, ShardId},
-    observation::{ContainerPhase, ObjectFacts},
+    observation::{AgentFacts, ContainerPhase, ObjectFacts, ObjectKind, ServerProcess},
     steps::{membership, objects, unless_failing},
     topology,
 };
@@ -34,6 +34,9 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         if view.spec.paused || failing_over || topology::serving_primary(view, shard).is_none() {
             return StepOutcome::Satisfied;
         }
+        if lacks_names(view, shard) {
+            return StepOutcome::Waiting(WaitReason::ObjectMissing, None, None);
+        }
         return start(view, shard, object.clone(), facts);
     }
     let open = view.state.operation(OperationKind::Rollout, scope);
@@ -50,6 +53,13 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         return StepOutcome::Satisfied;
     }
     restart_next(view, shard, wanted, &stale)
+}
+
+/// True while a member has no Service of its own yet: a new pod tells clients that name, which has to lead to it.
+fn lacks_names(view: &View<'_>, shard: ShardId) -> bool {
+    let of_shard =
+        view.state.objects.iter().filter(|(_, facts)| facts.shard == Some(shard) && !facts.surplus);
+    of_shard.filter(|(object, _)| object.kind == ObjectKind::Service).any(|(_, f)| f.live.present().is_none())
 }
 
 /// Members whose pod is not of the wanted revision and not on its way out.
@@ -119,7 +129,8 @@ pub fn repair(view: &View<'_>, shard: ShardId) -> StepOutcome {
     let cannot_start = |id: &MemberId| {
         view.member(*id).is_some_and(|m| {
             let phase = m.facts.pod.present().map(|p| &p.container);
-            let ends = m.agent().is_some_and(|agent| agent.start_failure.is_some());
+            let has_ended = |agent: &AgentFacts| matches!(agent.server, ServerProcess::Exited(_));
+            let ends = m.agent().is_some_and(|agent| agent.start_failure.is_some() && has_ended(agent));
             m.server().is_none()
                 && (ends || matches!(phase, Some(ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_))))
         })

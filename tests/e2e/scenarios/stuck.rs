@@ -5,12 +5,12 @@ use crate::support::{
     subject::{PATIENCE, Subject},
     wait::until,
 };
-use anyhow::bail;
+use anyhow::{Context, bail};
 use k8s_openapi::api::{
     core::v1::{ContainerState, Pod},
     events::v1::Event,
 };
-use kube::{Api, api::ListParams};
+use kube::{Api, ResourceExt, api::ListParams};
 use serde_json::{Value, json};
 use std::time::{Duration, Instant};
 
@@ -149,7 +149,9 @@ fn within(after: Duration, what: &str) -> anyhow::Result<Duration> {
 /// Waits for a Warning about it.
 async fn warned(subject: &Subject, word: &str) -> anyhow::Result<()> {
     let events: Api<Event> = Api::namespaced(subject.client.clone(), &subject.namespace);
-    let of_it = ListParams::default().fields(&format!("regarding.name={}", subject.name));
+    // Events of a former resource of that name are still there.
+    let uid = subject.get().await?.uid().context("a resource without UID")?;
+    let of_it = ListParams::default().fields(&format!("regarding.uid={uid}"));
     until(&format!("an Event with {word}"), PATIENCE, || async {
         let is_it = |event: &Event| {
             event.type_.as_deref() == Some("Warning")
