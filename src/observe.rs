@@ -1,5 +1,5 @@
 //! One look at a cluster: facts and readings, no conclusions. Everything but the members' servers comes from the caches, so a
-//! look costs the API server nothing. What nobody could look at is left out or Unknown, never Absent.
+//! look costs the API server nothing while every pod is made. What nobody could look at is left out or Unknown, never Absent.
 
 mod trouble;
 

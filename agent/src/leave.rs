@@ -18,7 +18,8 @@ const HANDOVER_TIMEOUT: Duration = Duration::from_secs(5);
 const MOVED_MAX: Duration = Duration::from_secs(1);
 /// How long its address serves or refuses from when its name can be withdrawn, as it is no primary any more: who is led there by name
 /// meanwhile asks another node at once, and would wait for an address that is gone, some libraries for ever. kube-proxy needs up to a second
-/// for that, and the operator and the controller of the slices come before it. A termination takes at most this much longer.
+/// for that, and the operator and the controller of the slices come before it. A termination takes at most this much longer, and
+/// [`MOVED_MAX`] more where the server ends by itself, or the end is asked for once more, while it says so.
 const SETTLED_MAX: Duration = Duration::from_secs(2);
 /// How long it waits for that without any replica: a link that broke is back within a second.
 const ALONE_MAX: Duration = Duration::from_secs(1);

@@ -13,7 +13,10 @@ use valkeeper_core::{
     effect::{Effect, Promotion},
     event::{Event, Record},
     ids::{Digest, MemberId, ReplId, ShardId},
-    observation::{Link, MemberFacts, NodeFacts, Observed, Seen, ServerFacts, ServerRole, Source, Why},
+    observation::{
+        Link, LiveObject, MemberFacts, NodeFacts, ObjectKind, ObjectRef, Observed, Seen, ServerFacts,
+        ServerRole, Source, Why,
+    },
     projection::status::{ConditionKind, status},
     sim::{Perturbation, Sim, Story},
     spec::{SwitchoverWish, Verb},
@@ -282,6 +285,39 @@ fn what_the_api_server_refuses_is_said_beside_a_member_that_cannot_start() {
     assert_eq!(ready(&sim).message, before.message, "it is as wanted: nothing is left to say of it");
     sim.state.objects.get_mut(&object).expect("there is one").wanted = Digest("another".into());
     assert_eq!(ready(&sim).message, format!("{object} is not applied: {words}. {}", before.message));
+}
+
+#[test]
+fn a_rollout_waits_for_the_names_that_new_pods_tell() {
+    let mut sim = after(&THREE_SHARDS.replacen("\n", " member-services=true\n", 1));
+    let starts = |sim: &mut Sim, service: Option<Observed<LiveObject>>| {
+        let mut seen = sim.world.look(&sim.state);
+        let facts = |kind, name: &str| ObjectRef { kind, name: name.to_owned() };
+        let workload =
+            seen.objects.get_mut(&facts(ObjectKind::StatefulSet, "story-0")).expect("there is one");
+        (workload.wanted, workload.wanted_revision) = (Digest("new".into()), Some(Digest("rev-2".into())));
+        let known =
+            seen.objects.get_mut(&facts(ObjectKind::Service, "story-node-0-1")).expect("there is one");
+        known.live = service.unwrap_or_else(|| known.live.clone());
+        let made = turn(&sim.state, &seen, sim.world.now());
+        made.events.iter().filter_map(Event::decided).any(|d| d.reason == Reason::RolloutStarted)
+    };
+    assert!(starts(&mut sim, None));
+    assert!(!starts(&mut sim, Some(Observed::Absent)), "it leads nowhere yet");
+    let theirs = LiveObject::taken("uid-x".into(), "somebody".into());
+    assert!(!starts(&mut sim, Some(Observed::Present(theirs))), "it leads elsewhere");
+}
+
+#[test]
+fn what_is_known_as_surplus_of_a_shard_that_is_wanted_again_is_not_deleted_before_it_is_looked_at() {
+    let mut sim = after(THREE_SHARDS);
+    let object = ObjectRef { kind: ObjectKind::StatefulSet, name: "story-2".into() };
+    sim.state.objects.get_mut(&object).expect("there is one").surplus = true;
+    let mut seen = sim.world.look(&sim.state);
+    seen.objects.clear();
+    let made = turn(&sim.state, &seen, sim.world.now());
+    let deletes = |d: &Decision| d.effects.iter().any(|e| matches!(e, Effect::Delete { .. }));
+    assert!(!made.events.iter().filter_map(Event::decided).any(deletes));
 }
 
 #[test]

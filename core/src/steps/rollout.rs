@@ -59,7 +59,8 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
 fn lacks_names(view: &View<'_>, shard: ShardId) -> bool {
     let of_shard =
         view.state.objects.iter().filter(|(_, facts)| facts.shard == Some(shard) && !facts.surplus);
-    of_shard.filter(|(object, _)| object.kind == ObjectKind::Service).any(|(_, f)| f.live.present().is_none())
+    let mut services = of_shard.filter(|(object, _)| object.kind == ObjectKind::Service);
+    services.any(|(_, facts)| facts.live.present().is_none() || facts.taken_by().is_some())
 }
 
 /// Members whose pod is not of the wanted revision and not on its way out.
