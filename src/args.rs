@@ -62,7 +62,7 @@ pub struct RunArgs {
     #[arg(long, env = "POD_IP")]
     pub pod_ip: Option<IpAddr>,
     /// Life of members' certificates: a number with s, m, h or d. They are renewed at two thirds of it.
-    #[arg(long, default_value = "168h", value_parser = lifetime)]
+    #[arg(long, default_value = "336h", value_parser = lifetime)]
     pub certificate_lifetime: Duration,
     /// Address of /healthz, /readyz and /metrics.
     #[arg(long, default_value = "0.0.0.0:8080")]
@@ -197,7 +197,7 @@ mod tests {
 
     #[test]
     fn a_life_is_a_number_with_a_unit_and_within_bounds() {
-        assert_eq!(lifetime("168h"), Ok(LEAF_LIFETIME_DEFAULT));
+        assert_eq!(lifetime("336h"), Ok(LEAF_LIFETIME_DEFAULT));
         assert_eq!(lifetime("10m"), Ok(LEAF_LIFETIME_MIN));
         for wrong in ["", "7", "599s", "1w", "-1h", "366d", "99999999999999999999d"] {
             assert!(lifetime(wrong).is_err(), "{wrong}");

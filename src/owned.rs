@@ -3,9 +3,11 @@
 
 mod creation;
 mod namesakes;
+mod renewal;
 mod surplus;
 
 pub use namesakes::is_own_route;
+pub use renewal::renew;
 use surplus::Kept;
 pub use surplus::delete;
 

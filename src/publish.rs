@@ -31,8 +31,8 @@ use std::{
 };
 use tokio::{sync::mpsc, task::JoinSet};
 use valkeeper_core::{
-    ids::Seq,
-    observation::AgentFacts,
+    ids::{Seq, Timestamp},
+    observation::CertificateFacts,
     projection::{
         reason::{ConditionReason, StatusReason},
         status as projection,
@@ -122,6 +122,7 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
         conditions.extend(intact);
     }
     conditions.extend(archived(&Archiving::Unknown, shell.keeping.place(), &live, generation));
+    conditions.extend(status.conditions.iter().find(|c| c.type_ == CERTIFICATES_VALID).cloned());
     // Nobody looks while the task is stopped: what was said of the primary is no longer known.
     let mut available = condition(PRIMARY_AVAILABLE, false, error.reason(), "not looked at", generation);
     "Unknown".clone_into(&mut available.status);
@@ -137,19 +138,51 @@ pub async fn trouble(shell: &Shell, id: &ClusterId, error: &Error) {
 const JOURNAL_INTACT: &str = "JournalIntact";
 const JOURNAL_ARCHIVED: &str = "JournalArchived";
 const PRIMARY_AVAILABLE: &str = "PrimaryAvailable";
+const CERTIFICATES_VALID: &str = "CertificatesValid";
+
+/// Part of a certificate's life that is left when its renewal is overdue: it was due at half.
+const OVERDUE: u32 = 4;
 
 /// The status that a cluster's state amounts to, and where its journal stands.
 fn told(cluster: &Cluster, live: &ValkeyCluster, doubt: Option<&Error>) -> ValkeyClusterStatus {
     let mut status = status(&cluster.state, live, doubt);
     let (archiving, place) = (cluster.tending.archiving(), cluster.shell.keeping.place());
     let archived = archived(archiving, place, live, status.observed_generation);
-    status.conditions = dated(status.conditions.into_iter().chain(archived).collect(), known(live));
+    let now = cluster.clock.now();
+    let ends = served(&cluster.state).map(|(pod, certificate)| (pod, certificate.not_after));
+    let certified = certified(ends, cluster.shell.vault.leaf_lifetime(), now, status.observed_generation);
+    let conditions = status.conditions.into_iter().chain(archived).chain(certified);
+    status.conditions = dated(conditions.collect(), known(live));
     status.journal = cluster.journal.head().map(|head| position(cluster, head));
     status
 }
 
 fn known(live: &ValkeyCluster) -> &[Condition] {
     live.status.as_ref().map(|status| status.conditions.as_slice()).unwrap_or_default()
+}
+
+/// Whether the certificates that pods serve with are renewed in time. Not shown before any agent has said when its own ends.
+fn certified(
+    ends: impl Iterator<Item = (String, Timestamp)>,
+    lifetime: Duration,
+    now: Timestamp,
+    generation: Option<i64>,
+) -> Option<Condition> {
+    let (pod, first) = ends.min_by_key(|(_, end)| *end)?;
+    let left = i64::try_from((lifetime / OVERDUE).as_millis()).unwrap_or(i64::MAX);
+    let (holds, reason, message) = if now.plus_millis(left) < first {
+        (true, StatusReason::CertificatesRenewed, "certificates are renewed at half of their life".to_owned())
+    } else {
+        (false, StatusReason::CertificateEnds, format!("the certificate of {pod} ends at {first}"))
+    };
+    Some(condition(CERTIFICATES_VALID, holds, reason, &message, generation))
+}
+
+/// The certificates that the agents serve with which answer, by pod.
+fn served(state: &ClusterState) -> impl Iterator<Item = (String, &CertificateFacts)> {
+    let answering = state.members.iter().filter_map(|(id, member)| Some((id, &member.agent()?.certificate)));
+    let known = answering.filter(|(_, certificate)| !certificate.thumbprint.is_empty());
+    known.map(|(id, certificate)| (objects::names::pod(&state.name, *id), certificate))
 }
 
 /// Whether the archive takes what leaves the journal. Not shown where there is no archive; what was shown stays until something had to go.
@@ -251,13 +284,11 @@ fn status(state: &ClusterState, live: &ValkeyCluster, doubt: Option<&Error>) -> 
 
 /// What the agents that answer serve with, by pod.
 fn certificates(state: &ClusterState) -> BTreeMap<String, CertificateStatus> {
-    let answering = state.members.iter().filter_map(|(id, member)| Some((id, member.agent()?)));
-    let shown = answering.filter(|(_, agent)| !agent.certificate.thumbprint.is_empty());
-    let status = |agent: &AgentFacts| CertificateStatus {
-        thumbprint: agent.certificate.thumbprint.clone(),
-        not_after: agent.certificate.not_after.to_string(),
+    let status = |CertificateFacts { thumbprint, not_after }: &CertificateFacts| CertificateStatus {
+        thumbprint: thumbprint.clone(),
+        not_after: not_after.to_string(),
     };
-    shown.map(|(id, agent)| (objects::names::pod(&state.name, *id), status(agent))).collect()
+    served(state).map(|(pod, certificate)| (pod, status(certificate))).collect()
 }
 
 fn shown_resharding(resharding: projection::Resharding) -> ReshardingStatus {
@@ -449,6 +480,22 @@ mod tests {
         let second = status(&ClusterState::default(), &live, None);
         assert!(same(&first, &second));
         assert_eq!(shown(&second, "Ready").last_transition_time.0, jiff::Timestamp::UNIX_EPOCH);
+    }
+
+    #[test]
+    fn a_certificate_that_was_not_renewed_is_named_with_its_end() {
+        let at = |s: i64| Timestamp(0).plus_millis(s * 1_000);
+        let shows = |ends: &[(&str, i64)], after_s: i64| {
+            let ends = ends.iter().map(|(pod, end)| ((*pod).to_owned(), at(*end)));
+            let shown = certified(ends, Duration::from_secs(400), at(after_s), Some(3))?;
+            Some((shown.status, shown.reason, shown.message))
+        };
+        assert_eq!(shows(&[], 0), None);
+        let both = [("orders-0-0", 1_000), ("orders-0-1", 400)];
+        assert_eq!(shows(&both, 299).map(|(status, ..)| status).as_deref(), Some("True"));
+        let (status, reason, message) = shows(&both, 300).unwrap();
+        assert_eq!((status.as_str(), reason.as_str()), ("False", "CertificateEnds"));
+        assert!(message.contains("orders-0-1") && message.contains("1970-01-01T00:06:40"), "{message}");
     }
 
     #[test]

@@ -21,7 +21,7 @@ use crate::{
     },
     keeping::{ArchivePlace, Keeping},
     lease::{Campaign, Leadership},
-    mirror, publish,
+    mirror, owned, publish,
     reconcile::{self, Class, Ended},
     vault::Vault,
 };
@@ -336,6 +336,7 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
                 // Who is fenced says nothing: the later writer speaks for the cluster now.
                 if !matches!(error.class(), Class::Fenced | Class::Deposed) {
                     publish::trouble(&shell, &id, &error).await;
+                    renew_certificates(&shell, &id).await;
                 }
                 // What can still be carried to the archive is, before the resource goes.
                 let is_final = error.before() != Some(Before::Full) || before == Before::Full;
@@ -359,6 +360,15 @@ async fn tend(shell: Arc<Shell>, id: ClusterId) {
         let pause_max = class.requeue(u32::MAX);
         failures = if began.elapsed() > pause_max { 1 } else { failures.saturating_add(1) };
         tokio::time::sleep(class.requeue(failures)).await;
+    }
+}
+
+/// Renews what is due of a cluster's certificates while its task cannot, if this process may act.
+async fn renew_certificates(shell: &Shell, id: &ClusterId) {
+    if shell.leadership.check().is_ok()
+        && let Err(why) = owned::renew(shell, id).await
+    {
+        why.warn();
     }
 }
 

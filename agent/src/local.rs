@@ -1,5 +1,6 @@
 //! The agent's own connection to its server, over a socket that nobody else can open: the only home of `redis` here.
 
+mod login;
 mod node;
 mod slots;
 mod stranded;
@@ -505,6 +506,7 @@ mod tests {
     async fn the_gate_of_the_next_server_is_not_opened_by_what_was_decided_about_the_one_before() {
         let dir = std::env::temp_dir().join(format!("valkeeper-local-{}", std::process::id()));
         std::fs::create_dir_all(&dir).unwrap();
+        std::fs::write(dir.join("users.acl"), "").unwrap();
         let local = Local {
             tickets: AtomicU64::new(1),
             socket: dir.join("socket"),

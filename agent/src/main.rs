@@ -23,6 +23,7 @@ mod run;
 mod service;
 mod shared;
 mod supervise;
+mod users;
 
 use args::{Args, Command};
 use clap::Parser;

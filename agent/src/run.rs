@@ -9,6 +9,7 @@ use crate::{
     news, relay, service,
     shared::{Agent, Known},
     supervise::{Child, Ended, Supervisor},
+    users,
 };
 use anyhow::Context;
 use std::{
@@ -50,7 +51,7 @@ pub async fn run(args: RunArgs) -> anyhow::Result<u8> {
     let agent = Arc::new(Agent::new(config, Live::new(identity), local, memory, ledger));
     let _ = AGENT.set(agent.clone());
     tracing::info!(member = %agent.me(), "the agent starts");
-    serve(&agent).await?;
+    serve(&agent, &users).await?;
     if agent.read(|known| known.ledger.brief.holder == Some(agent.me())) {
         // Of a container that was started anew in its pod: the address is still where the primary is looked for.
         relay::begin(&agent).await;
@@ -115,7 +116,7 @@ pub fn gone(ended: Result<Ended, oneshot::error::RecvError>) -> Ended {
     ended.unwrap_or(Ended::Exit(i32::from(u8::MAX)))
 }
 
-async fn serve(agent: &Arc<Agent>) -> anyhow::Result<()> {
+async fn serve(agent: &Arc<Agent>, users: &boot::Users) -> anyhow::Result<()> {
     service::serve(agent.clone()).await.context("gRPC")?;
     http::serve(agent.clone()).await.context("probes")?;
     macro_rules! task {
@@ -129,6 +130,8 @@ async fn serve(agent: &Arc<Agent>) -> anyhow::Result<()> {
     task!(gate::run);
     task!(news::run);
     task!(identity::watch);
+    let (agent, users) = (agent.clone(), users.clone());
+    tokio::spawn(async move { users::watch(&agent, &users).await });
     Ok(())
 }
 

@@ -17,11 +17,11 @@ use tokio::{
     sync::{Semaphore, mpsc},
 };
 use tonic::{Request, Status, transport::Server};
-use tunnel::Tunnels;
+use tunnel::{LogsIn, Tunnels};
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{agent_server::AgentServer, peer_server::PeerServer},
-    tls::{ALPN_H2, ALPN_SERVER, Accept, Peer, Secured},
+    tls::{ALPN_H2, ALPN_SERVER, ALPN_SERVER_IN, Accept, Peer, Secured},
     wire::Malformed,
 };
 use valkeeper_core::agent::Refusal;
@@ -99,9 +99,14 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
         let tunnels = tunnels.clone();
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
-            let shaken = agent.live.accept(&allowed, &[ALPN_SERVER, ALPN_H2], stream);
+            let shaken = agent.live.accept(&allowed, &[ALPN_SERVER_IN, ALPN_SERVER, ALPN_H2], stream);
             match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
-                Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER) => tunnels.serve(secured),
+                Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER) => {
+                    tunnels.serve(secured, LogsIn::ByItself);
+                }
+                Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER_IN) => {
+                    tunnels.serve(secured, LogsIn::ByAgent);
+                }
                 Ok(Ok(secured)) => drop(accepted.send(secured).await),
                 Ok(Err(error)) => tracing::debug!(error = %error, "a connection is refused"),
                 Err(_) => tracing::debug!("a handshake took too long"),

@@ -29,6 +29,8 @@ pub const ALPN_H2: &[u8] = b"h2";
 pub const ALPN_HTTP1: &[u8] = b"http/1.1";
 /// What ALPN offers for a tunnel to the agent's server.
 pub const ALPN_SERVER: &[u8] = b"valkeeper-server/1";
+/// The same, logged in by the agent as the user that the operator looks as.
+pub const ALPN_SERVER_IN: &[u8] = b"valkeeper-server/2";
 
 /// What an agent says first in a tunnel: whether its server is there.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,6 +39,8 @@ pub enum Reached {
     Server,
     /// Nobody serves: the process has ended, or has not begun to listen.
     Nobody,
+    /// It is there, and lets nobody in as the operator's user.
+    Refused,
     /// The agent cannot say.
     Unknown,
 }
@@ -47,6 +51,7 @@ impl Reached {
         match self {
             Reached::Server => b'+',
             Reached::Nobody => b'-',
+            Reached::Refused => b'!',
             Reached::Unknown => b'?',
         }
     }
@@ -56,6 +61,7 @@ impl Reached {
         match byte {
             b'+' => Reached::Server,
             b'-' => Reached::Nobody,
+            b'!' => Reached::Refused,
             _ => Reached::Unknown,
         }
     }

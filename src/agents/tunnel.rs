@@ -1,14 +1,11 @@
 //! The way to a server through its agent: over the agent's port, shown by certificates to be the member's. The server's own port may be
 //! closed, or passed on to another member's server.
 
-use crate::valkey::{
-    Direct, Error, Target, Way,
-    way::{Stream, connected},
-};
+use crate::valkey::{Direct, Error, Opened, Target, Way, way::connected};
 use async_trait::async_trait;
 use std::net::SocketAddr;
 use tokio::io::AsyncReadExt;
-use valkeeper_agent::tls::{ALPN_H2, ALPN_SERVER, Accept, Live, Peer, Reached};
+use valkeeper_agent::tls::{ALPN_H2, ALPN_SERVER, ALPN_SERVER_IN, Accept, Live, Peer, Reached};
 use valkeeper_core::spec::Topology;
 
 /// The way to the servers of one cluster.
@@ -25,15 +22,16 @@ pub struct Tunnel {
 
 #[async_trait]
 impl Way for Tunnel {
-    async fn open(&self, target: Target) -> Result<Box<dyn Stream>, Error> {
+    async fn open(&self, target: Target) -> Result<Opened, Error> {
         let stream = connected(SocketAddr::new(target.address, self.port)).await?;
         let (namespace, cluster) = (self.namespace.clone(), self.cluster.clone());
         let peer = Peer::Member { namespace, cluster, member: target.member };
         // A certificate that is not accepted is somebody else's at the address, which says nothing of the server.
         let accept = Accept::Exactly(peer);
-        let connecting = self.live.connect(&accept, &[ALPN_SERVER, ALPN_H2], stream);
+        let connecting = self.live.connect(&accept, &[ALPN_SERVER_IN, ALPN_SERVER, ALPN_H2], stream);
         let mut tunnel = connecting.await.map_err(|error| Error::of_io(&error))?;
-        if tunnel.protocol() != Some(ALPN_SERVER) {
+        let logged_in = tunnel.protocol() == Some(ALPN_SERVER_IN);
+        if !logged_in && tunnel.protocol() != Some(ALPN_SERVER) {
             // An agent of an earlier build.
             return match target.topology {
                 // Its server has its port to itself all the time.
@@ -46,8 +44,9 @@ impl Way for Tunnel {
         }
         let said = tunnel.read_u8().await.map_err(|error| Error::of_io(&error))?;
         match Reached::of_byte(said) {
-            Reached::Server => Ok(Box::new(tunnel)),
+            Reached::Server => Ok(Opened { stream: Box::new(tunnel), logged_in }),
             Reached::Nobody => Err(Error::NoServer),
+            Reached::Refused => Err(Error::Unauthorized("the agent's login".to_owned())),
             Reached::Unknown => Err(Error::Silent),
         }
     }

@@ -23,6 +23,8 @@ pub const USER_REPLICA: &str = "replica";
 
 /// Length of a made password: 62^32 is about 190 bits.
 const PASSWORD_LENGTH: usize = 32;
+/// Longest password of replication that is kept: Valkey's own limit of `primaryauth` is far above it.
+const PASSWORD_CHARS_MAX: usize = 512;
 const KEY_OPERATOR: &str = "operator-password";
 const KEY_REPLICA: &str = "replica-password";
 const KEY_DEFAULT: &str = "default-password";
@@ -68,6 +70,12 @@ impl SecretText {
         SecretText(rng.sample_iter(Alphanumeric).take(PASSWORD_LENGTH).map(char::from).collect())
     }
 
+    /// True if it is itself, and nothing more, in a line of valkey.conf.
+    fn is_one_word(&self) -> bool {
+        let plain = |byte: u8| byte.is_ascii_graphic() && !b"\"'\\".contains(&byte);
+        self.0.len() <= PASSWORD_CHARS_MAX && self.0.bytes().all(plain)
+    }
+
     /// As in an ACL rule: `#` and SHA-256 in hex.
     fn hashed(&self) -> String {
         let hex: String = Sha256::digest(self.0.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
@@ -99,15 +107,16 @@ pub struct Credentials {
 }
 
 impl Credentials {
-    /// Keeps what the Secret `<name>-system` has and makes what it lacks. `default` is the user's own password for
+    /// Keeps what the Secret `<name>-system` has and makes what it lacks, also where somebody has written what would be more than one word in
+    /// a configuration file. `default` is the user's own password for
     /// clients, if the spec names one. Only for a Secret that was seen or is proven absent: what cannot be read must
     /// not be made anew.
     pub fn complete(system: Option<&Secret>, default: Option<SecretText>, rng: &mut impl Rng) -> Self {
-        let mut kept = |key: &str| {
-            system.and_then(|secret| value(secret, key)).unwrap_or_else(|| SecretText::random(rng))
-        };
-        let (operator, replica) = (kept(KEY_OPERATOR), kept(KEY_REPLICA));
-        let default = default.unwrap_or_else(|| kept(KEY_DEFAULT));
+        let kept = |key: &str| system.and_then(|secret| value(secret, key));
+        let mut random = || SecretText::random(rng);
+        let operator = kept(KEY_OPERATOR).unwrap_or_else(&mut random);
+        let replica = kept(KEY_REPLICA).filter(SecretText::is_one_word).unwrap_or_else(&mut random);
+        let default = default.or_else(|| kept(KEY_DEFAULT)).unwrap_or_else(random);
         Credentials { default, operator, replica }
     }
 

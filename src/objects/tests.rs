@@ -408,6 +408,13 @@ fn passwords_that_exist_are_kept_and_missing_ones_are_made() {
     let system: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value).unwrap();
     let again = Credentials::complete(Some(&system), None, &mut StdRng::seed_from_u64(99));
     assert_eq!(again, context().credentials);
+    let mut edited = system.clone();
+    if let Some(data) = &mut edited.data {
+        data.insert("replica-password".to_owned(), ByteString(b"a\nrequirepass b".to_vec()));
+    }
+    let mended = Credentials::complete(Some(&edited), None, &mut StdRng::seed_from_u64(99));
+    assert_eq!((&mended.operator, &mended.default), (&again.operator, &again.default));
+    assert!(!mended.replica.expose().contains("requirepass"), "it would be a line of valkey.conf");
     let fresh = Credentials::complete(None, None, &mut StdRng::seed_from_u64(99));
     for password in [&fresh.default, &fresh.operator, &fresh.replica] {
         assert!(
@@ -508,8 +515,8 @@ fn certificates_that_are_good_are_kept_and_those_that_are_due_are_made_anew() {
         known.complete(&root.chain, &issuer, members(0), pki::LEAF_LIFETIME_DEFAULT, now).unwrap()
     };
     let first = complete(Identity::default(), NOW);
-    assert_eq!(complete(first.clone(), NOW.plus_millis(4 * 24 * 3_600_000)), first);
-    let renewed = complete(first.clone(), NOW.plus_millis(5 * 24 * 3_600_000));
+    assert_eq!(complete(first.clone(), NOW.plus_millis(6 * 24 * 3_600_000)), first);
+    let renewed = complete(first.clone(), NOW.plus_millis(8 * 24 * 3_600_000));
     assert!(renewed.leaves.iter().all(|(ordinal, leaf)| first.leaves[ordinal] != *leaf));
     // Another cluster's, another member's: neither is kept.
     let strange = Identity { leaves: [(0, first.leaves[&1].clone())].into(), ..first.clone() };

@@ -23,11 +23,11 @@ const ROOT_LIFETIME: Duration = days(3_650);
 /// Life of an intermediate: whoever copied one can speak for that cluster at most so long.
 const INTERMEDIATE_LIFETIME: Duration = days(365);
 
-/// Life of a leaf where no flag says otherwise: a week survives a long weekend without the operator.
-pub const LEAF_LIFETIME_DEFAULT: Duration = days(7);
+/// Life of a leaf where no flag says otherwise: renewed at half of it, members last a week at least without any operator.
+pub const LEAF_LIFETIME_DEFAULT: Duration = days(14);
 
-/// Shortest life of a leaf: a renewal is made at two thirds of it, and the kubelet takes a minute and more to bring a changed Secret
-/// into a pod. The last third leaves it three.
+/// Shortest life of a leaf: a renewal is made at half of it, and the kubelet takes a minute and more to bring a changed Secret
+/// into a pod. The other half leaves it five.
 pub const LEAF_LIFETIME_MIN: Duration = Duration::from_secs(600);
 
 /// Longest life of a leaf: that of the intermediate that signs it.
@@ -161,12 +161,12 @@ impl Certified {
         Ok(Certified { uri: uri.unwrap_or_default(), chain, key, subject, signed_by, not_before, not_after })
     }
 
-    /// True from two thirds of its life on, and before its begin: the clock by which it was made was wrong.
+    /// True from half of its life on, and before its begin: the clock by which it was made was wrong.
     pub fn is_due(&self, now: Timestamp) -> bool {
         let backdated = i64::try_from(BACKDATED.as_nanos()).unwrap_or(0);
         let made = self.not_before.0.saturating_add(backdated);
         let life = self.not_after.0.saturating_sub(made);
-        now < self.not_before || now.0 >= made.saturating_add(life / 3 * 2)
+        now < self.not_before || now.0 >= made.saturating_add(life / 2)
     }
 
     /// True if nobody accepts it any more.
@@ -231,15 +231,15 @@ mod tests {
     }
 
     #[test]
-    fn a_certificate_is_due_at_two_thirds_of_its_life() {
+    fn a_certificate_is_due_at_half_of_its_life() {
         let issuer = Certified::root(NOW).unwrap().intermediate(&operator_uri(), NOW).unwrap();
         let leaf = issuer.leaf("a", Duration::from_secs(60), NOW).unwrap();
-        assert!(!leaf.is_due(NOW) && !leaf.is_due(after(Duration::from_secs(39))));
-        assert!(leaf.is_due(after(Duration::from_secs(41))));
+        assert!(!leaf.is_due(NOW) && !leaf.is_due(after(Duration::from_secs(29))));
+        assert!(leaf.is_due(after(Duration::from_secs(31))));
         assert!(!leaf.is_expired(NOW) && leaf.is_expired(after(Duration::from_secs(60))));
         let days_earlier = Timestamp(NOW.0 - 2 * 24 * 3_600 * 1_000_000_000);
         assert!(leaf.is_due(days_earlier), "made by a clock that was far ahead");
-        assert!(!issuer.is_due(after(days(240))) && issuer.is_due(after(days(245))));
+        assert!(!issuer.is_due(after(days(182))) && issuer.is_due(after(days(183))));
     }
 
     #[test]

@@ -1,7 +1,12 @@
 //! One socket to one server, logged in as the operator's user, with a task of its own that sees the socket's end without
 //! anybody asking: the driver of the `redis` connection reads all the time and returns when the peer is gone.
 
-use super::{Error, look::Look, secret::Credentials, way::Stream};
+use super::{
+    Error,
+    look::Look,
+    secret::Credentials,
+    way::{Opened, Stream},
+};
 use redis::{
     AsyncConnectionConfig, Cmd, FromRedisValue, RedisConnectionInfo, RedisError, RedisResult, Value,
     aio::MultiplexedConnection, cmd, from_redis_value,
@@ -53,23 +58,22 @@ impl Drop for Driver {
 
 impl Connection {
     /// Logs in over what leads to the server. Unbounded: the caller has the bound.
-    pub(super) async fn open(
-        stream: Box<dyn Stream>,
-        credentials: &Credentials,
-    ) -> Result<Connection, Error> {
+    pub(super) async fn open(opened: Opened, credentials: &Credentials) -> Result<Connection, Error> {
         // Neither login nor client name by the library: it would try the password on the default user as well.
         let info = RedisConnectionInfo::default().set_skip_set_lib_name();
         let config = AsyncConnectionConfig::new().set_response_timeout(None);
         let (commands, driver) =
-            MultiplexedConnection::new_with_config(&info, Bounded::new(stream), config).await?;
+            MultiplexedConnection::new_with_config(&info, Bounded::new(opened.stream), config).await?;
         let (alive, ended) = watch::channel(());
         let task = tokio::spawn(async move {
             driver.await;
             drop(alive);
         });
         let connection = Connection { commands, ended, _driver: Arc::new(Driver(task)) };
-        let Credentials { user, password } = credentials;
-        connection.ask::<()>(cmd("AUTH").arg(&**user).arg(password.expose())).await?;
+        if !opened.logged_in {
+            let Credentials { user, password } = credentials;
+            connection.ask::<()>(cmd("AUTH").arg(&**user).arg(password.expose())).await?;
+        }
         Ok(connection)
     }
 

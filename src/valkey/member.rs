@@ -204,8 +204,8 @@ impl MemberLink {
     }
 
     async fn open(&self) -> Result<(Connection, Look), Error> {
-        let stream = self.way.open(self.target).await?;
-        let connection = Connection::open(stream, &self.credentials).await?;
+        let opened = self.way.open(self.target).await?;
+        let connection = Connection::open(opened, &self.credentials).await?;
         let look = connection.look(self.target.topology).await?;
         Ok((connection, look))
     }

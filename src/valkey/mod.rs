@@ -14,7 +14,7 @@ pub mod way;
 pub use look::Look;
 pub use member::{MemberLink, Target, Wake};
 pub use secret::{Credentials, Secret};
-pub use way::{Direct, Way};
+pub use way::{Direct, Opened, Way};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::{error::Error as _, io, sync::Arc};

@@ -14,6 +14,14 @@ pub trait Stream: AsyncRead + AsyncWrite + Send + Unpin {}
 
 impl<T: AsyncRead + AsyncWrite + Send + Unpin> Stream for T {}
 
+/// A connection to a server.
+pub struct Opened {
+    /// What leads to it.
+    pub stream: Box<dyn Stream>,
+    /// Whoever opened it has logged the operator in.
+    pub logged_in: bool,
+}
+
 /// A way to servers.
 #[async_trait]
 pub trait Way: Send + Sync {
@@ -21,7 +29,7 @@ pub trait Way: Send + Sync {
     ///
     /// # Errors
     /// [`Error::NoServer`] and [`Error::Refused`] are told apart: the first is said by whoever runs the server.
-    async fn open(&self, target: Target) -> Result<Box<dyn Stream>, Error>;
+    async fn open(&self, target: Target) -> Result<Opened, Error>;
 }
 
 /// The server's own port.
@@ -29,8 +37,8 @@ pub struct Direct;
 
 #[async_trait]
 impl Way for Direct {
-    async fn open(&self, target: Target) -> Result<Box<dyn Stream>, Error> {
-        Ok(Box::new(connected(target.socket()).await?))
+    async fn open(&self, target: Target) -> Result<Opened, Error> {
+        Ok(Opened { stream: Box::new(connected(target.socket()).await?), logged_in: false })
     }
 }
 

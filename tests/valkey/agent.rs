@@ -241,6 +241,11 @@ impl Member {
         Target { member: self.id, ..self.instance.target() }
     }
 
+    /// The way to its server.
+    pub fn way(&self) -> Arc<dyn Way> {
+        Arc::clone(&self.tunnel)
+    }
+
     /// A link that has not looked yet, with what it wakes.
     pub fn link(&self) -> (MemberLink, Wake) {
         link_by(Arc::clone(&self.tunnel), self.target(), OPERATOR_PASSWORD)

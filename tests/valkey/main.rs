@@ -14,6 +14,7 @@ mod commands;
 mod death;
 mod gate;
 mod handover;
+mod login;
 mod look;
 mod news;
 mod nodes;

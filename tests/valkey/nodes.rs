@@ -7,7 +7,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, UnixStream},
 };
-use valkeeper::valkey::{Error, Look, MemberLink, Target, Way, way::Stream};
+use valkeeper::valkey::{Error, Look, MemberLink, Opened, Target, Way};
 use valkeeper_core::{
     config::{GATE_SOCKET_BLANK, GATE_SOCKET_HISTORY},
     ids::Timestamp,
@@ -133,8 +133,9 @@ struct Socket(&'static Path);
 
 #[async_trait]
 impl Way for Socket {
-    async fn open(&self, _: Target) -> Result<Box<dyn Stream>, Error> {
-        Ok(Box::new(UnixStream::connect(self.0).await.unwrap()))
+    async fn open(&self, _: Target) -> Result<Opened, Error> {
+        let stream = Box::new(UnixStream::connect(self.0).await.unwrap());
+        Ok(Opened { stream, logged_in: false })
     }
 }
 

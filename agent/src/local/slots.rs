@@ -155,12 +155,19 @@ impl Local {
 
     /// Another node's server, as the user of replication.
     pub async fn target(&self, at: RawSource) -> Result<Target, Error> {
-        let login = self.users.login()?;
-        let begun = async {
-            let stream = TcpStream::connect((at.host.as_str(), at.port)).await.map_err(|e| lost(&e))?;
-            Session::begin(stream, &login.user, &login.password).await
-        };
-        let session = tokio::time::timeout(COMMAND_TIMEOUT, begun).await.map_err(|_| Error::Silent)??;
-        Ok(Target { session, at, login })
+        let mut refused = Error::Unverified("nobody can log in there");
+        for login in self.users.logins()? {
+            let begun = async {
+                let stream = TcpStream::connect((at.host.as_str(), at.port)).await.map_err(|e| lost(&e))?;
+                Session::begin(stream, &login.user, &login.password).await
+            };
+            match tokio::time::timeout(COMMAND_TIMEOUT, begun).await.map_err(|_| Error::Silent)? {
+                Ok(session) => return Ok(Target { session, at, login }),
+                // It may have another version of the users.
+                Err(error @ Error::Refused(_)) => refused = error,
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
     }
 }

@@ -20,6 +20,15 @@ const END_HEARD_MAX: Duration = Duration::from_millis(50);
 /// Bound on reaching the socket: the kernel answers at once, or has no place in the socket's queue.
 const REACH_TIMEOUT: Duration = Duration::from_millis(200);
 
+/// Who logs the operator in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LogsIn {
+    /// The operator, by the password of a Secret.
+    ByItself,
+    /// This agent, whatever has become of the Secret.
+    ByAgent,
+}
+
 /// The tunnels to one server's socket.
 pub struct Tunnels {
     agent: Arc<Agent>,
@@ -33,14 +42,14 @@ impl Tunnels {
     }
 
     /// Serves one that has shaken hands, if it is the operator's.
-    pub fn serve(&self, secured: Secured) {
+    pub fn serve(&self, secured: Secured, logs_in: LogsIn) {
         if !matches!(secured.peer, Peer::Operator(_)) {
             tracing::debug!(peer = %secured.peer, "a way to the server is for the operator only");
             return;
         }
         let (agent, socket) = (self.agent.clone(), self.socket.clone());
         let task = tokio::spawn(async move {
-            if let Err(error) = lead(&agent, &socket, secured).await {
+            if let Err(error) = lead(&agent, &socket, secured, logs_in).await {
                 tracing::debug!(%error, "the operator's connection to the server has ended");
             }
         });
@@ -56,14 +65,13 @@ impl Tunnels {
 }
 
 /// Says whether the server is there, and then passes on what both sides say until one of them ends.
-async fn lead(agent: &Agent, socket: &Path, mut secured: Secured) -> io::Result<()> {
-    let reached = tokio::time::timeout(REACH_TIMEOUT, UnixStream::connect(socket)).await;
+async fn lead(agent: &Agent, socket: &Path, mut secured: Secured, logs_in: LogsIn) -> io::Result<()> {
+    let reached = tokio::time::timeout(REACH_TIMEOUT, reach(agent, socket, logs_in)).await;
     let (said, server) = match reached {
-        Ok(Ok(server)) => (Reached::Server, Some(server)),
+        Ok(Ok(Some(server))) => (Reached::Server, Some(server)),
+        Ok(Ok(None)) => (Reached::Refused, None),
         // The file of a socket stays when the process ends; before the server's first moment there is none.
-        Ok(Err(error))
-            if matches!(error.kind(), io::ErrorKind::ConnectionRefused | io::ErrorKind::NotFound) =>
-        {
+        Ok(Err(error)) if is_end(error.kind()) => {
             let said = if is_gone(agent).await { Reached::Nobody } else { Reached::Unknown };
             (said, None)
         }
@@ -75,6 +83,36 @@ async fn lead(agent: &Agent, socket: &Path, mut secured: Secured) -> io::Result<
         Some(mut server) => both_ways(&mut secured, &mut server).await,
         None => secured.shutdown().await,
     }
+}
+
+/// A connection to the server, `None` if it does not let the operator's user in.
+async fn reach(agent: &Agent, socket: &Path, logs_in: LogsIn) -> io::Result<Option<UnixStream>> {
+    let mut server = UnixStream::connect(socket).await?;
+    match logs_in {
+        LogsIn::ByItself => Ok(Some(server)),
+        LogsIn::ByAgent => {
+            let mut is_in = agent.local.log_operator_in(&mut server).await?;
+            if !is_in {
+                // Somebody has deleted or changed the user.
+                let restored = agent.local.restore_operator().await;
+                tracing::warn!(?restored, "the server refused the operator's user, which is restored");
+                is_in = agent.local.log_operator_in(&mut server).await?;
+            }
+            Ok(is_in.then_some(server))
+        }
+    }
+}
+
+/// What a socket says that nobody serves, or has just ended.
+fn is_end(kind: io::ErrorKind) -> bool {
+    [
+        io::ErrorKind::ConnectionRefused,
+        io::ErrorKind::NotFound,
+        io::ErrorKind::ConnectionReset,
+        io::ErrorKind::BrokenPipe,
+        io::ErrorKind::UnexpectedEof,
+    ]
+    .contains(&kind)
 }
 
 /// Whether the process has ended, or has not served yet. A socket that is missed beside a process that has served says nothing: somebody may

@@ -15,6 +15,7 @@ mod news;
 mod pki;
 mod relay;
 mod support;
+mod users;
 
 use std::time::{Duration, Instant};
 use support::{CLUSTER, Shard, eventually, signal};

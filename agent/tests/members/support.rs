@@ -169,6 +169,12 @@ impl Shard {
 
     /// Attaches a member and waits until its link is up.
     pub async fn attach(&self, ordinal: u16, to: u16, epoch: u64, grant: u64, isolation_ms: i64) {
+        self.have_follow(ordinal, to, epoch, grant, isolation_ms).await;
+        self.members[usize::from(ordinal)].linked().await;
+    }
+
+    /// Attaches a member.
+    pub async fn have_follow(&self, ordinal: u16, to: u16, epoch: u64, grant: u64, isolation_ms: i64) {
         let (member, source) = (&self.members[usize::from(ordinal)], &self.members[usize::from(to)]);
         let request = proto::AttachRequest {
             epoch,
@@ -179,7 +185,6 @@ impl Shard {
             node_id: String::new(),
         };
         self.agent(ordinal).await.attach(request).await.unwrap();
-        member.linked().await;
     }
 
     /// Promotes the first and attaches the others.

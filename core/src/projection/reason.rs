@@ -64,6 +64,13 @@ reasons! {
         /// The operator does not hold its Lease any more and does nothing; whoever holds it speaks for the cluster. It goes on when
         /// it leads again.
         NotLeader,
+        /// The certificate of every member that answers is renewed in time.
+        CertificatesRenewed,
+        /// A member's certificate has not been renewed in time: three quarters of its life are over, and half would have been due. Once it has ended,
+        /// nobody listens to that member's agent, and nobody confirms it as primary. The message names the member and the time. The
+        /// operator's log says why: the authority in its own namespace cannot be read, the Secret `<name>-identity-<shard>` cannot be
+        /// written, or kubelet does not bring it into the pod.
+        CertificateEnds,
         /// The archive has what left the journal.
         Archived,
         /// The archive does not take what is to leave the journal. Nothing is lost and the operator works on; the journal keeps all,

@@ -417,7 +417,7 @@ pub struct ValkeyClusterStatus {
     /// `metadata.generation` of the spec this status is about; -1 before the operator has looked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
-    /// Ready, Reconciling, Stalled (kstatus), PrimaryAvailable, JournalIntact; with an archive JournalArchived.
+    /// Ready, Reconciling, Stalled (kstatus), PrimaryAvailable, JournalIntact, CertificatesValid; with an archive JournalArchived.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["type"]))]
     pub conditions: Vec<Condition>,

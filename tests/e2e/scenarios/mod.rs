@@ -16,6 +16,7 @@ mod kills;
 mod large;
 mod leadership;
 mod life;
+mod logins;
 mod names;
 mod namespace;
 mod operator_away;
@@ -111,6 +112,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("journal-by-a-user", WithAReadyCluster, true, tampered::by_a_user),
     scenario!("journal-kept", WithAReadyCluster, true, keeping::kept),
     scenario!("secrets-nowhere", WithNothing, true, secrets::nowhere),
+    scenario!("secrets-lost", WithAReadyCluster, true, logins::lost),
     scenario!("changed-by-hand", WithAReadyCluster, false, operator_away::changed_by_hand),
     scenario!("scale-2-4-1", WithAReadyCluster, false, spec_change::scale),
     scenario!("rolling-config", WithAReadyCluster, false, spec_change::config),
@@ -143,6 +145,7 @@ pub const SCENARIOS: &[Scenario] = &[
 
 /// Those that take too long for every run: only when they are asked for by their whole name.
 pub const BY_HAND: &[Scenario] = &[
+    scenario!("secrets-changed", WithAReadyCluster, true, logins::changed),
     scenario!("cluster-cache", WithoutALedger, true, cluster_lost::cache),
     scenario!("cluster-switchover", WithAReadyLedger, false, cluster_life::switchover),
     scenario!("cluster-replicas", WithAReadyLedger, false, cluster_life::replicas),

@@ -6,13 +6,14 @@ use crate::support::{
     audit_log::AuditLog,
     journal::{self, Journal, claims, number, one_writer_at_a_time},
     load::{Figures, Load},
+    operator,
     subject::{Member, PATIENCE},
     wait::until,
 };
 use anyhow::{Context, bail};
-use k8s_openapi::api::core::v1::ConfigMap;
+use k8s_openapi::api::core::v1::{ConfigMap, Secret};
 use kube::{
-    ResourceExt,
+    Api, ResourceExt,
     api::{DeleteParams, ListParams, Patch, PatchParams, PostParams, Preconditions},
 };
 use serde_json::{Value, json};
@@ -75,9 +76,24 @@ impl Desk<'_> {
         let right = journal::edit_head(client, self.uid, other_byte).await?;
         let seq = last_seq(&right)?;
         let said = self.stops("edited", &format!("record {seq}"), HELD).await?;
+        let renewed = self.renews_certificates().await?;
         journal::overwrite_head(client, self.uid, &right).await?;
         self.healed().await?;
-        Ok(format!("edit: {said:?}"))
+        Ok(format!("edit: {said:?}, certificates renewed meanwhile after {:.1} s", renewed.as_secs_f64()))
+    }
+
+    /// Certificates that are due are renewed, whatever has become of the journal. Here all are, as their authority is another.
+    async fn renews_certificates(&self) -> anyhow::Result<Duration> {
+        let (client, subject) = (&self.world.client, &self.world.subject);
+        let of = |namespace| Api::<Secret>::namespaced(client.clone(), namespace);
+        let (ours, identity) = (of(&subject.namespace), format!("{}-identity-0", subject.name));
+        let before = ours.get(&identity).await?.data;
+        let authority = format!("valkeeper-pki-{}", self.uid);
+        of(operator::NAMESPACE).delete(&authority, &DeleteParams::default()).await?;
+        let renewed = until("the members' certificates to be renewed", PATIENCE, || async {
+            if ours.get(&identity).await?.data == before { bail!("they are as they were") } else { Ok(()) }
+        });
+        Ok(renewed.await?.1)
     }
 
     /// Yesterday's content.
