@@ -211,7 +211,8 @@ impl Metrics {
 /// The address cannot be listened on.
 pub async fn serve(listen: SocketAddr, metrics: Arc<Metrics>) -> std::io::Result<()> {
     let listener = tokio::net::TcpListener::bind(listen).await?;
-    axum::serve(listener, router(metrics)).await
+    valkeeper_agent::pages::serve(listener, router(metrics)).await;
+    Ok(())
 }
 
 fn router(metrics: Arc<Metrics>) -> Router {

@@ -11,13 +11,9 @@ use axum::{
     response::{IntoResponse, Response},
     routing::get,
 };
-use hyper::server::conn::http1;
-use hyper_util::{
-    rt::{TokioIo, TokioTimer},
-    service::TowerToHyperService,
-};
 use std::{io, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::sync::Semaphore;
+use valkeeper_agent::pages;
 use valkeeper_core::{info::RawRole, observation::Link};
 
 /// Port of probes and metrics.
@@ -29,17 +25,8 @@ const MISSING_MAX: Duration = Duration::from_secs(30);
 /// indistinguishable from a hang; the operator has judged the silence long before.
 const SILENT_MAX: Duration = Duration::from_secs(60);
 
-/// Connections at a time: kubelet and a few scrapers. Beyond it, who comes waits.
-const CONNECTIONS_MAX: usize = 64;
-/// Bound on a request's arrival: kubelet sends it with the connection, and whoever does not must not keep the place of who does.
-const HEADER_TIMEOUT: Duration = Duration::from_millis(300);
 /// Pages of metrics at a time, each of which asks the server: a few scrapers. Who comes beyond it comes again.
 const PAGES_MAX: usize = 4;
-/// Bound on a connection: a probe's own bound is a few seconds, and INFO is asked within one.
-const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
-/// Pause after a connection could not be taken (no more descriptors).
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
-
 /// Serves, from when this returns.
 pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
     let listener = service::listen(agent.config.args.http_listen, HTTP_PORT).await?;
@@ -50,30 +37,8 @@ pub async fn serve(agent: Arc<Agent>) -> io::Result<()> {
         .route("/livez", get(|State(agent): State<Arc<Agent>>| async move { probe(agent.read(alive)) }))
         .route("/metrics", get(move |State(agent): State<Arc<Agent>>| metrics_page(agent, pages.clone())))
         .with_state(agent);
-    tokio::spawn(accept(listener, routes));
+    tokio::spawn(pages::serve(listener, routes));
     Ok(())
-}
-
-/// Anybody may come here, so nobody gets to stay: one request for each connection, and a bound on both.
-async fn accept(listener: TcpListener, routes: Router) {
-    let connections = Arc::new(Semaphore::new(CONNECTIONS_MAX));
-    loop {
-        let Ok(permit) = connections.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
-            tokio::time::sleep(ACCEPT_PAUSE).await;
-            continue;
-        };
-        let service = TowerToHyperService::new(routes.clone());
-        tokio::spawn(async move {
-            let mut http = http1::Builder::new();
-            http.timer(TokioTimer::new()).header_read_timeout(HEADER_TIMEOUT).keep_alive(false);
-            let served = http.serve_connection(TokioIo::new(stream), service);
-            if tokio::time::timeout(CONNECTION_TIMEOUT, served).await.is_err() {
-                tracing::debug!("a connection for probes or metrics was too slow");
-            }
-            drop(permit);
-        });
-    }
 }
 
 fn probe(result: Result<&'static str, &'static str>) -> (StatusCode, String) {

@@ -1,7 +1,9 @@
 //! PID 1 of a Valkey member, and what it shares with the operator: the contract ([`proto`], [`wire`]) and who may speak
-//! to whom ([`tls`], [`link`]).
+//! to whom ([`tls`], [`link`]), how many at a time ([`limits`]), and what anybody may read ([`pages`]).
 
+pub mod limits;
 pub mod link;
+pub mod pages;
 pub mod tls;
 pub mod wire;
 

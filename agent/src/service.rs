@@ -8,7 +8,7 @@ mod tunnel;
 use crate::{memory::Unchanged, peers::GRPC_PORT, shared::Agent};
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::Arc,
     time::Duration,
 };
@@ -19,6 +19,7 @@ use tokio::{
 use tonic::{Request, Status, transport::Server};
 use tunnel::{LogsIn, Tunnels};
 use valkeeper_agent::{
+    limits::PerKey,
     link::MESSAGE_BYTES_MAX,
     proto::{agent_server::AgentServer, peer_server::PeerServer},
     tls::{ALPN_H2, ALPN_SERVER, ALPN_SERVER_IN, Accept, Peer, Secured},
@@ -28,6 +29,10 @@ use valkeeper_core::agent::Refusal;
 
 /// Handshakes at a time: a shard has a few members and one operator, the rest is strangers.
 const HANDSHAKES_MAX: usize = 64;
+/// Of them from one address: all members and the operator may be behind one.
+const HANDSHAKES_OF_ONE_MAX: usize = 16;
+/// Connections of one peer: the operator has a few tunnels and two for commands, and an earlier one may not have ended.
+const CONNECTIONS_OF_ONE_MAX: usize = 16;
 /// Bound on a handshake: several round trips between zones.
 const HANDSHAKE_TIMEOUT: Duration = Duration::from_secs(2);
 /// Verified connections that wait for the server to take them.
@@ -88,30 +93,38 @@ async fn accept(agent: Arc<Agent>, listener: TcpListener, accepted: mpsc::Sender
         shard: me.shard,
     };
     let handshakes = Arc::new(Semaphore::new(HANDSHAKES_MAX));
+    let addresses = PerKey::<IpAddr>::new(HANDSHAKES_OF_ONE_MAX);
+    let places = Arc::new(PerKey::<Peer>::new(CONNECTIONS_OF_ONE_MAX));
     let tunnels = Arc::new(Tunnels::new(agent.clone()));
     loop {
         let Ok(permit) = handshakes.clone().acquire_owned().await else { return };
-        let Ok((stream, _)) = listener.accept().await else {
+        let Ok((stream, address)) = listener.accept().await else {
             tokio::time::sleep(ACCEPT_PAUSE).await;
             continue;
         };
+        let Some(of_address) = addresses.enter(address.ip()) else {
+            tracing::debug!(%address, "too many handshakes");
+            continue;
+        };
         let (agent, allowed, accepted) = (agent.clone(), allowed.clone(), accepted.clone());
-        let tunnels = tunnels.clone();
+        let (tunnels, places) = (tunnels.clone(), places.clone());
         tokio::spawn(async move {
             let _ = stream.set_nodelay(true);
             let shaken = agent.live.accept(&allowed, &[ALPN_SERVER_IN, ALPN_SERVER, ALPN_H2], stream);
-            match tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await {
-                Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER) => {
+            let shaken = tokio::time::timeout(HANDSHAKE_TIMEOUT, shaken).await;
+            match shaken.map(|shaken| shaken.map(|secured| secured.placed(&places))) {
+                Ok(Ok(None)) => tracing::debug!(%address, "its peer has too many connections"),
+                Ok(Ok(Some(secured))) if secured.protocol() == Some(ALPN_SERVER) => {
                     tunnels.serve(secured, LogsIn::ByItself);
                 }
-                Ok(Ok(secured)) if secured.protocol() == Some(ALPN_SERVER_IN) => {
+                Ok(Ok(Some(secured))) if secured.protocol() == Some(ALPN_SERVER_IN) => {
                     tunnels.serve(secured, LogsIn::ByAgent);
                 }
-                Ok(Ok(secured)) => drop(accepted.send(secured).await),
+                Ok(Ok(Some(secured))) => drop(accepted.send(secured).await),
                 Ok(Err(error)) => tracing::debug!(error = %error, "a connection is refused"),
                 Err(_) => tracing::debug!("a handshake took too long"),
             }
-            drop(permit);
+            drop((permit, of_address));
         });
     }
 }

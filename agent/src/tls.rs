@@ -6,6 +6,7 @@ mod peer;
 
 pub use peer::{Accept, NotAPeer, Peer};
 
+use crate::limits::{PerKey, Place};
 use peer::PeerVerifier;
 use rustls::{
     ClientConfig, ServerConfig,
@@ -195,7 +196,7 @@ impl Live {
         let config = self.current().server_config(accept, alpn).map_err(io::Error::other)?;
         let stream = TlsAcceptor::from(Arc::new(config)).accept(stream).await?;
         let peer = verified(stream.get_ref().1.peer_certificates())?;
-        Ok(Secured { stream: stream.into(), peer })
+        Ok(Secured { stream: stream.into(), peer, place: None })
     }
 
     /// Shakes hands with whom it has connected to, over one of these protocols, of which the other chooses. Unbounded: the caller has the
@@ -208,7 +209,7 @@ impl Live {
         let name = ServerName::from(stream.peer_addr()?.ip());
         let stream = TlsConnector::from(Arc::new(config)).connect(name, stream).await?;
         let peer = verified(stream.get_ref().1.peer_certificates())?;
-        Ok(Secured { stream: stream.into(), peer })
+        Ok(Secured { stream: stream.into(), peer, place: None })
     }
 }
 
@@ -221,9 +222,17 @@ pub struct Secured {
     stream: TlsStream<TcpStream>,
     /// Who is at the other end.
     pub peer: Peer,
+    /// What it takes of the places that its peer has.
+    place: Option<Place<Peer>>,
 }
 
 impl Secured {
+    /// Takes one of its peer's places, as long as it lasts. `None`: there is none.
+    pub fn placed(mut self, places: &PerKey<Peer>) -> Option<Secured> {
+        self.place = Some(places.enter(self.peer.clone())?);
+        Some(self)
+    }
+
     /// The protocol that both sides agreed on.
     pub fn protocol(&self) -> Option<&[u8]> {
         self.stream.get_ref().1.alpn_protocol()

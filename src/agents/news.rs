@@ -13,7 +13,7 @@ use axum::{
 use prost::Message;
 use std::{
     io,
-    net::{Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     pin::Pin,
     sync::Arc,
     task::{Context, Poll},
@@ -27,6 +27,7 @@ use tokio::{
     time::{Instant, Sleep},
 };
 use valkeeper_agent::{
+    limits::PerKey,
     link::MESSAGE_BYTES_MAX,
     proto::{News, NewsReply},
     tls::{ALPN_HTTP1, Accept, Live, Peer, Secured},
@@ -36,6 +37,12 @@ use valkeeper_core::ids::{MemberId, Seq};
 /// Handshakes under way at once: each costs a signature (0.1 ms of a core), and after an operator's start every agent
 /// of a thousand clusters comes within a second or two.
 const HANDSHAKES_MAX: usize = 256;
+
+/// Of them from one address: after an operator's start many agents may come from behind one.
+const HANDSHAKES_OF_ONE_MAX: usize = 64;
+
+/// Connections of one agent: it has one, and those before it may not have ended.
+const CONNECTIONS_OF_ONE_MAX: usize = 8;
 
 /// Bound on a handshake: a stranger that connects and says nothing holds one of [`HANDSHAKES_MAX`] for so long.
 const HANDSHAKE_MAX: Duration = Duration::from_secs(2);
@@ -98,12 +105,14 @@ pub async fn serve(listener: TcpListener, identity: Identity, desk: Desk) -> io:
 async fn accept(listener: TcpListener, identity: Identity, through: mpsc::Sender<Held>) {
     let permits = Arc::new(Semaphore::new(HANDSHAKES_MAX));
     let places = Arc::new(Semaphore::new(CONNECTIONS_MAX));
+    let addresses = PerKey::<IpAddr>::new(HANDSHAKES_OF_ONE_MAX);
+    let agents = Arc::new(PerKey::<Peer>::new(CONNECTIONS_OF_ONE_MAX));
     let mut handshakes = JoinSet::new();
     loop {
         while handshakes.try_join_next().is_some() {}
         let Ok(permit) = Arc::clone(&permits).acquire_owned().await else { return };
-        let stream = match listener.accept().await {
-            Ok((stream, _address)) => stream,
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
             Err(error) => {
                 tracing::warn!(%error, "a connection of an agent could not be accepted");
                 tokio::time::sleep(ACCEPT_AGAIN_PAUSE).await;
@@ -112,11 +121,16 @@ async fn accept(listener: TcpListener, identity: Identity, through: mpsc::Sender
         };
         // Nobody leads here yet, so there is no identity to show: the agent comes again.
         let Some(live) = identity() else { continue };
-        let (through, places) = (through.clone(), Arc::clone(&places));
+        let Some(of_address) = addresses.enter(address.ip()) else {
+            tracing::debug!(%address, "too many handshakes");
+            continue;
+        };
+        let (through, places, agents) = (through.clone(), Arc::clone(&places), Arc::clone(&agents));
         handshakes.spawn(async move {
-            let _permit = permit;
-            match shake_hands(&live, stream).await {
-                Ok(stream) => match places.try_acquire_owned() {
+            let _held = (permit, of_address);
+            match shake_hands(&live, stream).await.map(|stream| stream.placed(&agents)) {
+                Ok(None) => tracing::debug!(%address, "its agent has too many connections for news"),
+                Ok(Some(stream)) => match places.try_acquire_owned() {
                     // The receiver is gone only when the process ends.
                     Ok(place) => drop(through.send(Held::new(stream, place)).await),
                     Err(_full) => {

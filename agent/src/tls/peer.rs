@@ -24,7 +24,7 @@ const TRUST_DOMAIN: &str = "spiffe://valkeeper/";
 const OPERATOR: &str = "operator";
 
 /// Who is at the other end.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Peer {
     /// An operator, by the name of its instance.
     Operator(String),
