@@ -2,7 +2,7 @@
 //! in its hands worthless. Only then is anything decided.
 
 use crate::{
-    agents::{AgentLinks, Board, Dial, Tunnel},
+    agents::{AgentLinks, Board, Dial, EPOCH_MAX, Tunnel},
     api::v1alpha1::{FINALIZER, ValkeyCluster},
     cluster::{Cluster, ClusterId, Shell},
     k8s::{self, apply, secrets::SecretCache, slice},
@@ -28,10 +28,6 @@ use valkeeper_journal::{Claim, Journal, StreamId};
 /// How often a route is read and touched when others write to it at the same time. The earlier writer's last move is one;
 /// more than a few is a fight that someone must end.
 const TOUCH_ATTEMPTS_MAX: u32 = 4;
-
-/// Highest epoch that is taken for a writer's. A claim is a start of the operator or a change of leader: a million of them is one a
-/// minute for two years. Above it an agent talks nonsense, and following it would leave no numbers.
-const EPOCH_MAX: u64 = 1_000_000;
 
 /// How the run before this one ended, as far as the next one must know.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -162,10 +158,10 @@ fn assemble(
     })
 }
 
-/// The epoch to claim above: that by which agents refused the run before, unless no number of claims explains it.
+/// The epoch to claim above: that by which agents refused the run before.
 fn above(before: Before) -> WriterEpoch {
     match before {
-        Before::DeposedBy(theirs) if theirs.0 <= EPOCH_MAX => theirs,
+        Before::DeposedBy(theirs) if theirs <= EPOCH_MAX => theirs,
         Before::DeposedBy(_) | Before::Nothing | Before::Full => WriterEpoch(0),
     }
 }

@@ -152,7 +152,9 @@ impl Cluster {
 
     /// Confirms to holders who ask what is in force now, and nothing else.
     pub fn publish_grants(&self) {
-        self.agents.board().publish(self.state.confirmed());
+        let board = self.agents.board();
+        board.publish(self.state.confirmed());
+        board.granted_up_to(self.state.highest_grant());
     }
 
     /// A promotion is about to be recorded: from now on its shard's holder is not confirmed any more, however long the append

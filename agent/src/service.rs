@@ -143,6 +143,7 @@ fn unchanged(error: Unchanged) -> Status {
         Unchanged::Refused(refusal @ Refusal::Deposed { .. }) => Status::aborted(refusal.to_string()),
         Unchanged::Refused(
             refusal @ (Refusal::Untold
+            | Refusal::FarAhead { .. }
             | Refusal::OldGrant { .. }
             | Refusal::OtherHolder { .. }
             | Refusal::Consented { .. }

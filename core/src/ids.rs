@@ -54,7 +54,7 @@ number!(
 impl Seq {
     /// The sequence after this one.
     pub fn next(self) -> Seq {
-        Seq(self.0 + 1)
+        Seq(self.0.saturating_add(1))
     }
 }
 

@@ -423,6 +423,12 @@ impl ClusterState {
         self.note_loss(id.shard);
     }
 
+    /// No grant is above this that was decided here; nor is a record.
+    pub fn highest_grant(&self) -> Seq {
+        let given = self.shards.values().flat_map(|shard| shard.grants.values().copied());
+        given.max().unwrap_or_default().max(self.head)
+    }
+
     /// Number of a grant that is decided at `seq`: that, or one above what an agent was last heard to know. A journal may be younger than
     /// the volumes on which agents remember (kept claims, a lost journal), and a number below would be refused for ever.
     fn grant_number(&self, shard: ShardId, seq: Seq) -> Seq {

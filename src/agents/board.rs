@@ -15,6 +15,14 @@ use valkeeper_core::{
     observation::{AgentFacts, Observed, ServerProcess, Why},
 };
 
+/// Highest epoch that is taken for a writer's. A claim is a start of the operator or a change of leader: a million of them is one a
+/// minute for two years. Above it an agent talks nonsense, and following it would leave no numbers.
+pub const EPOCH_MAX: WriterEpoch = WriterEpoch(1_000_000);
+
+/// How far above everything that was granted here what an agent knows may be: of a journal that was lost, a cluster's whole life. Above it it talks
+/// nonsense, and following it would leave no numbers.
+const GRANT_AHEAD_MAX: u64 = 1_000_000_000_000;
+
 /// What one agent said last.
 struct Kept {
     /// The agent's process: the one that answered a greeting last.
@@ -35,7 +43,9 @@ struct Inner {
     silent: BTreeMap<MemberId, Why>,
     confirmed: BTreeMap<MemberId, Seq>,
     confirmed_at: BTreeMap<MemberId, Instant>,
-    deposed_by: Option<WriterEpoch>,
+    /// Who says that a later writer has spoken, and by which epoch.
+    claims: BTreeMap<MemberId, WriterEpoch>,
+    granted_up_to: Seq,
     doubts: BTreeMap<MemberId, Arc<Notify>>,
 }
 
@@ -72,8 +82,14 @@ impl Board {
     /// Its words cannot be understood.
     pub fn greeted(&self, member: MemberId, state: AgentState) -> Result<(), Malformed> {
         let epoch = WriterEpoch(state.epoch);
+        if epoch > EPOCH_MAX {
+            self.inner().silent.insert(member, Why::Garbled);
+            return Err(Malformed("epoch: no writer has it"));
+        }
         if epoch > self.epoch {
-            self.depose(epoch);
+            self.depose(member, epoch);
+        } else {
+            self.inner().claims.remove(&member);
         }
         let mut inner = self.inner();
         let former = inner.kept.remove(&member);
@@ -124,6 +140,10 @@ impl Board {
         let mut facts = wire::facts(state, self.clock.now()).inspect_err(|_| {
             inner.silent.insert(member, Why::Garbled);
         })?;
+        if facts.brief.grant.0 > inner.granted_up_to.0.saturating_add(GRANT_AHEAD_MAX) {
+            inner.silent.insert(member, Why::Garbled);
+            return Err(Malformed("brief.grant: it is above every number"));
+        }
         let was_silent = inner.silent.remove(&member).is_some();
         let same = former.as_ref().filter(|old| old.instance == instance);
         let brings_news = is_news || same.is_some_and(|old| old.brings_news);
@@ -165,11 +185,15 @@ impl Board {
         inner.kept.remove(&member);
         inner.silent.remove(&member);
         inner.doubts.remove(&member);
+        inner.claims.remove(&member);
     }
 
     /// What is known of an agent.
     pub fn facts(&self, member: MemberId) -> Observed<AgentFacts> {
         let inner = self.inner();
+        if inner.claims.contains_key(&member) {
+            return Observed::Unknown(Why::Garbled);
+        }
         match (inner.silent.get(&member), inner.kept.get(&member)) {
             (Some(why), _) => Observed::Unknown(*why),
             (None, Some(kept)) => Observed::Present(kept.facts.clone()),
@@ -201,7 +225,7 @@ impl Board {
     pub fn confirm(&self, member: MemberId, instance: &str, grant: Seq) -> bool {
         let mut inner = self.inner();
         let current = inner.kept.get(&member).is_some_and(|kept| kept.instance == instance);
-        let confirmed = current && inner.deposed_by.is_none() && inner.confirmed.get(&member) == Some(&grant);
+        let confirmed = current && inner.claims.is_empty() && inner.confirmed.get(&member) == Some(&grant);
         if confirmed {
             inner.confirmed_at.insert(member, Instant::now());
         }
@@ -218,16 +242,31 @@ impl Board {
         self.inner().confirmed_at.get(&member).copied()
     }
 
-    /// An agent knows a later writer.
-    pub fn depose(&self, by: WriterEpoch) {
+    /// Nothing above this was granted by this journal.
+    pub fn granted_up_to(&self, grant: Seq) {
+        self.inner().granted_up_to = grant;
+    }
+
+    /// An agent says that it knows a later writer.
+    pub fn depose(&self, member: MemberId, by: WriterEpoch) {
         let mut inner = self.inner();
-        inner.deposed_by = inner.deposed_by.max(Some(by));
+        // Nonsense is as good as a refusal without a number.
+        let by = if by > EPOCH_MAX { WriterEpoch(self.epoch.0.saturating_add(1)) } else { by };
+        if inner.claims.insert(member, by).is_none() {
+            tracing::info!(%member, epoch = by.0, "an agent refuses this writer: it knows a later one");
+        }
         self.normal.notify_one();
     }
 
-    /// The highest epoch by which an agent refuses this writer, if one does.
+    /// The highest epoch by which agents refuse this writer, if half of all do and no more obey it. One among others may be wrong, and is then not
+    /// listened to. A later writer has the journal's head: nothing is decided here any more, whatever agents say.
     pub fn deposed(&self) -> Option<WriterEpoch> {
-        self.inner().deposed_by
+        let inner = self.inner();
+        let obeys =
+            |member: &&MemberId| !inner.claims.contains_key(member) && !inner.silent.contains_key(member);
+        let (refusing, obeying) = (inner.claims.len(), inner.kept.keys().filter(obeys).count());
+        let is_one_of_many = refusing < obeying || refusing * 2 < inner.doubts.len();
+        inner.claims.values().copied().max().filter(|_| !is_one_of_many)
     }
 
     /// Never held across an await, and nothing that runs under it can panic.
@@ -404,6 +443,36 @@ mod tests {
         assert!(board.facts(A).present().is_some());
         assert!(board.news(A, AgentState { gate: "ajar".into(), ..state("one", 3) }).is_err());
         assert_eq!(board.facts(A), Observed::Unknown(Why::Garbled));
+    }
+
+    #[tokio::test]
+    async fn one_of_three_that_refuses_or_talks_nonsense_is_set_aside_and_deposes_nobody() {
+        let (board, _, _) = board();
+        let others = [MemberId::new(0, 1), MemberId::new(0, 2)];
+        let all: Vec<_> = others.iter().chain([&A]).map(|member| board.doubts(*member)).collect();
+        board.greeted(A, AgentState { epoch: 9, ..state("one", 1) }).unwrap();
+        assert_eq!(board.deposed(), None, "the others have not answered yet");
+        for member in others {
+            board.greeted(member, state("two", 1)).unwrap();
+        }
+        board.publish([(others[0], Seq(5))].into_iter());
+        assert_eq!((board.deposed(), board.facts(A)), (None, Observed::Unknown(Why::Garbled)));
+        assert!(!board.confirm(others[0], "two", Seq(5)), "it may be right");
+        board.greeted(others[0], AgentState { epoch: 8, ..state("two", 2) }).unwrap();
+        assert_eq!(board.deposed(), Some(WriterEpoch(9)), "two of three are");
+        for member in [A, others[0]] {
+            board.greeted(member, state("one", 3)).unwrap();
+        }
+        assert_eq!((board.deposed(), board.facts(A).is_unknown()), (None, false));
+        let far = WriterEpoch(EPOCH_MAX.0 + 1);
+        assert!(board.greeted(A, AgentState { epoch: far.0, ..state("one", 4) }).is_err());
+        let grant = |grant| Some(proto::Brief { grant, ..proto::Brief::default() });
+        let jumps = AgentState { brief: grant(u64::MAX), ..state("one", 5) };
+        assert!(board.greeted(A, jumps).is_err());
+        assert_eq!((board.deposed(), board.facts(A)), (None, Observed::Unknown(Why::Garbled)));
+        let of_a_lost_journal = AgentState { brief: grant(5_000_000), ..state("one", 6) };
+        assert!(board.greeted(A, of_a_lost_journal).is_ok() && board.facts(A).present().is_some());
+        drop(all);
     }
 
     #[test]

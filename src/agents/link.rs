@@ -161,7 +161,7 @@ impl Contact {
 
     fn deposed(&self, by: WriterEpoch) {
         let board = &self.dial.board;
-        board.depose(by.max(WriterEpoch(board.epoch().0.saturating_add(1))));
+        board.depose(self.place.member, by.max(WriterEpoch(board.epoch().0.saturating_add(1))));
     }
 
     /// Connects if there is no channel yet, and greets.

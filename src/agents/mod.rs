@@ -7,7 +7,7 @@ mod link;
 pub mod news;
 mod tunnel;
 
-pub use board::{Board, Registry, Seat};
+pub use board::{Board, EPOCH_MAX, Registry, Seat};
 pub use call::{CallError, Endpoint, Paused};
 pub use link::{AgentLink, AgentLinks, Dial, Place};
 pub use tunnel::Tunnel;

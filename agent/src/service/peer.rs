@@ -55,6 +55,7 @@ impl Questions {
             Ok(()) => true,
             Err(Unchanged::Refused(
                 Refusal::Untold
+                | Refusal::FarAhead { .. }
                 | Refusal::OldGrant { .. }
                 | Refusal::OtherHolder { .. }
                 | Refusal::Consented { .. }

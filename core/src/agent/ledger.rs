@@ -9,6 +9,10 @@ use serde::{Deserialize, Serialize};
 /// the holder's agent begins to stop the writes, and kills a server that does not obey in 200 ms. Milliseconds.
 pub const PROMISE_MARGIN_MS: i64 = 500;
 
+/// How far above what the operator has said a member's own word may be. A member that was promoted while others did not hear the operator asks
+/// them by its new number, and nobody records a million decisions meanwhile; without a bound one member could use all numbers up.
+pub const GRANT_AHEAD_MAX: u64 = 1_000_000;
+
 /// Who holds a shard's grant, and under which terms. Given by the operator; peers pass it on.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Brief {
@@ -31,6 +35,9 @@ pub struct Ledger {
     /// The highest grant it knows, and its terms.
     #[serde(default)]
     pub brief: Brief,
+    /// The highest grant that the operator has spoken of; 0 if it was not remembered.
+    #[serde(default, skip_serializing_if = "is_none")]
+    pub told: Seq,
     /// How often it has consented to a holder's return. A promotion decided before the last consent is refused.
     #[serde(default)]
     pub consents: u64,
@@ -40,6 +47,10 @@ pub struct Ledger {
     /// Its server was started without data and has not got any since: whatever files are there are of that start.
     #[serde(default)]
     pub blank: bool,
+}
+
+fn is_none(told: &Seq) -> bool {
+    *told == Seq(0)
 }
 
 /// Why an agent does not do as it is told. Display names both numbers: it goes into the journal.
@@ -64,6 +75,14 @@ pub enum Refusal {
     /// Nobody has told this agent of any grant.
     #[error("this agent knows of no grant yet")]
     Untold,
+    /// A member's own word is too far above what the operator has said.
+    #[error("grant {given} is nobody's: the operator has spoken of none above {known}")]
+    FarAhead {
+        /// Grant of the caller.
+        given: Seq,
+        /// The highest of the operator's.
+        known: Seq,
+    },
     /// The same number is known as another member's.
     #[error("grant {grant} is {holder}'s")]
     OtherHolder {
@@ -108,6 +127,12 @@ impl Ledger {
     /// # Errors
     /// [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
     pub fn learn(&mut self, brief: &Brief) -> Result<(), Refusal> {
+        self.take(brief)?;
+        self.told = self.told.max(brief.grant);
+        Ok(())
+    }
+
+    fn take(&mut self, brief: &Brief) -> Result<(), Refusal> {
         let known = &self.brief;
         if brief.grant < known.grant {
             return Err(Refusal::OldGrant { given: brief.grant, known: known.grant });
@@ -154,7 +179,7 @@ impl Ledger {
     /// Those of [`Ledger::support`].
     pub fn consent(&mut self, holder: MemberId, grant: Seq) -> Result<(), Refusal> {
         self.support(holder, grant)?;
-        self.consents += 1;
+        self.consents = self.consents.saturating_add(1);
         Ok(())
     }
 
@@ -162,13 +187,17 @@ impl Ledger {
     /// anything (its volume is new) supports nobody: it may have promised something and forgotten it.
     ///
     /// # Errors
-    /// [`Refusal::Untold`], [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
+    /// [`Refusal::Untold`], [`Refusal::FarAhead`], [`Refusal::OldGrant`], [`Refusal::OtherHolder`].
     pub fn support(&mut self, holder: MemberId, grant: Seq) -> Result<(), Refusal> {
         if self.brief.holder.is_none() {
             return Err(Refusal::Untold);
         }
+        let known = if self.told == Seq(0) { self.brief.grant } else { self.told };
+        if grant.0 > known.0.saturating_add(GRANT_AHEAD_MAX) {
+            return Err(Refusal::FarAhead { given: grant, known });
+        }
         let Brief { roster, isolation_ms, .. } = self.brief.clone();
-        self.learn(&Brief { grant, holder: Some(holder), roster, isolation_ms })
+        self.take(&Brief { grant, holder: Some(holder), roster, isolation_ms })
     }
 
     /// Other members of the shard that must be asked.
@@ -223,6 +252,23 @@ mod tests {
         assert_eq!(ledger.consent(A, Seq(5)), Err(Refusal::Untold));
         ledger.learn(&brief(5, A)).unwrap();
         assert_eq!(ledger.support(A, Seq(5)), Ok(()));
+    }
+
+    #[test]
+    fn a_members_own_word_uses_no_numbers_up() {
+        let mut ledger = Ledger::default();
+        ledger.learn(&brief(5, A)).unwrap();
+        let most = Seq(5 + GRANT_AHEAD_MAX);
+        let far = Refusal::FarAhead { given: most.next(), known: Seq(5) };
+        assert_eq!(
+            (ledger.support(B, most.next()), ledger.consent(B, Seq(u64::MAX)).is_err()),
+            (Err(far), true)
+        );
+        assert_eq!(ledger.support(B, most), Ok(()));
+        assert!(ledger.support(B, most.next()).is_err(), "nor step by step");
+        // The operator hears of it, and goes on above it.
+        assert_eq!(ledger.learn(&brief(most.0 + 1, A)), Ok(()));
+        assert_eq!(ledger.support(A, most.next()), Ok(()));
     }
 
     #[test]
