@@ -1,6 +1,6 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
-//! - **data**: [`ids`], [`slots`], [`spec`], [`weights`], [`observation`], [`effect`], [`decision`], [`event`], [`state`]
+//! - **data**: [`ids`], [`slots`], [`spec`], [`weights`], [`observation`], [`effect`], [`decision`], [`operation`], [`event`], [`state`]
 //! - **rules**: [`agent`], [`config`], [`exports`], [`info`], [`nodes`], [`retry`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
@@ -10,6 +10,7 @@ pub mod effect;
 pub mod event;
 pub mod ids;
 pub mod observation;
+pub mod operation;
 pub mod slots;
 pub mod spec;
 pub mod state;

@@ -125,6 +125,9 @@ pub struct DesiredCluster {
     /// The user wants slots to be evened out though no shard came or went; the value distinguishes one wish from the next.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub rebalance: Option<String>,
+    /// Members keep their data in memory alone: whoever is restarted is empty.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub volatile: bool,
     /// MAJOR.MINOR of the servers, where the user says it and the image's tag does not have to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,

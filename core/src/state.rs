@@ -509,6 +509,9 @@ impl ClusterState {
             }
             None => {}
         }
+        if decision.operation == Some(OperationChange::Close { kind: OperationKind::Rollout }) {
+            self.note_rolled();
+        }
         if decision.operation == Some(OperationChange::Close { kind: OperationKind::Reshard }) {
             self.note_balanced();
             // What was cancelled is awaited by nobody: another may give it there by hand.

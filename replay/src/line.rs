@@ -170,6 +170,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         failover,
         switchover,
         confirm_blank,
+        volatile,
         paused,
         io_threads,
         balance,
@@ -183,6 +184,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         format!("{profile:?}"),
         format!("failover {:?} after {} ms", failover.mode, failover.detection_window_ms),
     ];
+    parts.extend(volatile.then(|| "in memory alone".to_owned()));
     parts.extend(switchover.as_ref().map(|w| format!("switchover to {} ({})", w.to, w.token)));
     parts.extend(confirm_blank.as_ref().map(|token| format!("blank confirmed ({token})")));
     parts.extend(paused.then(|| "paused".to_owned()));

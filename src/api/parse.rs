@@ -129,6 +129,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         failover: failover(spec.topology, &spec.failover)?,
         switchover: None,
         confirm_blank: None,
+        volatile: false,
         paused: spec.paused,
         io_threads: IoThreads::Off,
         balance: balance(spec)?,
@@ -144,6 +145,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
     let version = version(&image, spec.version.as_deref())?;
     let memory_limit_bytes = resources(spec)?;
     let volume = volume(spec)?;
+    desired.volatile = volume.is_none();
     let config = ServerConfig {
         version,
         profile: desired.profile,

@@ -82,6 +82,7 @@ fn default_spec() -> DesiredCluster {
         },
         switchover: None,
         confirm_blank: None,
+        volatile: false,
         paused: false,
         io_threads: IoThreads::Off,
         balance: Balance::Slots,
@@ -335,6 +336,7 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             spec.switchover = Some(SwitchoverWish { to: member(to)?, token });
         }
         "member-services" => sim.world.has_member_services = value == "true",
+        "volatile" => spec.volatile = value == "true",
         "confirm-blank" => spec.confirm_blank = Some(value.to_owned()),
         "paused" => spec.paused = value == "true",
         "io-threads" => spec.io_threads = if value == "On" { IoThreads::On } else { IoThreads::Off },

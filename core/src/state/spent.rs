@@ -4,6 +4,7 @@
 use super::ClusterState;
 use crate::{
     decision::{Decision, OperationKind, Reason, StepName},
+    observation::ObjectFacts,
     spec::{Profile, Verb},
 };
 
@@ -34,6 +35,25 @@ impl ClusterState {
         let legacy = std::mem::take(&mut self.spent_tokens);
         for (verb, word) in self.wishes().into_iter().filter(|(_, word)| legacy.contains(word)) {
             self.spend(verb, &word);
+        }
+    }
+
+    /// A rollout has ended. The user's word by which members were restarted that kept their data in memory alone was for this revision of every
+    /// shard, and for nothing later.
+    pub(super) fn note_rolled(&mut self) {
+        let Some(spec) = self.spec.as_ref().filter(|spec| spec.volatile && spec.replicas_per_shard == 0)
+        else {
+            return;
+        };
+        let Some(word) = spec.confirm_blank.clone() else { return };
+        let rolls = |facts: &ObjectFacts| {
+            let (wanted, live) = (facts.wanted_revision.as_ref()?, facts.live.present()?);
+            let members = self.members_of(facts.shard?).filter_map(|(_, member)| member.facts.pod.present());
+            let old = members.filter(|pod| pod.revision != *wanted).count();
+            (live.revision.as_ref() != Some(wanted) || old > 0).then_some(())
+        };
+        if !self.objects.values().any(|facts| rolls(facts).is_some()) {
+            self.spend(Verb::ConfirmBlank, &word);
         }
     }
 

@@ -1,8 +1,8 @@
 //! Wants: every member to run the wanted revision, one at a time, replicas first, the primary last and handed over.
 //! Proof: the revision annotation of each pod; linked and complete before the next one goes.
 //! Refuses: to start during a failover, while paused, or before the members' Services are there; to go on while a restarted member is not back; to restart a primary without a
-//!   replica while another shard is down.
-//! Story: spec_change, bad_image_then_fixed, cluster_rollout_alone.
+//!   replica while another shard is down, or before the user confirms it where its data is nowhere else.
+//! Story: spec_change, bad_image_then_fixed, cluster_rollout_alone, cache_alone_rollout.
 
 use crate::{
     decide::{StepOutcome, View},
@@ -12,6 +12,7 @@ use crate::{
     effect::Effect,
     ids::{Digest, MemberId, ShardId},
     observation::{AgentFacts, ContainerPhase, ObjectFacts, ObjectKind, ServerProcess},
+    spec::Verb,
     steps::{membership, objects, unless_failing},
     topology,
 };
@@ -37,7 +38,11 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         if lacks_names(view, shard) {
             return StepOutcome::Waiting(WaitReason::ObjectMissing, None, None);
         }
-        return start(view, shard, object.clone(), facts);
+        // Whatever evicts a pod makes it anew by the template that is there.
+        return match empties(view, shard) {
+            Some(id) => StepOutcome::Blocked(BlockReason::RestartEmpties, Some(id), Vec::new()),
+            None => start(view, shard, object.clone(), facts),
+        };
     }
     let open = view.state.operation(OperationKind::Rollout, scope);
     let stale: Vec<MemberId> = stale(view, shard, wanted);
@@ -53,6 +58,15 @@ pub fn step(view: &View<'_>, shard: ShardId) -> StepOutcome {
         return StepOutcome::Satisfied;
     }
     restart_next(view, shard, wanted, &stale)
+}
+
+/// The only member of a shard, if it has its data in memory alone and the user has not confirmed that it may be restarted.
+fn empties(view: &View<'_>, shard: ShardId) -> Option<MemberId> {
+    let mut wanted = view.wanted(shard);
+    let alone = wanted.next().filter(|_| wanted.next().is_none())?;
+    let confirmed =
+        view.spec.confirm_blank.as_ref().is_some_and(|word| view.is_open(Verb::ConfirmBlank, word));
+    (view.spec.volatile && !confirmed).then_some(alone)
 }
 
 /// True while a member has no Service of its own yet: a new pod tells clients that name, which has to lead to it.
@@ -180,7 +194,10 @@ fn restart_next(view: &View<'_>, shard: ShardId, wanted: &Digest, stale: &[Membe
             unless_failing(view, decision)
         }
         // Alone: nobody can take over, the outage is the restart. One shard after the other, see decide.
-        None => restart(view, shard, primary),
+        None => match empties(view, shard) {
+            Some(id) => StepOutcome::Blocked(BlockReason::RestartEmpties, Some(id), Vec::new()),
+            None => restart(view, shard, primary),
+        },
     }
 }
 

@@ -163,6 +163,7 @@ pub fn spec() -> DesiredCluster {
         },
         switchover: None,
         confirm_blank: None,
+        volatile: false,
         paused: false,
         io_threads: IoThreads::Off,
         balance: Balance::Slots,

@@ -23,13 +23,29 @@ const AWAY_S: u64 = 60;
 pub async fn pod_deleted(world: &World) -> anyhow::Result<String> {
     let subject = &world.subject;
     let primary = subject.protected(SETTLED_MAX).await?;
-    let figures = deleted(world, std::slice::from_ref(&primary.name)).await?;
+    let figures = deleted(world, std::slice::from_ref(&primary.name), Operator::Stays).await?;
     let now = subject.primary().await?;
     Ok(format!("{} -> {}; {figures}", primary.name, now.name))
 }
 
 /// Every member on the primary's node is told to stop at once, as by a drain.
 pub async fn node_drained(world: &World) -> anyhow::Result<String> {
+    drained(world, Operator::Stays).await
+}
+
+/// The same of a node that the operator is on, too: its successor begins while the primary waits for its handover.
+pub async fn node_drained_with_operator(world: &World) -> anyhow::Result<String> {
+    drained(world, Operator::GoesFirst).await
+}
+
+/// What becomes of the operator meanwhile.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Operator {
+    Stays,
+    GoesFirst,
+}
+
+async fn drained(world: &World, operator: Operator) -> anyhow::Result<String> {
     let subject = &world.subject;
     let primary = subject.protected(SETTLED_MAX).await?;
     let nodes = subject.nodes().await?;
@@ -38,7 +54,7 @@ pub async fn node_drained(world: &World) -> anyhow::Result<String> {
     if names.len() == nodes.len() {
         bail!("every member is on {node}: nobody is left to take over");
     }
-    let figures = deleted(world, &names).await?;
+    let figures = deleted(world, &names, operator).await?;
     let now = subject.primary().await?;
     Ok(format!(
         "{} of {} members on {node}, {} -> {}; {figures}",
@@ -87,12 +103,16 @@ async fn elsewhere(world: &World, node: &str) -> anyhow::Result<(String, Duratio
 }
 
 /// Deletes pods at once under load; what clients saw.
-async fn deleted(world: &World, names: &[String]) -> anyhow::Result<String> {
+async fn deleted(world: &World, names: &[String], operator: Operator) -> anyhow::Result<String> {
     let subject = &world.subject;
     let old = subject.members().await?;
     let journal = Journal::of(subject).await?.lines("hand over")?.len();
     let load = Load::start(subject).await?;
     let fault = Instant::now();
+    match operator {
+        Operator::Stays => {}
+        Operator::GoesFirst => world.operator.delete_pod().await?,
+    }
     for name in names {
         subject.delete_pod(name).await?;
     }

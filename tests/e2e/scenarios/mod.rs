@@ -97,6 +97,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("flushed", WithAReadyCluster, false, agent::flushed),
     scenario!("primary-pod-deleted", WithAReadyCluster, false, handover::pod_deleted),
     scenario!("node-drained", WithAReadyCluster, false, handover::node_drained),
+    scenario!("node-drained-with-operator", WithAReadyCluster, false, handover::node_drained_with_operator),
     scenario!("node-cordoned", WithAReadyCluster, false, handover::node_cordoned),
     scenario!("real-clients", WithAReadyCluster, true, real_clients::through_the_service),
     scenario!("operator-away", WithAReadyCluster, false, handover::operator_away),

@@ -177,6 +177,14 @@ impl Operator {
         }
     }
 
+    /// Deletes its pod as `kubectl delete pod` does.
+    pub async fn delete_pod(&self) -> anyhow::Result<()> {
+        let pods = self.list().await?;
+        let pod = pods.first().context("the operator has no pod")?;
+        self.pods().delete(&pod.name_any(), &DeleteParams::default()).await?;
+        Ok(())
+    }
+
     /// Pid of its process on this machine, so that a kill need not look for it first. Waits out kubelet's pause after an earlier kill.
     pub async fn pid(&self) -> anyhow::Result<u32> {
         let found = until("a process of the operator", PATIENCE, || async {
