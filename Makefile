@@ -99,6 +99,13 @@ CLUSTER_PARTS ?=
 bench-cluster: cluster-up ## Topology Cluster: kills next to gossip, a million keys resharded next to bare MIGRATESLOTS and valkey-cli, time to Ready (CLUSTER_PARTS="kills")
 	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench cluster -- $(CLUSTER_PARTS)
 
+# Numbers of clusters, one step after the other.
+MANY ?=
+
+.PHONY: bench-many
+bench-many: cluster-up ## Many clusters that nobody touches under one operator: memory, share of a core, reads and writes (MANY="10 24")
+	@tests/e2e/inside bench -q --locked --profile dev -p valkeeper --bench many -- $(MANY)
+
 # Options of it, such as "--faults kill,deleted --topologies Cluster --libraries go-redis,iovalkey --rounds 3 --jobs write,pool".
 CLIENTS ?=
 

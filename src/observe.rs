@@ -55,6 +55,10 @@ pub async fn look(cluster: &mut Cluster, pace: Pace) -> Result<Option<Seen>, Err
     let is_there =
         |uid: &str| pods.values().filter_map(Observed::present).any(|pod| pod.uid().as_deref() == Some(uid));
     cluster.troubles.keep(is_there);
+    if pods.values().filter_map(Observed::present).any(|pod| is_mounting(pod)) {
+        // Kubelet waits for a Secret that is not there, and nobody else says so.
+        cluster.secrets.doubt();
+    }
     let addresses = addresses(cluster, &pods);
     // Without any spec nothing is decided from what is seen.
     let topology = in_force(cluster, &spec).map_or(Topology::Replication, |desired| desired.topology);
@@ -191,8 +195,12 @@ async fn servers(
             link.check();
         }
     }
-    if looks.values().any(|look| *look == Observed::Unknown(Why::Unauthorized)) {
-        // Someone may have changed the password: read it again.
+    let board = cluster.agents.board();
+    let told: Vec<_> = addresses.keys().map(|member| (*member, board.mounted(*member))).collect();
+    let said = told.into_iter().filter(|(_, mounted)| !mounted.is_empty());
+    let changed = said.filter(|(member, mounted)| cluster.owned.mounts(*member, mounted.clone())).count();
+    if changed > 0 || looks.values().any(|look| *look == Observed::Unknown(Why::Unauthorized)) {
+        // Someone has changed a Secret, or may have: all are read again.
         cluster.secrets.doubt();
     }
     Ok((looks, agents))
@@ -391,6 +399,13 @@ fn role(text: &str) -> Option<RoleLabel> {
 fn container_of(pod: &Pod) -> ContainerPhase {
     let mut statuses = pod.status.iter().flat_map(|s| s.container_statuses.iter().flatten());
     container(statuses.find(|s| s.name == objects::names::CONTAINER))
+}
+
+/// True of a pod that has a node and whose first container has not begun: its volumes are being mounted.
+fn is_mounting(pod: &Pod) -> bool {
+    let reasons = ["ContainerCreating", "PodInitializing"];
+    let first = pod.status.as_ref().and_then(|s| s.init_container_statuses.as_ref()?.first());
+    matches!(container(first), ContainerPhase::Waiting(reason) if reasons.contains(&reason.as_str()))
 }
 
 fn container(status: Option<&ContainerStatus>) -> ContainerPhase {

@@ -15,7 +15,7 @@ use crate::{
     api::{Invalid, Parsed, v1alpha1::ValkeyCluster},
     clock,
     cluster::{Cluster, ClusterId},
-    k8s::{self, FIELD_MANAGER, apply::Owned, cache::Cache},
+    k8s::{self, FIELD_MANAGER, apply::Owned, cache::Cache, secrets::Noticed},
     objects::{self, AddressType, Context, Credentials, Identity, Rendered, SecretText},
     pki,
     vault::{self, Signing},
@@ -75,9 +75,26 @@ pub struct OwnedObjects {
     /// What somebody else has under our names.
     namesakes: Namesakes,
     creations: Creations,
+    /// What members' agents said that they have mounted.
+    mounted: BTreeMap<MemberId, String>,
+    /// Generation and annotations of the resource at the last look.
+    asked: Option<(Option<i64>, BTreeMap<String, String>)>,
 }
 
 impl OwnedObjects {
+    /// Takes in what an agent has mounted. True if it had something else: somebody changed a Secret.
+    pub fn mounts(&mut self, member: MemberId, mounted: String) -> bool {
+        let before = self.mounted.insert(member, mounted);
+        before.is_some_and(|before| self.mounted.get(&member) != Some(&before))
+    }
+
+    /// Takes in what the user asks for. True if it was something else: whoever changes a Secret may say so by it.
+    fn asks(&mut self, resource: &ValkeyCluster) -> bool {
+        let asked = (resource.metadata.generation, resource.annotations().clone());
+        let before = self.asked.replace(asked);
+        before.is_some_and(|before| self.asked.as_ref() != Some(&before))
+    }
+
     /// The password of the operator's login user, once it is known.
     pub fn operator_password(&self) -> Option<SecretText> {
         self.credentials.as_ref().map(|(_, credentials)| credentials.operator.clone())
@@ -147,6 +164,9 @@ pub async fn render(
     resource: &ValkeyCluster,
     parsed: &Parsed,
 ) -> Result<(), NotRendered> {
+    if cluster.owned.asks(resource) {
+        cluster.secrets.doubt();
+    }
     let credentials = credentials(cluster, resource).await?;
     identities(cluster, &parsed.desired).await?;
     let world = &cluster.shell.world;
@@ -189,7 +209,7 @@ async fn credentials(cluster: &mut Cluster, resource: &ValkeyCluster) -> Result<
     let default = match &resource.spec.auth.password_secret {
         None => None,
         Some(reference) => {
-            let secret = cluster.secrets.get(&reference.name).await?;
+            let secret = cluster.secrets.get(&reference.name, Noticed::ByReading).await?;
             Some(Credentials::from_user(reference, secret.as_deref()).map_err(NotRendered::Refused)?)
         }
     };
@@ -216,7 +236,7 @@ async fn own_credentials(
 
 /// The Secret of this name, if it is this cluster's: what others know is no password of ours.
 async fn own_secret(cluster: &Cluster, name: &str) -> Result<Option<Arc<Secret>>, k8s::Error> {
-    let secret = cluster.secrets.get(name).await?;
+    let secret = cluster.secrets.get(name, Noticed::ByAgents).await?;
     Ok(secret.filter(|s| taken(&cluster.id, ObjectKind::Secret, &s.metadata).is_none()))
 }
 
@@ -391,7 +411,7 @@ async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject
     let (world, namespace) = (&shell.world, cluster.id.owner.0.clone());
     let (id, owned) = (&cluster.id, &mut cluster.owned);
     let found = match kind {
-        ObjectKind::Secret => match cluster.secrets.get(name).await {
+        ObjectKind::Secret => match cluster.secrets.get(name, noticed(id, name)).await {
             Ok(secret) => secret.map(|o| facts_of(owned, id, rendered, &*o)),
             Err(_) => return Observed::Unknown(Why::ApiError),
         },
@@ -416,6 +436,11 @@ async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject
     }
     let unlabelled = || owned.namesakes.get(&shell.clients.requests, id, object);
     found.or_else(unlabelled).map_or(Observed::Absent, Observed::Present)
+}
+
+/// Who notices a change of one of our own Secrets: that of clients is mounted nowhere.
+fn noticed(id: &ClusterId, name: &str) -> Noticed {
+    if name == objects::names::auth(&id.owner.1) { Noticed::ByReading } else { Noticed::ByAgents }
 }
 
 /// The live object as facts. Its digest is taken again only when it, or what is wanted of it, changed.

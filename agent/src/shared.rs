@@ -166,6 +166,7 @@ impl Agent {
             drawn_replid: known.drawn_if_blank(),
             relays: known.relays,
             start_failure: known.last_words.start_failure().to_owned(),
+            mounted: self.local.mounted(),
         }
     }
 

@@ -19,7 +19,11 @@ pub async fn watch(agent: &Arc<Agent>, users: &Users) {
     loop {
         tokio::time::sleep(READ_PERIOD).await;
         match users.take_in() {
-            Ok(changed) => untold |= changed,
+            Ok(true) => {
+                untold = true;
+                agent.renew();
+            }
+            Ok(false) => {}
             // Kubelet is just changing them.
             Err(error) => tracing::debug!(%error, "the users' files cannot be read"),
         }

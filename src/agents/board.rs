@@ -31,6 +31,7 @@ struct Kept {
     number: u64,
     facts: AgentFacts,
     exited_run_id: String,
+    mounted: String,
     at: Instant,
     /// True once its news have arrived: it knows the way.
     brings_news: bool,
@@ -136,7 +137,7 @@ impl Board {
         is_news: bool,
     ) -> Result<(), Malformed> {
         let (instance, number) = (state.instance.clone(), state.number);
-        let exited_run_id = state.exited_run_id.clone();
+        let (exited_run_id, mounted) = (state.exited_run_id.clone(), state.mounted.clone());
         let mut facts = wire::facts(state, self.clock.now()).inspect_err(|_| {
             inner.silent.insert(member, Why::Garbled);
         })?;
@@ -159,7 +160,7 @@ impl Board {
             }
             None => self.normal.notify_one(),
         }
-        let kept = Kept { instance, number, facts, exited_run_id, at: Instant::now(), brings_news };
+        let kept = Kept { instance, number, facts, exited_run_id, mounted, at: Instant::now(), brings_news };
         inner.kept.insert(member, kept);
         Ok(())
     }
@@ -209,6 +210,13 @@ impl Board {
     /// True if the process that was greeted last has brought news.
     pub fn brings_news(&self, member: MemberId) -> bool {
         self.inner().kept.get(&member).is_some_and(|kept| kept.brings_news)
+    }
+
+    /// Which versions of Secrets a member's agent has mounted; it is never recorded. Empty if it does not say.
+    pub fn mounted(&self, member: MemberId) -> String {
+        let inner = self.inner();
+        let kept = inner.kept.get(&member).filter(|kept| !kept.mounted.is_empty());
+        kept.map(|kept| format!("{} {}", kept.mounted, kept.facts.certificate.thumbprint)).unwrap_or_default()
     }
 
     /// True if the agent said that the process with this run id has ended. That stays true, whatever the agent does since.

@@ -11,9 +11,28 @@ use std::{
 };
 use tokio::time::Instant;
 
-/// How long a Secret that was read is taken for current. A password that someone changed shows at once as a refused
-/// login, which asks again; a minute is for what shows in no other way.
-pub const SECRET_AGE_MAX: Duration = Duration::from_secs(60);
+/// Who notices that a Secret has changed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Noticed {
+    /// The members' agents, to whom kubelet brings it within 90 s: they say so, and it is read.
+    ByAgents,
+    /// Nobody. It is read every ten minutes, and whenever the resource changes.
+    ByReading,
+}
+
+impl Noticed {
+    /// How long a Secret that was read is taken for current.
+    fn age_max(self) -> Duration {
+        match self {
+            // For one that was deleted, and of which agents therefore hear nothing.
+            Noticed::ByAgents => Duration::from_secs(6 * 3_600),
+            Noticed::ByReading => Duration::from_secs(600),
+        }
+    }
+}
+
+/// How long a Secret is taken for absent: somebody is about to make it.
+const ABSENT_AGE_MAX: Duration = Duration::from_secs(60);
 
 /// Shortest time between two reads of a Secret that fails or is doubted: twice the bound of a call, so that there is never
 /// more than one under way and a login that is refused at every look costs the API server nothing.
@@ -50,7 +69,7 @@ impl SecretCache {
     ///
     /// # Errors
     /// As [`bounded`], if it has never been read.
-    pub async fn get(&self, name: &str) -> Result<Option<Arc<Secret>>, Error> {
+    pub async fn get(&self, name: &str, noticed: Noticed) -> Result<Option<Arc<Secret>>, Error> {
         let now = Instant::now();
         let known = {
             let mut all = lock(&self.known);
@@ -61,7 +80,7 @@ impl SecretCache {
                 }
                 Some(Known { secret: None, .. }) | None => None,
                 Some(Known { secret: Some(secret), asked_at, due }) => {
-                    let is_due = now >= *due;
+                    let is_due = now >= (*due).min(*asked_at + noticed.age_max());
                     if is_due {
                         (*asked_at, *due) = (now, now + READ_AGAIN);
                     }
@@ -121,7 +140,8 @@ impl SecretCache {
 
 impl Known {
     fn read(secret: Option<Arc<Secret>>, asked_at: Instant) -> Known {
-        Known { secret: Some(secret), asked_at, due: asked_at + SECRET_AGE_MAX }
+        let age_max = if secret.is_some() { Noticed::ByAgents.age_max() } else { ABSENT_AGE_MAX };
+        Known { secret: Some(secret), asked_at, due: asked_at + age_max }
     }
 }
 
@@ -182,7 +202,7 @@ mod tests {
     }
 
     async fn version(cache: &SecretCache) -> Option<String> {
-        cache.get("s").await.unwrap().and_then(|s| s.metadata.resource_version.clone())
+        cache.get("s", Noticed::ByReading).await.unwrap().and_then(|s| s.metadata.resource_version.clone())
     }
 
     #[tokio::test]

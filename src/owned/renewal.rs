@@ -5,7 +5,7 @@ use super::{NotRendered, namesakes::Namesakes, taken};
 use crate::{
     clock,
     cluster::{ClusterId, Shell},
-    k8s::secrets::SecretCache,
+    k8s::secrets::{Noticed, SecretCache},
     objects::{self, AddressType, Context, Credentials, Identity},
 };
 use k8s_openapi::api::core::v1::Secret;
@@ -32,7 +32,7 @@ pub async fn renew(shell: &Shell, id: &ClusterId) -> Result<(), NotRendered> {
     let signing = shell.vault.authority(id).await?;
     let mut due = BTreeMap::new();
     for shard in shards {
-        let secret = secrets.get(&objects::names::identity(name, shard)).await?;
+        let secret = secrets.get(&objects::names::identity(name, shard), Noticed::ByAgents).await?;
         // What is not there, or somebody else's, is the task's to make.
         let Some(secret) = secret.filter(|s| taken(id, ObjectKind::Secret, &s.metadata).is_none()) else {
             continue;

@@ -8,6 +8,7 @@ use crate::{
         self,
         apply::{self, Owned},
         cache::Cache,
+        secrets::Noticed,
     },
     objects::names,
 };
@@ -81,7 +82,7 @@ pub async fn look(cluster: &Cluster, kept: &Kept) -> Known {
     let shards = found.keys().chain(cluster.state.objects.keys()).filter_map(|o| shard_of(name, o));
     for shard in shards.filter(|shard| !kept.shards.contains(shard)).collect::<BTreeSet<_>>() {
         let name = names::identity(name, shard);
-        let live = match cluster.secrets.get(&name).await {
+        let live = match cluster.secrets.get(&name, Noticed::ByAgents).await {
             Ok(Some(secret)) => Observed::Present(secret.metadata.clone()),
             Ok(None) => Observed::Absent,
             Err(_) => Observed::Unknown(Why::ApiError),

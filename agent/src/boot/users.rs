@@ -43,6 +43,8 @@ pub struct Login {
 struct Files {
     users: String,
     login: Login,
+    /// SHA-256 of both texts, in hex.
+    digest: String,
 }
 
 /// The versions that this agent has seen, the newest first.
@@ -83,7 +85,7 @@ impl Users {
 
     pub fn new(config: &Config, password: &str) -> Users {
         let args = &config.args;
-        let hash: String = Sha256::digest(password.as_bytes()).iter().map(|b| format!("{b:02x}")).collect();
+        let hash = hex(password.as_bytes());
         let more = match config.topology {
             Topology::Replication => String::new(),
             Topology::Cluster => format!(" {RULES_CLUSTER}"),
@@ -114,7 +116,7 @@ impl Users {
 
     /// Reads the mounted files. True if they are not what they were.
     pub fn take_in(&self) -> io::Result<bool> {
-        let read = Files { users: read(&self.mounted)?, login: self.read_login()? };
+        let read = self.read()?;
         let mut versions = self.versions();
         let Versions { files, since, used } = &mut *versions;
         if files.front() == Some(&read) {
@@ -212,17 +214,26 @@ impl Users {
         versions.login() != before
     }
 
-    fn read_login(&self) -> io::Result<Login> {
-        let text = match read(&self.auth) {
+    /// Which version is the newest that was seen; empty before any was.
+    pub fn mounted(&self) -> String {
+        self.versions().files.front().map(|files| files.digest.clone()).unwrap_or_default()
+    }
+
+    fn read(&self) -> io::Result<Files> {
+        let users = read(&self.mounted)?;
+        let auth = match read(&self.auth) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => String::new(),
             text => text?,
         };
         let last = |directive: &str| {
-            let words = text.lines().filter_map(|line| line.trim().split_once(' '));
+            let words = auth.lines().filter_map(|line| line.trim().split_once(' '));
             words.filter(|(name, _)| *name == directive).map(|(_, value)| value.trim().to_owned()).next_back()
         };
         let user = last("primaryuser").unwrap_or_else(|| USER_DEFAULT.to_owned());
-        Ok(Login { user, password: last("primaryauth").unwrap_or_default() })
+        let login = Login { user, password: last("primaryauth").unwrap_or_default() };
+        // A password of replication is in it, which nobody guesses: so nothing else of it can be.
+        let digest = hex(&[users.as_bytes(), b"\0", auth.as_bytes()].concat());
+        Ok(Files { users, login, digest })
     }
 
     fn versions(&self) -> MutexGuard<'_, Versions> {
@@ -235,6 +246,10 @@ impl Versions {
     fn login(&self) -> Option<Login> {
         self.files.get(self.used).map(|files| files.login.clone())
     }
+}
+
+fn hex(text: &[u8]) -> String {
+    Sha256::digest(text).iter().map(|b| format!("{b:02x}")).collect()
 }
 
 fn read(path: &PathBuf) -> io::Result<String> {

@@ -12,6 +12,11 @@ use tokio::{
 const ANSWER_BYTES_MAX: usize = 512;
 
 impl Local {
+    /// Which version of the users' files is mounted.
+    pub fn mounted(&self) -> String {
+        self.users.mounted()
+    }
+
     /// Logs the operator's user in on this connection. False if the server refuses.
     ///
     /// # Errors

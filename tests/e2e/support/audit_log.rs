@@ -93,6 +93,20 @@ impl AuditLog {
         Ok(asked)
     }
 
+    /// How many reads of single Secrets operators have asked for behind a position.
+    pub fn secrets_read_since(&self, position: u64) -> anyhow::Result<usize> {
+        let text = self.text_since(position)?;
+        let entries = text.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+        let is_read = |entry: &Value| {
+            let says = |at: &str, what: &str| entry.pointer(at).and_then(Value::as_str) == Some(what);
+            is_ours(entry)
+                && says("/verb", "get")
+                && says("/objectRef/resource", "secrets")
+                && says("/stage", "ResponseComplete")
+        };
+        Ok(entries.filter(is_read).count())
+    }
+
     /// Writes of the operator behind a position, Lease renewals aside: what, and how often.
     fn writes_since(&self, position: u64) -> anyhow::Result<BTreeMap<String, usize>> {
         let mut writes = BTreeMap::new();
@@ -135,11 +149,16 @@ impl AuditLog {
 }
 
 /// An operator is known by its service account, or, outside of the cluster, by how it introduces itself.
-fn asked(entry: &Value) -> Option<Asked> {
+fn is_ours(entry: &Value) -> bool {
     let text = |at: &str| entry.pointer(at).and_then(Value::as_str).unwrap_or_default();
     let in_cluster =
         text("/user/username").starts_with(&format!("system:serviceaccount:{}:", operator::NAMESPACE));
-    let is_ours = in_cluster || text("/userAgent").starts_with("valkeeper/");
+    in_cluster || text("/userAgent").starts_with("valkeeper/")
+}
+
+fn asked(entry: &Value) -> Option<Asked> {
+    let text = |at: &str| entry.pointer(at).and_then(Value::as_str).unwrap_or_default();
+    let is_ours = is_ours(entry);
     let (verb, resource) = (text("/verb"), text("/objectRef/resource"));
     if !is_ours || !WRITES.contains(&verb) || resource.is_empty() || text("/stage") != "ResponseComplete" {
         return None;
