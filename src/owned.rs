@@ -402,7 +402,7 @@ async fn apply_one<K: Owned>(
     seen: Option<ObjectMeta>,
 ) -> Result<Result<K, Outcome>, k8s::Error> {
     let Cluster { shell, id, owned, .. } = cluster;
-    owned.namesakes.apply(&shell.clients.requests, id, (&rendered.object, &rendered.value), seen).await
+    owned.namesakes.apply(&shell.clients.requests, id, (&rendered.object, &rendered.value()), seen).await
 }
 
 async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject> {
@@ -535,7 +535,7 @@ mod tests {
         let parsed = crate::api::parse_all(&resource, &crate::api::Defaults::default()).unwrap();
         let all = objects::render_all(&resource, &parsed, &context);
         let sent = all.iter().find(|r| r.object.kind == ObjectKind::ConfigMap).unwrap();
-        let mut answer: ConfigMap = serde_json::from_value(sent.value.clone()).unwrap();
+        let mut answer: ConfigMap = serde_json::from_value(sent.value()).unwrap();
         answer.annotations_mut().insert("added".to_owned(), "beside".to_owned());
         assert_eq!(of_answer(sent, &answer), Outcome::Verified);
         answer.data = Some([("valkey.conf".to_owned(), "rewritten".to_owned())].into());

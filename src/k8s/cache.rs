@@ -93,7 +93,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
         }
         let stale = inner.objects.get(&key_of(object)).is_some_and(|known| newer(&*known.object, object));
         if !stale {
-            inner.insert(Arc::new(object.clone()), Some(Instant::now()));
+            inner.insert(kept(object), Some(Instant::now()));
         }
     }
 
@@ -119,7 +119,7 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
             }
             Event::InitApply(object) => {
                 if let Some((_, buffer)) = &mut inner.relist {
-                    buffer.insert(key_of(object), Arc::new(object.clone()));
+                    buffer.insert(key_of(object), kept(object));
                 }
                 false
             }
@@ -132,13 +132,22 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     }
 }
 
+/// What is kept of an object: all but the list of fields of each of its managers, which is more than everything else and which nobody reads.
+pub fn kept<K: Resource<DynamicType = ()> + Clone>(object: &K) -> Arc<K> {
+    let mut object = object.clone();
+    for manager in object.meta_mut().managed_fields.iter_mut().flatten() {
+        manager.fields_v1 = None;
+    }
+    Arc::new(object)
+}
+
 impl<K: Resource<DynamicType = ()> + Clone> Inner<K> {
     fn apply(&mut self, object: &K) -> bool {
         let known = self.objects.get(&key_of(object));
         if known.is_some_and(|known| newer(&*known.object, object)) {
             return false;
         }
-        self.insert(Arc::new(object.clone()), None);
+        self.insert(kept(object), None);
         true
     }
 
@@ -231,7 +240,10 @@ fn version_of<K: Resource<DynamicType = ()>>(object: &K) -> Option<u64> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use k8s_openapi::api::core::v1::Pod;
+    use k8s_openapi::{
+        api::core::v1::Pod,
+        apimachinery::pkg::apis::meta::v1::{FieldsV1, ManagedFieldsEntry},
+    };
 
     fn pod(name: &str, uid: &str, version: u64) -> Pod {
         let mut pod = Pod::default();
@@ -308,6 +320,17 @@ mod tests {
         let names: Vec<String> =
             cache.of(&("shop".into(), "orders".into())).iter().map(|p| p.name_any()).collect();
         assert_eq!(names, ["kept", "new"]);
+    }
+
+    #[test]
+    fn of_managers_it_is_kept_who_and_when_and_not_what() {
+        let mut object = pod("a", "u1", 7);
+        let mut manager = ManagedFieldsEntry { manager: Some("kubectl".into()), ..Default::default() };
+        manager.fields_v1 = Some(FieldsV1(serde_json::json!({ "f:spec": {} })));
+        object.metadata.managed_fields = Some(vec![manager]);
+        let kept = kept(&object);
+        let [manager] = &kept.managed_fields()[..] else { panic!("one manager") };
+        assert_eq!((manager.manager.as_deref(), &manager.fields_v1), (Some("kubectl"), &None));
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! Secrets by name, on demand. They are never listed or watched (a list returns every content of a namespace). Only the
 //! first read is waited for; later ones happen beside the turns, so that a slow API server delays no failover.
 
-use super::{API_CALL_MAX, Error, bounded};
+use super::{API_CALL_MAX, Error, bounded, cache::kept};
 use k8s_openapi::api::core::v1::Secret;
 use kube::{Api, Client};
 use std::{
@@ -115,12 +115,12 @@ impl SecretCache {
 
     /// Takes in the answer of a write of this process.
     pub fn written(&self, name: &str, secret: Secret) {
-        lock(&self.known).insert(name.to_owned(), Known::read(Some(Arc::new(secret)), Instant::now()));
+        lock(&self.known).insert(name.to_owned(), Known::read(Some(kept(&secret)), Instant::now()));
     }
 
     /// Takes in that this process had it deleted; `left` is what is left of it while someone holds it.
     pub fn deleted(&self, name: &str, left: Option<Secret>) {
-        lock(&self.known).insert(name.to_owned(), Known::read(left.map(Arc::new), Instant::now()));
+        lock(&self.known).insert(name.to_owned(), Known::read(left.as_ref().map(kept), Instant::now()));
     }
 
     /// There is reason to think that a Secret changed: all are read again, each as soon as its last read is not recent.
@@ -151,7 +151,7 @@ async fn read(
     name: String,
     asked_at: Instant,
 ) -> Result<Option<Arc<Secret>>, Error> {
-    let secret = bounded(&format!("get Secret/{name}"), api.get_opt(&name)).await?.map(Arc::new);
+    let secret = bounded(&format!("get Secret/{name}"), api.get_opt(&name)).await?.as_ref().map(kept);
     let mut all = lock(&known);
     // A write of this process meanwhile is later than what was asked for before it.
     if all.get(&name).is_none_or(|k| k.asked_at == asked_at) {

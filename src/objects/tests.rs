@@ -101,16 +101,16 @@ fn through<T: DeserializeOwned + Serialize>(value: &Value) -> Value {
 
 fn served(rendered: &Rendered) -> Value {
     match rendered.object.kind {
-        ObjectKind::Secret => through::<Secret>(&rendered.value),
-        ObjectKind::ConfigMap => through::<ConfigMap>(&rendered.value),
-        ObjectKind::Service => through::<Service>(&rendered.value),
+        ObjectKind::Secret => through::<Secret>(&rendered.value()),
+        ObjectKind::ConfigMap => through::<ConfigMap>(&rendered.value()),
+        ObjectKind::Service => through::<Service>(&rendered.value()),
         ObjectKind::EndpointSlice => {
-            let mut value = rendered.value.clone();
+            let mut value = rendered.value();
             value["endpoints"] = json!([{ "addresses": ["10.0.0.1"] }]);
             through::<EndpointSlice>(&value)
         }
-        ObjectKind::PodDisruptionBudget => through::<PodDisruptionBudget>(&rendered.value),
-        ObjectKind::StatefulSet => through::<StatefulSet>(&rendered.value),
+        ObjectKind::PodDisruptionBudget => through::<PodDisruptionBudget>(&rendered.value()),
+        ObjectKind::StatefulSet => through::<StatefulSet>(&rendered.value()),
     }
 }
 
@@ -169,7 +169,7 @@ fn a_valkey_cluster_has_one_service_to_begin_at_one_for_each_member_and_no_route
             "StatefulSet/orders-1",
         ]
     );
-    let auth: Secret = serde_json::from_value(find(&objects, "Secret/orders-auth").value).unwrap();
+    let auth: Secret = serde_json::from_value(find(&objects, "Secret/orders-auth").value()).unwrap();
     let ByteString(host) = &auth.data.unwrap()["host"];
     assert_eq!(host, b"orders.shop.svc");
 }
@@ -177,7 +177,7 @@ fn a_valkey_cluster_has_one_service_to_begin_at_one_for_each_member_and_no_route
 #[test]
 fn the_bus_is_open_between_the_nodes_of_a_valkey_cluster_and_nowhere_else() {
     let ports = |spec: Value, object: &str, list: &str| -> Vec<u64> {
-        let value = find(&rendered(spec), object).value;
+        let value = find(&rendered(spec), object).value();
         let ports = value.pointer(list).and_then(Value::as_array).unwrap();
         ports.iter().map(|p| p["containerPort"].as_u64().or(p["port"].as_u64()).unwrap()).collect()
     };
@@ -194,7 +194,7 @@ fn an_agent_is_told_of_names_where_clients_are_to_be_and_pods_are_in_dns_before_
     let command = |announce: Value| {
         let mut spec = valkey_cluster();
         spec["announce"] = announce;
-        let stateful_set = find(&rendered(spec), "StatefulSet/orders-1").value;
+        let stateful_set = find(&rendered(spec), "StatefulSet/orders-1").value();
         let words = stateful_set.pointer("/spec/template/spec/containers/0/command").cloned().unwrap();
         serde_json::from_value::<Vec<String>>(words).unwrap().join(" ")
     };
@@ -202,12 +202,12 @@ fn an_agent_is_told_of_names_where_clients_are_to_be_and_pods_are_in_dns_before_
         ("/valkeeper/valkeeper-agent run --cluster orders", "-- valkey-server /etc/valkey/conf/valkey.conf");
     assert_eq!(command(json!("Address")), format!("{agent} {server}"));
     assert_eq!(command(json!("Hostname")), format!("{agent} --announce hostname {server}"));
-    let headless = find(&rendered(valkey_cluster()), "Service/orders-headless").value;
+    let headless = find(&rendered(valkey_cluster()), "Service/orders-headless").value();
     assert_eq!(headless["spec"]["publishNotReadyAddresses"], json!(true));
-    let stateful_set = find(&rendered(valkey_cluster()), "StatefulSet/orders-1").value;
+    let stateful_set = find(&rendered(valkey_cluster()), "StatefulSet/orders-1").value();
     let labels = stateful_set.pointer("/spec/template/metadata/labels").cloned().unwrap();
     let selects = |service: &str| {
-        let service = find(&rendered(valkey_cluster()), service).value;
+        let service = find(&rendered(valkey_cluster()), service).value();
         let selector = service["spec"]["selector"].as_object().unwrap().clone();
         selector
             .iter()
@@ -232,13 +232,13 @@ fn every_field_is_one_that_kubernetes_has_and_reads_back_equal() {
 #[test]
 fn rendering_twice_gives_the_same_bytes() {
     let (one, other) = (rendered(full()), rendered(full()));
-    assert!(one.iter().zip(&other).all(|(a, b)| a.value == b.value && a.digest == b.digest));
+    assert!(one.iter().zip(&other).all(|(a, b)| a.value() == b.value() && a.digest == b.digest));
 }
 
 #[test]
 fn a_statefulset_as_the_server_returns_it_is_no_difference_and_a_change_is_one() {
     let wanted = find(&rendered(full()), "StatefulSet/orders-0");
-    let mut live = wanted.value.clone();
+    let mut live = wanted.value();
     live["metadata"]["resourceVersion"] = json!("17");
     live["metadata"]["managedFields"] = json!([{ "manager": "valkeeper" }]);
     live["spec"]["revisionHistoryLimit"] = json!(10);
@@ -273,7 +273,7 @@ fn a_field_that_is_no_longer_wanted_is_a_difference() {
     let mut spec = full();
     spec["scheduling"].as_object_mut().unwrap().remove("nodeSelector");
     let after = find(&rendered(spec), "StatefulSet/orders-0");
-    assert_ne!(after.live_digest(&before.value), after.digest);
+    assert_ne!(after.live_digest(&before.value()), after.digest);
 }
 
 #[test]
@@ -289,7 +289,7 @@ fn the_revision_changes_with_the_template_and_only_with_it() {
     assert_eq!(changed("paused", json!(true)), base);
     assert_ne!(changed("image", json!("valkey/valkey:9.1.1")), base);
     assert_ne!(changed("config", json!({ "maxmemory-policy": "noeviction" })), base);
-    let set = find(&rendered(full()), "StatefulSet/orders-0").value;
+    let set = find(&rendered(full()), "StatefulSet/orders-0").value();
     assert_eq!(set["spec"]["template"]["metadata"]["annotations"][ANNOTATION_REVISION], json!(base.0));
 
     let mut restarted = cluster(full());
@@ -304,7 +304,7 @@ fn the_revision_changes_with_the_template_and_only_with_it() {
 fn every_container_satisfies_pod_security_restricted() {
     for spec in [full(), json!({ "topology": "Standalone", "profile": "Cache" })] {
         for object in rendered(spec).iter().filter(|r| r.object.kind == ObjectKind::StatefulSet) {
-            let pod = &object.value["spec"]["template"]["spec"];
+            let pod = &object.value()["spec"]["template"]["spec"];
             assert_eq!(pod["automountServiceAccountToken"], json!(false));
             assert_eq!(pod["securityContext"]["runAsNonRoot"], json!(true));
             assert_eq!(pod["securityContext"]["runAsUser"], json!(999));
@@ -331,7 +331,7 @@ fn no_secret_byte_is_in_any_object_but_secrets_nor_in_debug_output() {
     for password in [default, operator, replica] {
         assert!(!shown.contains(password.expose()));
         for object in rendered(full()).iter().filter(|r| r.object.kind != ObjectKind::Secret) {
-            assert!(!object.value.to_string().contains(password.expose()), "{}", object.object);
+            assert!(!object.value().to_string().contains(password.expose()), "{}", object.object);
         }
     }
 }
@@ -340,7 +340,7 @@ fn no_secret_byte_is_in_any_object_but_secrets_nor_in_debug_output() {
 fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
     let objects = rendered(full());
     let read = |name: &str, key: &str| {
-        let secret: Secret = serde_json::from_value(find(&objects, name).value).unwrap();
+        let secret: Secret = serde_json::from_value(find(&objects, name).value()).unwrap();
         String::from_utf8(secret.data.unwrap()[key].0.clone()).unwrap()
     };
     let users = read("Secret/orders-system", "users.acl");
@@ -358,7 +358,7 @@ fn the_secrets_hold_hashes_a_parseable_uri_and_what_members_include() {
         read("Secret/orders-auth", "uri"),
         "redis://default:top%20secret%25@orders-primary.shop.svc:6379/0"
     );
-    let set = find(&objects, "StatefulSet/orders-0").value.to_string();
+    let set = find(&objects, "StatefulSet/orders-0").value().to_string();
     assert!(!set.contains("operator-password"), "the plain passwords are not mounted");
 }
 
@@ -368,8 +368,9 @@ fn a_server_gets_the_users_that_its_version_understands_also_while_others_are_up
         let mut spec = valkey_cluster();
         spec["image"] = json!(image);
         let objects = rendered(spec);
-        let secret: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value).unwrap();
-        let set: StatefulSet = serde_json::from_value(find(&objects, "StatefulSet/orders-0").value).unwrap();
+        let secret: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value()).unwrap();
+        let set: StatefulSet =
+            serde_json::from_value(find(&objects, "StatefulSet/orders-0").value()).unwrap();
         let volumes = set.spec.unwrap().template.spec.unwrap().volumes.unwrap();
         let mounted = volumes.into_iter().find_map(|v| v.secret).unwrap().items.unwrap().remove(0);
         assert_eq!(mounted.path, "users.acl");
@@ -405,7 +406,7 @@ fn a_server_gets_the_users_that_its_version_understands_also_while_others_are_up
 #[test]
 fn passwords_that_exist_are_kept_and_missing_ones_are_made() {
     let objects = rendered(full());
-    let system: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value).unwrap();
+    let system: Secret = serde_json::from_value(find(&objects, "Secret/orders-system").value()).unwrap();
     let again = Credentials::complete(Some(&system), None, &mut StdRng::seed_from_u64(99));
     assert_eq!(again, context().credentials);
     let mut edited = system.clone();
@@ -450,8 +451,8 @@ fn a_password_secret_is_read_without_its_last_newline_or_refused_by_name() {
 #[test]
 fn the_write_service_has_no_selector_and_its_slice_lists_nobody() {
     let objects = rendered(full());
-    assert!(find(&objects, "Service/orders-primary").value["spec"].get("selector").is_none());
-    let slice = find(&objects, "EndpointSlice/orders-primary").value;
+    assert!(find(&objects, "Service/orders-primary").value()["spec"].get("selector").is_none());
+    let slice = find(&objects, "EndpointSlice/orders-primary").value();
     assert!(slice.get("endpoints").is_none());
     assert_eq!(slice["metadata"]["labels"]["kubernetes.io/service-name"], json!("orders-primary"));
     assert_eq!(slice["metadata"]["labels"]["endpointslice.kubernetes.io/managed-by"], json!("valkeeper.io"));
@@ -483,7 +484,7 @@ fn what_a_service_of_one_cluster_is_called_no_other_cluster_can_be() {
 #[test]
 fn a_member_of_a_valkey_cluster_has_a_service_that_leads_to_its_pod_alone_until_that_goes() {
     let objects = rendered(json!({ "topology": "Cluster", "shards": 2, "replicas": 1 }));
-    let service = find(&objects, "Service/orders-node-1-0").value;
+    let service = find(&objects, "Service/orders-node-1-0").value();
     assert_eq!(service["spec"]["selector"]["statefulset.kubernetes.io/pod-name"], json!("orders-1-0"));
     assert_eq!(service["spec"]["selector"]["valkeeper.io/named"], json!("true"));
     assert_eq!(service["spec"]["publishNotReadyAddresses"], json!(true));
@@ -504,7 +505,7 @@ fn a_pod_is_the_member_that_its_name_says() {
 }
 
 fn identity_secret() -> Secret {
-    serde_json::from_value(find(&rendered(full()), "Secret/orders-identity-0").value).unwrap()
+    serde_json::from_value(find(&rendered(full()), "Secret/orders-identity-0").value()).unwrap()
 }
 
 #[test]
@@ -567,7 +568,7 @@ fn a_renewed_certificate_is_no_new_revision() {
 #[test]
 fn the_time_to_stop_grows_with_the_data() {
     let grace = |spec: Value| {
-        let set = find(&rendered(spec), "StatefulSet/orders-0").value;
+        let set = find(&rendered(spec), "StatefulSet/orders-0").value();
         set["spec"]["template"]["spec"]["terminationGracePeriodSeconds"].as_u64().unwrap()
     };
     let with_memory = |memory: &str| {

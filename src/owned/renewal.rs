@@ -60,7 +60,8 @@ pub async fn renew(shell: &Shell, id: &ClusterId) -> Result<(), NotRendered> {
         address_type: AddressType::default(),
     };
     for rendered in objects::render_vital(&resource, &context) {
-        let wanted = (&rendered.object, &rendered.value);
+        let value = rendered.value();
+        let wanted = (&rendered.object, &value);
         let client = &shell.clients.requests;
         match Namesakes::default().apply::<Secret>(client, id, wanted, None).await? {
             Ok(_) => {
