@@ -61,7 +61,7 @@ pub struct RunArgs {
     /// Address of this process as agents reach it. Without it they bring no news, and are only asked.
     #[arg(long, env = "POD_IP")]
     pub pod_ip: Option<IpAddr>,
-    /// Life of members' certificates: a number with s, m, h or d. They are renewed at two thirds of it.
+    /// Life of members' certificates: a number with s, m, h or d. They are renewed at half of it.
     #[arg(long, default_value = "336h", value_parser = lifetime)]
     pub certificate_lifetime: Duration,
     /// Address of /healthz, /readyz and /metrics.

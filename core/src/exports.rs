@@ -1,7 +1,7 @@
 //! `CLUSTER GETSLOTMIGRATIONS` to types: what a node is handing over (atomic slot migration, Valkey 9.0). The answer comes from a server
 //! that may be anything, and it only adds to what is known: a job that does not parse is left out, and nothing here is an error.
 
-use crate::observation::{Export, ExportState};
+use crate::observation::{Export, ExportState, ImportFailed};
 
 /// Most jobs of one node that are kept. One is begun at a time; more than one is someone else's doing, more than this are nobody's.
 const EXPORTS_MAX: usize = 16;
@@ -34,6 +34,14 @@ pub fn exports(jobs: &[Fields]) -> Vec<Export> {
     };
     exports.sort_by_cached_key(|export| (failure(export), export.slots.clone(), export.to.clone()));
     exports
+}
+
+/// The last job that was to come in, if it came to nothing and its node says why.
+pub fn import_failed(jobs: &[Fields]) -> Option<ImportFailed> {
+    let last = jobs.iter().find(|job| value(job, "operation") == Some("IMPORT"))?;
+    let from = value(last, "source_node")?.parse().ok()?;
+    let words = words(last, "");
+    (value(last, "state")? == "failed" && !words.is_empty()).then_some(ImportFailed { from, words })
 }
 
 /// Why it came to nothing; one that was cancelled needs no words.
@@ -108,6 +116,17 @@ mod tests {
             (job("EXPORT", "100-110", A, "connecting", ""), job("EXPORT", "1", A, "success", ""));
         assert_eq!(told(&[later, failed.clone()]), ["100-110 to a2"]);
         assert_eq!(told(&[done, failed]), [""; 0]);
+    }
+
+    #[test]
+    fn what_did_not_come_in_says_so_in_its_own_words_until_the_next_job_does() {
+        let failed = job("IMPORT", "0-10", A, "failed", "OOM");
+        let words = |jobs: &[Fields]| import_failed(jobs).map(|failed| failed.words);
+        let out = job("EXPORT", "200", B, "failed", NOAUTH);
+        assert_eq!(words(&[out.clone(), failed.clone()]).as_deref(), Some("OOM"));
+        assert_eq!(import_failed(std::slice::from_ref(&failed)).unwrap().from.to_string()[..3], *"5f3");
+        assert_eq!(words(&[job("IMPORT", "0-10", A, "success", ""), failed]), None);
+        assert_eq!(words(&[out, job("IMPORT", "0-10", A, "failed", "")]), None, "it does not say why");
     }
 
     #[test]

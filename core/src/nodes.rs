@@ -120,6 +120,7 @@ impl Nodes {
             covered: u16::try_from(covered.len()).unwrap_or(SLOTS),
             exports: Vec::new(),
             exports_unread: false,
+            import_failed: None,
             migrating: self.open(|open| match open {
                 Open::Migrating(slot, to) => Some((*slot, to.clone())),
                 Open::Importing(..) => None,

@@ -302,6 +302,9 @@ pub struct NodeFacts {
     /// True if that could not be read though its server answers: nobody knows what it is handing over.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub exports_unread: bool,
+    /// The last job that was to bring it slots, if it came to nothing: what it says itself, beside what its source says.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub import_failed: Option<ImportFailed>,
     /// Slots of its own that are open: they leave key by key (`SETSLOT MIGRATING`), with the node that gets each.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub migrating: BTreeMap<u16, NodeId>,
@@ -337,6 +340,15 @@ pub struct Export {
     pub to: NodeId,
     /// How far it is.
     pub state: ExportState,
+}
+
+/// A job of atomic slot migration that came to nothing, as its target tells it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ImportFailed {
+    /// The node that was to give the slots.
+    pub from: NodeId,
+    /// Valkey's own words.
+    pub words: String,
 }
 
 /// How far a job of atomic slot migration is.

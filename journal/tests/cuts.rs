@@ -434,6 +434,7 @@ fn first_look() -> Vec<Event> {
         covered: SLOTS,
         exports: Vec::new(),
         exports_unread: false,
+        import_failed: None,
         migrating: BTreeMap::new(),
         importing: BTreeMap::new(),
         down: false,

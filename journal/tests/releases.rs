@@ -50,6 +50,7 @@ fn node() -> Event {
         covered: 5_462,
         exports: Vec::new(),
         exports_unread: false,
+        import_failed: None,
         migrating: Default::default(),
         importing: Default::default(),
         down: false,

@@ -3,7 +3,7 @@
 use std::ops::Deref;
 use tokio::time::Instant;
 use valkeeper_core::{
-    exports::{Fields, exports},
+    exports::{Fields, exports, import_failed},
     info::{Garbled, Info},
     nodes::Nodes,
     observation::NodeFacts,
@@ -40,7 +40,8 @@ impl Look {
         let nodes: Nodes = nodes.parse()?;
         let (known, exports_unread) = (jobs.map(exports).unwrap_or_default(), jobs.is_none());
         let down = state.lines().any(|line| line.trim_end() == "cluster_state:fail");
-        let node = NodeFacts { exports: known, exports_unread, down, ..nodes.facts() };
+        let import_failed = jobs.and_then(import_failed);
+        let node = NodeFacts { exports: known, exports_unread, import_failed, down, ..nodes.facts() };
         Ok(Look { answered_at, info: info.behind_gate(), node: Some(node) })
     }
 }

@@ -414,6 +414,7 @@ impl World {
             covered: u16::try_from(covered.len()).unwrap_or(u16::MAX),
             exports: self.exports(id),
             exports_unread: false,
+            import_failed: self.import_failed(id),
             migrating: node.migrating.clone(),
             importing: node.importing.clone(),
             down,

@@ -6,7 +6,7 @@ use crate::{
     config::is_atomic,
     effect::Outcome,
     ids::{MemberId, NodeId, ShardId, Timestamp},
-    observation::{Export, ExportState, ObjectKind, ObjectRef},
+    observation::{Export, ExportState, ImportFailed, ObjectKind, ObjectRef},
     slots::{SLOTS, SlotSet},
 };
 use std::collections::BTreeSet;
@@ -20,6 +20,9 @@ const JOB_MORE_MS: i64 = 40;
 
 /// So long before its end a job has granted its slots, and is not cancelled any more. Milliseconds.
 const GRANTED_MS: i64 = 50;
+
+/// Between the words of the giver and those of the taker.
+const BOTH_ENDS: &str = " | ";
 
 /// A job, in its source's memory only.
 #[derive(Clone, Debug)]
@@ -109,7 +112,7 @@ impl World {
     /// The slots, and what is in them, are the other's.
     fn end(&mut self, job: &Job) -> Result<(), String> {
         if let Some(why) = &self.slots_refused {
-            return Err(why.clone());
+            return Err(why.split(BOTH_ENDS).next().unwrap_or_default().to_owned());
         }
         let source = self.node(job.from)?;
         if source.primary.is_some() || !job.slots.without(&source.slots).is_empty() {
@@ -158,6 +161,17 @@ impl World {
         let of = |job: &&Job| job.from == id;
         let export = |j: &Job| Export { slots: j.slots.clone(), to: j.to.clone(), state: j.state.clone() };
         self.jobs.iter().filter(of).map(export).collect()
+    }
+
+    /// What a node says of the last slots that were to come, where the script has words for both ends.
+    pub(super) fn import_failed(&self, id: MemberId) -> Option<ImportFailed> {
+        let node_of = |id| Some(self.places.get(&id)?.node.as_ref()?.id.clone());
+        let node: NodeId = node_of(id)?;
+        let job = self.jobs.iter().rfind(|job| job.to == node)?;
+        let (_, words) = self.slots_refused.as_ref()?.split_once(BOTH_ENDS)?;
+        let failed = matches!(job.state, ExportState::Failed(_));
+        let from = node_of(job.from)?;
+        failed.then(|| ImportFailed { from, words: words.to_owned() })
     }
 
     /// The slot that a write to a member is in: one of its own.

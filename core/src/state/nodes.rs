@@ -342,6 +342,7 @@ mod tests {
             covered: 0,
             exports: Vec::new(),
             exports_unread: false,
+            import_failed: None,
             migrating: BTreeMap::new(),
             importing: BTreeMap::new(),
             down: false,

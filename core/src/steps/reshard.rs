@@ -16,7 +16,7 @@ use crate::{
         Decision, Operation, OperationChange, OperationKind, Phase, Reason, Scope, StepName, Wait, WaitReason,
     },
     effect::{Effect, Means},
-    ids::{MemberId, ShardId, Timestamp},
+    ids::{MemberId, NodeId, ShardId, Timestamp},
     observation::{ExportState, NodeFacts},
     slots::SlotSet,
     spec::{Balance, Topology, Verb},
@@ -257,18 +257,29 @@ fn waiting((reason, about, at): Hindrance) -> StepOutcome {
     StepOutcome::Waiting(reason, Some(about), at)
 }
 
-/// A handover of slots that came to nothing and was not made good since: whose, and what was said.
-pub fn failed(state: &ClusterState) -> Option<(MemberId, &str)> {
+/// A handover of slots that came to nothing and was not made good since: whose, and what was said, at both ends if both said something.
+pub fn failed(state: &ClusterState) -> Option<(MemberId, String)> {
     state.members.iter().find_map(|(id, member)| {
         member.server()?;
         state.failures.get(&migration_key(id.shard))?;
         let said = member.node()?.exports.iter().find_map(|export| match &export.state {
-            ExportState::Failed(words) => Some(words.as_str()),
+            ExportState::Failed(words) => Some(format!("{words}{}", theirs(state, *id, &export.to))),
             ExportState::Running => None,
         });
         let shard = state.shards.get(&id.shard).filter(|shard| shard.in_force == Some(*id));
-        said.or_else(|| shard?.refusal.as_deref()).map(|words| (*id, words))
+        said.or_else(|| shard?.refusal.clone()).map(|words| (*id, words))
     })
+}
+
+/// What the node says that was to get slots from this member.
+fn theirs(state: &ClusterState, from: MemberId, to: &NodeId) -> String {
+    let giver = state.members.get(&from).and_then(|member| member.node()).map(|node| &node.id);
+    let takers = state.members.iter().filter_map(|(id, member)| Some((id, member.node()?)));
+    let taker = takers.filter(|(_, node)| node.id == *to).find_map(|(id, node)| {
+        let failed = node.import_failed.as_ref().filter(|failed| Some(&failed.from) == giver)?;
+        Some(format!("; {id}: {}", failed.words))
+    });
+    taker.unwrap_or_default()
 }
 
 /// The next job of a shard, or why there is none now.

@@ -22,6 +22,7 @@ pub fn node(member: MemberId, node: &NodeFacts) -> String {
         covered,
         exports,
         exports_unread,
+        import_failed,
         migrating,
         importing,
         down,
@@ -37,6 +38,9 @@ pub fn node(member: MemberId, node: &NodeFacts) -> String {
     said.extend((!failed.is_empty()).then(|| format!("holds {} for dead", failed.len())));
     said.extend((*covered < SLOTS).then(|| format!("sees an owner for {covered} of {SLOTS} slots")));
     said.extend(exports.iter().map(export));
+    said.extend(import_failed.as_ref().map(|failed| {
+        format!("did not get slots from {} ({})", short(&failed.from.to_string()), failed.words)
+    }));
     let open = |slots: &BTreeMap<u16, NodeId>| slots.keys().copied().collect::<SlotSet>();
     said.extend((!migrating.is_empty()).then(|| format!("{} leave key by key", open(migrating))));
     said.extend((!importing.is_empty()).then(|| format!("{} come key by key", open(importing))));

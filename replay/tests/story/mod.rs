@@ -244,6 +244,7 @@ pub fn node() -> NodeFacts {
         covered: 10_923,
         exports: Vec::new(),
         exports_unread: false,
+        import_failed: None,
         migrating: BTreeMap::new(),
         importing: BTreeMap::new(),
         down: false,
