@@ -37,6 +37,7 @@ pub(crate) fn one_of_each() -> Vec<Event> {
         covered: SLOTS,
         exports: Vec::new(),
         exports_unread: false,
+        import_failed: None,
         migrating: BTreeMap::new(),
         importing: BTreeMap::new(),
         down: false,
