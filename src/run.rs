@@ -28,7 +28,12 @@ use crate::{
 use futures::FutureExt;
 use kube::ResourceExt;
 use std::{
-    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, path::Path, sync::Arc,
+    collections::{HashMap, HashSet},
+    future::Future,
+    net::SocketAddr,
+    panic::AssertUnwindSafe,
+    path::Path,
+    sync::Arc,
     time::Duration,
 };
 use tokio::task::{AbortHandle, JoinSet};
@@ -264,8 +269,30 @@ async fn lead(shell: &Arc<Shell>, tasks: &mut Tasks) {
     };
     tokio::select! {
         () = refresh => {}
+        () = count_left(shell) => {}
         () = tasks.keep(shell) => {}
     }
+}
+
+/// Looks once at each journal that is left of a deleted cluster, so that it counts among those for which there is room. Never returns.
+async fn count_left(shell: &Shell) {
+    let known: HashSet<String> = shell.world.clusters.all().iter().filter_map(|live| live.uid()).collect();
+    match shell.backend.streams().await {
+        Ok(streams) => {
+            let mut left = 0_usize;
+            for stream in streams.iter().filter(|stream| !known.contains(&stream.0)) {
+                match shell.backend.head(stream).await {
+                    Ok(_) => left += 1,
+                    Err(error) => {
+                        tracing::debug!(stream = stream.0, error = k8s::chain(&error), "not counted")
+                    }
+                }
+            }
+            tracing::info!(left, "journals of deleted clusters are counted");
+        }
+        Err(error) => tracing::warn!(error = k8s::chain(&error), "journals that are left cannot be counted"),
+    }
+    std::future::pending().await
 }
 
 /// The tasks, by the UID of their resource.

@@ -401,6 +401,19 @@ async fn in_a_full_installation_who_has_more_than_its_share_cuts_and_nobody_else
     }
 }
 
+#[tokio::test]
+async fn a_stream_that_is_only_looked_at_counts_after_a_restart() {
+    let objects = Arc::new(MemoryObjects::new());
+    let before = Arc::new(Segments::new(objects.clone()));
+    let (mut journal, _) = Journal::open(before, stream()).await.unwrap();
+    journal.claim(Some(baseline(&stream())), "valkeeper-0", "0.1.0", at(100)).await.unwrap();
+    journal.append(vec![noise(1, 20_000)], at(101)).await.unwrap();
+    let after = Segments::with_budget(objects, STREAM_BYTES_MAX, 15_000);
+    assert_eq!(after.share(), None, "nothing of it was seen");
+    assert!(after.head(&stream()).await.unwrap().is_some());
+    assert_eq!(after.share(), Some(STREAM_SHARE_BYTES));
+}
+
 /// Lines of stories, in the order of their names, that fit into one stream when they are packed. Bytes.
 const STORIES_BYTES_MAX: usize = 6_200_000;
 
