@@ -329,7 +329,7 @@ mod tests {
         manager.fields_v1 = Some(FieldsV1(serde_json::json!({ "f:spec": {} })));
         object.metadata.managed_fields = Some(vec![manager]);
         let kept = kept(&object);
-        let [manager] = &kept.managed_fields()[..] else { panic!("one manager") };
+        let [manager] = kept.managed_fields() else { panic!("one manager") };
         assert_eq!((manager.manager.as_deref(), &manager.fields_v1), (Some("kubectl"), &None));
     }
 

@@ -21,7 +21,9 @@ use valkeeper_core::{
 /// # Errors
 /// [`NotRendered`]: nothing is lost by trying again.
 pub async fn renew(shell: &Shell, id: &ClusterId) -> Result<(), NotRendered> {
-    let Some(resource) = shell.resource(id) else { return Ok(()) };
+    let Some(resource) = shell.resource(id).filter(|r| r.metadata.deletion_timestamp.is_none()) else {
+        return Ok(());
+    };
     let (namespace, name) = &id.owner;
     let now = clock::wall();
     let pods = shell.world.pods.of(&id.owner);

@@ -193,7 +193,18 @@ fn core_awaits_nothing_and_asks_nobody() {
 
 #[test]
 fn data_never_imports_rules_or_readers() {
-    let data = ["ids", "slots", "spec", "weights", "observation", "effect", "decision", "event", "state"];
+    let data = [
+        "ids",
+        "slots",
+        "spec",
+        "weights",
+        "observation",
+        "effect",
+        "decision",
+        "operation",
+        "event",
+        "state",
+    ];
     let mut found = Vec::new();
     for module in data {
         let source = read(&format!("core/src/{module}.rs"));

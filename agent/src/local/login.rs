@@ -52,7 +52,8 @@ impl Local {
         Ok(())
     }
 
-    /// `user NAME RULE...`, as a users' file has it. A file begins with nothing allowed, hence `reset`.
+    /// `user NAME RULE...`, as a users' file has it. A file begins with nothing allowed, hence `reset`. What the server says of a rule that it does
+    /// not take is not passed on: it repeats the rule, which may be a password's hash.
     async fn set_user(&self, line: &str) -> Result<(), Error> {
         let mut words = line.split_whitespace().skip(1);
         let name = words.next().unwrap_or_default();
@@ -61,7 +62,15 @@ impl Local {
         for rule in words {
             set.arg(rule);
         }
-        self.ask(&set).await
+        self.ask(&set).await.map_err(|error| match error {
+            Error::Refused(_) => Error::Refused(format!("a rule of user {name}")),
+            other @ (Error::Silent
+            | Error::Lost(_)
+            | Error::Garbled(_)
+            | Error::Nodes(_)
+            | Error::Users(_)
+            | Error::Unverified(_)) => other,
+        })
     }
 
     /// The next password of replication, if another is known: the primary does not accept the one before, or has other reasons.

@@ -17,8 +17,9 @@ use valkeeper_agent::tls::{Peer, Reached, Secured};
 const TUNNELS_MAX: usize = 8;
 /// How long the news of a process's end takes here at most, after its sockets have ended.
 const END_HEARD_MAX: Duration = Duration::from_millis(50);
-/// Bound on reaching the socket: the kernel answers at once, or has no place in the socket's queue.
-const REACH_TIMEOUT: Duration = Duration::from_millis(200);
+/// Bound on reaching the socket, which the kernel answers at once, and on the login there, for which a server that forks takes some 100 ms. The
+/// operator's look ends after 500.
+const REACH_TIMEOUT: Duration = Duration::from_millis(400);
 
 /// Who logs the operator in.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
