@@ -236,7 +236,7 @@ async fn own_credentials(
 
 /// The Secret of this name, if it is this cluster's: what others know is no password of ours.
 async fn own_secret(cluster: &Cluster, name: &str) -> Result<Option<Arc<Secret>>, k8s::Error> {
-    let secret = cluster.secrets.get(name, Noticed::ByAgents).await?;
+    let secret = cluster.secrets.get(name, noticed(&cluster.id, name)).await?;
     Ok(secret.filter(|s| taken(&cluster.id, ObjectKind::Secret, &s.metadata).is_none()))
 }
 
@@ -438,9 +438,11 @@ async fn live(cluster: &mut Cluster, rendered: &Rendered) -> Observed<LiveObject
     found.or_else(unlabelled).map_or(Observed::Absent, Observed::Present)
 }
 
-/// Who notices a change of one of our own Secrets: that of clients is mounted nowhere.
+/// Who notices a change of one of our own Secrets: that of clients is mounted nowhere, and of the passwords only what is made of them.
 fn noticed(id: &ClusterId, name: &str) -> Noticed {
-    if name == objects::names::auth(&id.owner.1) { Noticed::ByReading } else { Noticed::ByAgents }
+    let (_, cluster) = &id.owner;
+    let by_reading = [objects::names::auth(cluster), objects::names::system(cluster)];
+    if by_reading.iter().any(|known| known == name) { Noticed::ByReading } else { Noticed::ByAgents }
 }
 
 /// The live object as facts. Its digest is taken again only when it, or what is wanted of it, changed.

@@ -16,7 +16,7 @@ use tokio::time::Instant;
 pub enum Noticed {
     /// The members' agents, to whom kubelet brings it within 90 s: they say so, and it is read.
     ByAgents,
-    /// Nobody. It is read every ten minutes, and whenever the resource changes.
+    /// Nobody. It is read every twenty minutes, and whenever the resource changes.
     ByReading,
 }
 
@@ -26,7 +26,8 @@ impl Noticed {
         match self {
             // For one that was deleted, and of which agents therefore hear nothing.
             Noticed::ByAgents => Duration::from_secs(6 * 3_600),
-            Noticed::ByReading => Duration::from_secs(600),
+            // A cluster has two of them: one read in ten minutes.
+            Noticed::ByReading => Duration::from_secs(1_200),
         }
     }
 }

@@ -50,6 +50,8 @@ pub async fn changed(world: &World) -> anyhow::Result<String> {
     } });
     let name = format!("{}-system", subject.name);
     secrets(subject).patch(&name, &PatchParams::default(), &Patch::Merge(patch)).await?;
+    // Otherwise it is read within twenty minutes.
+    subject.annotate("example.com/passwords", &other("changed")).await?;
     kill_while_new(subject, load, before).await
 }
 
