@@ -55,13 +55,9 @@ impl Links {
         self.links.get(&member)
     }
 
-    /// Logs in by this name and password. If they are other ones than before, every connection is made anew.
+    /// Logs in by this name and password from now on. Connections that there are stay: what has lived can be seen to die.
     pub fn log_in_as(&mut self, user: &str, password: &str) {
-        let credentials = Credentials::new(user, Secret::new(password));
-        if self.credentials.as_ref() != Some(&credentials) {
-            self.links.clear();
-            self.credentials = Some(credentials);
-        }
+        self.credentials = Some(Credentials::new(user, Secret::new(password)));
     }
 
     /// Brings the connections in line with the members' addresses.
@@ -69,7 +65,9 @@ impl Links {
         let Some(credentials) = &self.credentials else { return };
         self.links.retain(|member, link| {
             let Target { member: _, address, port: _, topology: asked } = link.target();
-            addresses.get(member) == Some(&address) && asked == topology
+            addresses.get(member) == Some(&address)
+                && asked == topology
+                && !link.is_refused_with_other(credentials)
         });
         self.answered.retain(|member, _| self.links.contains_key(member));
         for (member, address) in addresses {

@@ -104,6 +104,11 @@ impl MemberLink {
         self.target
     }
 
+    /// True if the server refused what this link logs in with, and these credentials are others.
+    pub fn is_refused_with_other(&self, credentials: &Credentials) -> bool {
+        self.credentials != *credentials && matches!(self.trouble(), Some(Error::Unauthorized(_)))
+    }
+
     /// Why the last look brought nothing, for logs and messages; `None` if it brought an answer.
     pub fn trouble(&self) -> Option<Error> {
         self.state().trouble.clone()
