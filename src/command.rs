@@ -3,6 +3,7 @@
 
 use crate::{
     agents::{AgentLink, CallError, Endpoint, Paused},
+    api::parse_all,
     cluster::Cluster,
     valkey::{Look, MemberLink},
 };
@@ -12,7 +13,7 @@ use valkeeper_agent::proto;
 use valkeeper_core::{
     agent::{Brief, ledger::PROMISE_MARGIN_MS},
     effect::{Means, Outcome, Promotion, Server},
-    ids::{MemberId, NodeId},
+    ids::{Digest, MemberId, NodeId},
     info::{RawRole, RawSource},
     observation::{Link, Observed},
     slots::SlotSet,
@@ -102,6 +103,19 @@ pub async fn migrate_slots(
 /// The server's node forgets one that is nobody's any more.
 pub async fn forget(cluster: &Cluster, server: &Server, node: &NodeId) -> Told {
     Ok(agent_of(cluster, server)?.forget(server, node).await?)
+}
+
+/// The server takes the settings of the spec, if those are still the ones that were decided on.
+pub async fn configure(cluster: &Cluster, server: &Server, digest: &Digest) -> Told {
+    let superseded = |why: &str| Outcome::Superseded(why.to_owned());
+    let resource = cluster.shell.resource(&cluster.id).ok_or_else(|| superseded("the resource is gone"))?;
+    let parsed = parse_all(&resource, &cluster.shell.defaults)
+        .map_err(|invalid| Outcome::Superseded(invalid.to_string()))?;
+    let config = parsed.workload.config;
+    if config.live_digest() != *digest {
+        return Err(superseded("the spec has other settings now"));
+    }
+    Ok(agent_of(cluster, server)?.configure(server, digest, config.live()).await?)
 }
 
 /// The server's clients look for the primary again.

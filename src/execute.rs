@@ -114,6 +114,7 @@ fn bound(effect: &Effect, promised: bool) -> Duration {
         | Effect::Route { .. }
         | Effect::Unroute { .. }
         | Effect::Label { .. }
+        | Effect::Configure { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
         | Effect::Apply { .. }
@@ -149,6 +150,9 @@ async fn run(cluster: &Cluster, decision: &Recorded<Decision>, effect: &Effect) 
             of_command(command::migrate_slots(cluster, server, slots, node, *by).await)
         }
         Effect::Forget { server, node } => of_command(command::forget(cluster, server, node).await),
+        Effect::Configure { server, settings } => {
+            of_command(command::configure(cluster, server, settings).await)
+        }
         Effect::Disconnect { server } => of_command(command::disconnect(cluster, server).await),
         Effect::Handover { from, to, consents, timeout_ms, node } => {
             command::hand_over(cluster, (from, to), brief, *consents, *timeout_ms, node.as_ref()).await

@@ -159,6 +159,11 @@ pub fn keep_configuration(command: &mut [String], run_dir: &Path) -> io::Result<
     Ok(())
 }
 
+/// The configuration file in the server's command.
+pub fn configuration(command: &[String]) -> Option<&String> {
+    command.iter().skip(1).find(|arg| arg.ends_with(".conf"))
+}
+
 /// Which topology the server is of, by its configuration file.
 pub fn topology(command: &[String]) -> io::Result<Topology> {
     let enabled = configured(command, "cluster-enabled")?.as_deref() == Some("yes");
@@ -240,7 +245,7 @@ fn wants_aof(command: &[String]) -> io::Result<bool> {
 
 /// What the configuration file says of a directive last.
 fn configured(command: &[String], directive: &str) -> io::Result<Option<String>> {
-    let Some(conf) = command.iter().skip(1).find(|arg| arg.ends_with(".conf")) else {
+    let Some(conf) = configuration(command) else {
         return Ok(None);
     };
     let text =

@@ -459,6 +459,16 @@ impl Local {
         Ok((found.min_replicas != REPLICAS_NEVER).then_some(found))
     }
 
+    /// Sets directives, all or none.
+    pub async fn configure(&self, settings: impl Iterator<Item = (&str, String)>) -> Result<(), Error> {
+        let mut set = cmd("CONFIG");
+        set.arg("SET");
+        for (name, value) in settings {
+            set.arg(name).arg(value);
+        }
+        self.ask(&set).await
+    }
+
     /// Puts back what was configured before.
     pub async fn allow_writes(&self, configured: &Configured) -> Result<(), Error> {
         let Configured { min_replicas, max_lag } = configured;

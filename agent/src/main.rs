@@ -21,6 +21,7 @@ mod port;
 mod relay;
 mod run;
 mod service;
+mod settings;
 mod shared;
 mod supervise;
 mod users;

@@ -6,7 +6,7 @@ use crate::{
     local::Local,
     look,
     memory::Memory,
-    news, relay, service,
+    news, relay, service, settings,
     shared::{Agent, Known},
     supervise::{Child, Ended, Supervisor},
     users,
@@ -144,12 +144,14 @@ async fn start(agent: &Arc<Agent>, supervisor: &Supervisor, users: &boot::Users)
         agent.remember_blank(true).await.context("remembering that there is no data")?;
     }
     agent.local.forget().await;
+    let settings = settings::kept(&agent.config);
     let child = supervisor.spawn(&mut command, line).context("starting the server")?;
     tracing::info!(pid = child.process.id(), ?files, "the server is started at the gate");
     agent.update(|known| {
         known.process = Some(child.process);
         known.last_words.begin(&known.exited);
         (known.files, known.aof_left_off) = (files, aof_left_off);
+        known.settings = settings;
         known.since = Instant::now();
         known.last_answer = known.since;
         known.forget_server();

@@ -167,6 +167,7 @@ impl Agent {
             relays: known.relays,
             start_failure: known.last_words.start_failure().to_owned(),
             mounted: self.local.mounted(),
+            settings: known.settings.clone(),
         }
     }
 

@@ -5,7 +5,7 @@ use crate::proto;
 use valkeeper_core::{
     agent::{Answer, Brief, Data, HISTORY_NONE, History, PeerAnswer, PeerServer},
     decision::HoldReason,
-    ids::{MemberId, NodeId, ReplId, Seq, Timestamp},
+    ids::{Digest, MemberId, NodeId, ReplId, Seq, Timestamp},
     observation::{AgentFacts, CertificateFacts, Gate, ServerProcess},
 };
 
@@ -251,6 +251,9 @@ pub fn facts(state: proto::AgentState, now: Timestamp) -> Result<AgentFacts, Mal
         leaving: state.leaving,
         relays: state.relays,
         start_failure: told(&state.start_failure),
+        settings: (!state.settings.is_empty())
+            .then(|| word(state.settings, "settings").map(Digest))
+            .transpose()?,
         disk_full: state.disk_full,
         oom_kills: state.oom_kills,
         writes_stopped: state.writes_stopped,

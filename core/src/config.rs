@@ -2,8 +2,10 @@
 //! operator owns, which directive a version knows and what its value may be is the table in `directives`.
 
 mod directives;
+mod live;
 
 pub use directives::{DIRECTIVES, Directive, Kind, Owner};
+pub use live::{LiveSetting, SETTINGS_MARK, line, settings_of};
 
 use crate::spec::{IoThreads, Profile};
 use std::{collections::BTreeMap, fmt, str::FromStr};
@@ -163,14 +165,19 @@ pub enum Setting {
 impl Setting {
     /// The value as it stands in valkey.conf, escaped so that it can be nothing but one value.
     pub fn render(&self) -> String {
+        self.words().iter().map(|word| quoted(word)).collect::<Vec<_>>().join(" ")
+    }
+
+    /// The value word by word, as it is.
+    pub fn words(&self) -> Vec<String> {
         match self {
-            Setting::YesNo(true) => "yes".to_owned(),
-            Setting::YesNo(false) => "no".to_owned(),
-            Setting::Integer(number) => number.to_string(),
-            Setting::Bytes(bytes) => bytes.to_string(),
-            Setting::Percent(share) => format!("{share}%"),
-            Setting::Text(text) => quoted(text),
-            Setting::Words(words) => words.iter().map(|w| quoted(w)).collect::<Vec<_>>().join(" "),
+            Setting::YesNo(true) => vec!["yes".to_owned()],
+            Setting::YesNo(false) => vec!["no".to_owned()],
+            Setting::Integer(number) => vec![number.to_string()],
+            Setting::Bytes(bytes) => vec![bytes.to_string()],
+            Setting::Percent(share) => vec![format!("{share}%")],
+            Setting::Text(text) => vec![text.clone()],
+            Setting::Words(words) => words.clone(),
         }
     }
 }
@@ -265,14 +272,20 @@ pub struct ServerConfig {
 impl ServerConfig {
     /// The text of valkey.conf: sorted, one directive a line.
     pub fn render(&self) -> String {
-        let mut all = self.defaults();
-        all.extend(self.settings.iter().map(|(name, setting)| (name.as_str(), setting.clone())));
         let mut out =
             String::from("# Written by valkeeper. Change spec.config of the ValkeyCluster instead.\n");
-        for (name, setting) in &all {
+        out.push_str(&format!("{SETTINGS_MARK}{}\n", self.live_digest()));
+        for (name, setting) in &self.all() {
             out.push_str(&format!("{name} {}\n", setting.render()));
         }
         out
+    }
+
+    /// Every directive that is named, by the user or by the operator.
+    fn all(&self) -> BTreeMap<&str, Setting> {
+        let mut all = self.defaults();
+        all.extend(self.settings.iter().map(|(name, setting)| (name.as_str(), setting.clone())));
+        all
     }
 
     fn defaults(&self) -> BTreeMap<&str, Setting> {

@@ -93,6 +93,7 @@ const STEPS: &[(StepName, Rule)] = &[
     (StepName::Reshard, Rule::Mesh(steps::reshard::step)),
     (StepName::Rollout, Rule::Shard(steps::rollout::step)),
     (StepName::Rollout, Rule::Repair(steps::rollout::repair)),
+    (StepName::Settings, Rule::Repair(steps::settings::step)),
     (StepName::Routing, Rule::Repair(steps::routing::close)),
     (StepName::Routing, Rule::Repair(steps::routing::withdraw_names)),
 ];
@@ -141,6 +142,8 @@ pub fn decide(state: &ClusterState, evidence: &Evidence, now: Timestamp) -> Verd
         }
     }
     verdict.standing.blocks.extend(view.spec.shard_ids().filter_map(|shard| cannot_start(&view, shard)));
+    let refused = view.spec.shard_ids().filter_map(|shard| steps::settings::refused(&view, shard));
+    verdict.standing.blocks.extend(refused);
     verdict
 }
 

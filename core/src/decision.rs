@@ -124,6 +124,8 @@ reasons! {
         MemberRemoved,
         /// An owned object differed from what the spec renders to.
         ObjectApplied,
+        /// A server ran with other settings than the spec's, of those that it takes while it runs: it is told them, and nobody restarts.
+        SettingsChanged,
         /// A new revision of the workload begins to roll out, replicas first.
         RolloutStarted,
         /// A member of an old revision is restarted.
@@ -226,6 +228,9 @@ reasons! {
         MemberCannotStart,
         /// A member that was restarted with the new revision does not come up; the others keep the old one.
         RolloutStuck,
+        /// A server does not take the settings of spec.config; the message has its own words. All servers run on as they are, and
+        /// valkey.conf stays as it was. It is tried again with growing pauses, and at once when the spec changes.
+        SettingsRefused,
         /// A rollout would restart the only member of a shard, which keeps its data in memory alone: everything in it would be gone. Set the
         /// annotation valkeeper.io/confirm-blank to a new value to have it done for all shards, one at a time; or put the spec back.
         /// Until then the members run on as they are.
@@ -338,6 +343,8 @@ pub enum StepName {
     Gossip,
     /// Which shard shall have which slots.
     Reshard,
+    /// What servers take of their configuration while they run.
+    Settings,
     /// Planned restarts.
     Rollout,
 }

@@ -212,6 +212,13 @@ pub enum Effect {
         /// The label.
         role: RoleLabel,
     },
+    /// `CONFIG SET`: a running server takes the settings of the spec, all or none.
+    Configure {
+        /// The server.
+        server: Server,
+        /// The settings that the spec must still have.
+        settings: Digest,
+    },
     /// `CLIENT KILL TYPE normal` on a demoted server, so that clients look for the new primary.
     Disconnect {
         /// The server.
@@ -265,6 +272,7 @@ impl Effect {
             | Effect::Route { .. }
             | Effect::Unroute { .. }
             | Effect::Label { .. }
+            | Effect::Configure { .. }
             | Effect::Disconnect { .. }
             | Effect::Apply { .. }
             | Effect::ReleaseFinalizer => None,
@@ -287,6 +295,7 @@ impl Effect {
             Effect::Route { .. } => "route",
             Effect::Unroute { .. } => "unroute",
             Effect::Label { .. } => "label",
+            Effect::Configure { .. } => "configure",
             Effect::Disconnect { .. } => "disconnect",
             Effect::DeletePod { .. } => "delete-pod",
             Effect::Apply { .. } => "apply",
@@ -360,6 +369,9 @@ impl std::fmt::Display for Effect {
             Effect::Route { shard, to, address, .. } => write!(f, "route shard {shard} to {to} ({address})"),
             Effect::Unroute { shard, resource_version: _ } => write!(f, "route shard {shard} to nobody"),
             Effect::Label { member, role, .. } => write!(f, "label {member} {}", role.as_str()),
+            Effect::Configure { server, settings } => {
+                write!(f, "configure {} ({})", server.member, short(&settings.0))
+            }
             Effect::Disconnect { server } => write!(f, "disconnect clients of {}", server.member),
             Effect::DeletePod { member, pod_uid, grace_s: Some(grace) } => {
                 write!(f, "delete pod of {member} (uid {}, grace {grace} s)", short(pod_uid))

@@ -141,6 +141,7 @@ fn promotion(state: &ClusterState, decision: &Decision, say: &mut impl FnMut(Str
             | Effect::Brief { .. }
             | Effect::Fence { .. }
             | Effect::Label { .. }
+            | Effect::Configure { .. }
             | Effect::Disconnect { .. }
             | Effect::DeletePod { .. }
             | Effect::Apply { .. }

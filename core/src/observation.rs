@@ -263,6 +263,9 @@ pub struct AgentFacts {
     /// How the last server ended that never answered, with its last lines; `None` since one answers.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub start_failure: Option<String>,
+    /// The settings that this server began with or took since, of those that it takes while it runs; `None`: the agent does not say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Digest>,
     /// True while there is no space left for its data.
     #[serde(default)]
     pub disk_full: bool,

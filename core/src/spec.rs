@@ -1,8 +1,9 @@
 //! What the user wants, already parsed and valid: the part of a `ValkeyCluster` that decisions depend on.
 //! Everything else of the spec reaches decisions only as digests of rendered objects.
 
-use crate::ids::{MemberId, ShardId};
+use crate::ids::{Digest, MemberId, ShardId};
 use serde::{Deserialize, Serialize};
+use std::collections::BTreeMap;
 
 /// How the members of a cluster relate to each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -131,9 +132,22 @@ pub struct DesiredCluster {
     /// MAJOR.MINOR of the servers, where the user says it and the image's tag does not have to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub version: Option<String>,
+    /// What servers take of their configuration while they run.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub settings: Option<Settings>,
     /// An annotation that cannot be used, and why. It counts as not there; everything else is in force.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub refused: Option<String>,
+}
+
+/// What servers take of their configuration while they run.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Settings {
+    /// Tells all of it from another, what the operator names included.
+    pub digest: Digest,
+    /// What the user names, as it stands in valkey.conf, by directive.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub named: BTreeMap<String, String>,
 }
 
 /// What the shards of a Valkey Cluster shall be even by.

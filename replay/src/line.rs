@@ -176,6 +176,7 @@ pub fn spec(wanted: &DesiredCluster) -> String {
         balance,
         rebalance,
         version,
+        settings,
         refused,
     } = wanted;
     let mut parts = vec![
@@ -194,6 +195,8 @@ pub fn spec(wanted: &DesiredCluster) -> String {
     );
     parts.extend(rebalance.as_ref().map(|token| format!("slots evened out ({token})")));
     parts.extend(version.as_ref().map(|version| format!("of version {version}")));
+    let named = settings.iter().flat_map(|settings| &settings.named);
+    parts.extend(named.map(|(name, value)| format!("{name} {value}")));
     parts.extend(refused.as_ref().map(|why| format!("refused: {why}")));
     parts.join(", ")
 }
@@ -294,6 +297,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
         oom_kills,
         writes_stopped,
         certificate,
+        settings,
     } = facts;
     let mut said = vec![match server {
         ServerProcess::Running => format!("server runs ({})", short(run_id)),
@@ -318,6 +322,7 @@ pub fn agent(member: MemberId, agent: &Observed<AgentFacts>) -> String {
     said.extend(disk_full.then(|| "DISK FULL".to_owned()));
     said.extend((*oom_kills > 0).then(|| format!("{oom_kills} processes killed for want of memory")));
     said.extend(writes_stopped.then(|| "WRITES STOPPED".to_owned()));
+    said.extend(settings.as_ref().map(|digest| format!("settings {}", short(&digest.0))));
     let until = (!certificate.thumbprint.is_empty())
         .then(|| format!("certificate {} until {}", short(&certificate.thumbprint), certificate.not_after));
     said.extend(until);
@@ -462,6 +467,7 @@ pub fn effect_name(effect: &Effect) -> String {
         Effect::Route { shard, to, .. } => format!("route shard {shard} to {to}"),
         Effect::Unroute { shard, .. } => format!("route shard {shard} to nobody"),
         Effect::Label { member, role, .. } => format!("label {member} {}", role.as_str()),
+        Effect::Configure { server, .. } => format!("configure {}", server.member),
         Effect::Disconnect { server } => format!("disconnect clients of {}", server.member),
         Effect::DeletePod { member, .. } => format!("delete pod of {member}"),
         Effect::Apply { object, .. } => format!("apply {object}"),

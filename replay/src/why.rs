@@ -195,6 +195,7 @@ fn moves_slots_of(effect: &Effect, shard: ShardId) -> bool {
         | Effect::Route { .. }
         | Effect::Unroute { .. }
         | Effect::Label { .. }
+        | Effect::Configure { .. }
         | Effect::Disconnect { .. }
         | Effect::DeletePod { .. }
         | Effect::Apply { .. }
@@ -206,6 +207,7 @@ fn moves_slots_of(effect: &Effect, shard: ShardId) -> bool {
 fn touches(effect: &Effect, member: MemberId) -> bool {
     match effect {
         Effect::Promote { server, .. }
+        | Effect::Configure { server, .. }
         | Effect::Disconnect { server }
         | Effect::Fence { server }
         | Effect::AddSlots { server, .. }

@@ -6,16 +6,16 @@ use tonic::{Code, Response, Status, transport::Channel};
 use valkeeper_agent::{
     link::MESSAGE_BYTES_MAX,
     proto::{
-        self, AddSlotsRequest, AgentState, AttachRequest, Done, ForgetRequest, GreetRequest, MeetRequest,
-        MigrateSlotsRequest, PauseReply, PauseRequest, PromiseRequest, PromoteRequest, Promotion,
-        ServerRequest, TellRequest, agent_client::AgentClient,
+        self, AddSlotsRequest, AgentState, AttachRequest, ConfigureRequest, Done, ForgetRequest,
+        GreetRequest, MeetRequest, MigrateSlotsRequest, PauseReply, PauseRequest, PromiseRequest,
+        PromoteRequest, Promotion, ServerRequest, Setting, TellRequest, agent_client::AgentClient,
     },
 };
 use valkeeper_core::{
     agent::Brief,
-    config::PORT,
+    config::{LiveSetting, PORT},
     effect::{Means, Outcome, Server},
-    ids::{NodeId, ReplId, WriterEpoch},
+    ids::{Digest, NodeId, ReplId, WriterEpoch},
     slots::SlotSet,
 };
 
@@ -241,6 +241,28 @@ impl AgentLink {
     pub async fn resume(&self, server: &Server) -> Result<(), CallError> {
         let request = self.of_server(server);
         self.call(CALL_MAX, |mut agent| async move { agent.resume(request).await })
+            .await
+            .map(|done| self.learn(done))
+    }
+
+    /// The server takes these settings, all or none.
+    ///
+    /// # Errors
+    /// [`CallError`]; of the server's words if it refuses.
+    pub async fn configure(
+        &self,
+        server: &Server,
+        digest: &Digest,
+        settings: Vec<LiveSetting>,
+    ) -> Result<(), CallError> {
+        let setting = |LiveSetting { name, words, named }| Setting { name: name.to_owned(), words, named };
+        let request = ConfigureRequest {
+            epoch: self.epoch().0,
+            run_id: server.run_id.clone(),
+            digest: digest.0.clone(),
+            settings: settings.into_iter().map(setting).collect(),
+        };
+        self.call(CALL_MAX, |mut agent| async move { agent.configure(request).await })
             .await
             .map(|done| self.learn(done))
     }

@@ -9,8 +9,8 @@ use valkeeper_core::{
     config::{self, Files, MEMORY_LIMIT_MIN_BYTES, ServerConfig, ServerVersion, Setting, VERSION_MIN},
     ids::MemberId,
     spec::{
-        Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish,
-        Topology,
+        Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, Settings,
+        SwitchoverWish, Topology,
     },
 };
 
@@ -54,6 +54,9 @@ const SHOWN_CHARS_MAX: usize = 200;
 const TOKEN_BYTES_MAX: usize = 128;
 /// Largest spec. Bytes as JSON: far more than a spec with every field has, and a twentieth of what etcd takes for one object.
 const SPEC_BYTES_MAX: usize = 65_536;
+
+/// Most of spec.config, names and values. Bytes: what servers take while they run is in records, which have a bound.
+const CONFIG_BYTES_MAX: usize = 8_192;
 
 /// What the operator's flags decide where the spec says nothing.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -135,6 +138,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         balance: balance(spec)?,
         rebalance: None,
         version: spec.version.clone(),
+        settings: None,
         refused: None,
     };
     wishes(cluster, &mut desired);
@@ -154,6 +158,7 @@ pub fn parse_all(cluster: &api::ValkeyCluster, defaults: &Defaults) -> Result<Pa
         memory_limit_bytes,
         settings: settings(&spec.config, version, memory_limit_bytes)?,
     };
+    desired.settings = Some(Settings { digest: config.live_digest(), named: config.live_of_user() });
     if matches!(config.settings.get("io-threads"), Some(Setting::Integer(count)) if *count > 1) {
         desired.io_threads = IoThreads::On;
     }
@@ -474,6 +479,11 @@ fn settings(
     memory_limit_bytes: Option<u64>,
 ) -> Result<BTreeMap<String, Setting>, Invalid> {
     let mut settings = BTreeMap::new();
+    let bytes: usize = config.iter().map(|(name, value)| name.len() + value.len()).sum();
+    if bytes > CONFIG_BYTES_MAX {
+        let allowed = format!("allowed: at most {CONFIG_BYTES_MAX} bytes in all");
+        return Err(Invalid::new("spec.config", format!("{bytes} bytes"), allowed));
+    }
     for (name, value) in config {
         let field = || format!("spec.config.{name}");
         // A value the operator does not understand may be a password that belongs elsewhere: it is not repeated.

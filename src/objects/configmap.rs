@@ -1,4 +1,4 @@
-//! The ConfigMap with valkey.conf. Its digest is in the pod template, so that a change of it is a rollout.
+//! The ConfigMap with valkey.conf. The digest of what needs a restart is in the pod template, so that a change of that is a rollout.
 
 use super::{Scene, names};
 use serde_json::{Value, json};

@@ -118,6 +118,7 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
         scene.seal(ObjectKind::Service, services::members(&scene)),
         scene.seal(ObjectKind::Service, services::headless(&scene)),
     ]);
+    let template = pod::template(&scene);
     for shard in parsed.desired.shard_ids() {
         match scene.topology() {
             Topology::Replication => {
@@ -134,7 +135,7 @@ pub fn render_all(cluster: &ValkeyCluster, parsed: &Parsed, context: &Context) -
             }
         }
         out.push(scene.seal(ObjectKind::PodDisruptionBudget, pdb::render(&scene, shard)));
-        let (set, revision) = statefulset::render(&scene, shard);
+        let (set, revision) = statefulset::render(&scene, shard, &template);
         let set = scene.seal(ObjectKind::StatefulSet, set);
         out.push(Rendered { revision: Some(revision), shard: Some(shard), ..set });
     }

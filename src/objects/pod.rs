@@ -58,22 +58,40 @@ fn grace_period_s(memory_limit_bytes: Option<u64>) -> u32 {
     SHUTDOWN_TIMEOUT_S + HANDOVER_S + PASS_ON_S + STOP_MARGIN_S + save_s
 }
 
-/// The pod template of a shard, without the annotation of its revision.
-pub(super) fn template(scene: &Scene<'_>, shard: ShardId) -> Value {
-    let spec = &scene.cluster.spec;
-    let mut labels = object(&spec.pod_labels);
-    labels.extend(scene.labels(Some(shard)).as_object().cloned().unwrap_or_default());
-    labels.insert(names::NAMED_LABEL.to_owned(), json!(names::NAMED));
+/// The pod template of every shard, as far as all have the same.
+pub(super) fn template(scene: &Scene<'_>) -> Value {
     json!({
-        "metadata": { "labels": labels, "annotations": annotations(scene) },
-        "spec": pod_spec(scene, shard),
+        "metadata": { "labels": object(&scene.cluster.spec.pod_labels), "annotations": annotations(scene) },
+        "spec": pod_spec(scene),
     })
+}
+
+/// That of one shard, without the annotation of its revision.
+pub(super) fn of_shard(template: &Value, scene: &Scene<'_>, shard: ShardId) -> Value {
+    let mut template = template.clone();
+    let mut labels = scene.labels(Some(shard));
+    labels[names::NAMED_LABEL] = json!(names::NAMED);
+    if let (Some(all), Value::Object(labels)) = (template["metadata"]["labels"].as_object_mut(), labels) {
+        all.extend(labels);
+    }
+    let spec = &mut template["spec"];
+    if scene.cluster.spec.scheduling.topology_spread_constraints.is_none() {
+        spec["topologySpreadConstraints"] = spread(scene, shard);
+    }
+    if let Some(volumes) = spec["volumes"].as_array_mut() {
+        volumes.push(json!({ "name": "identity", "secret": {
+            "secretName": names::identity(scene.name(), shard),
+            "defaultMode": 0o440,
+        }}));
+    }
+    template
 }
 
 fn annotations(scene: &Scene<'_>) -> Map<String, Value> {
     let workload = &scene.parsed.workload;
     let credentials = &scene.context.credentials;
-    let config = digest::text(&workload.config.render(), &DigestKey::none());
+    // What servers take while they run makes no other template.
+    let config = digest::text(&workload.config.fixed_text(), &DigestKey::none());
     let users = digest::text(&secret::given_users(scene).1, &DigestKey::of(&credentials.operator));
     let mut all = object(&scene.cluster.spec.pod_annotations);
     all.insert(ANNOTATION_CONFIG.to_owned(), json!(config.0));
@@ -88,7 +106,7 @@ fn object(map: &BTreeMap<String, String>) -> Map<String, Value> {
     map.iter().map(|(k, v)| (k.clone(), json!(v))).collect()
 }
 
-fn pod_spec(scene: &Scene<'_>, shard: ShardId) -> Value {
+fn pod_spec(scene: &Scene<'_>) -> Value {
     let mut pod = json!({
         "automountServiceAccountToken": false,
         "enableServiceLinks": false,
@@ -103,16 +121,16 @@ fn pod_spec(scene: &Scene<'_>, shard: ShardId) -> Value {
         },
         "initContainers": [init_container(scene)],
         "containers": [container(scene)],
-        "volumes": volumes(scene, shard),
+        "volumes": volumes(scene),
     });
     if !scene.cluster.spec.image_pull_secrets.is_empty() {
         pod["imagePullSecrets"] = json!(scene.cluster.spec.image_pull_secrets);
     }
-    schedule(scene, shard, &mut pod);
+    schedule(scene, &mut pod);
     pod
 }
 
-fn schedule(scene: &Scene<'_>, shard: ShardId, pod: &mut Value) {
+fn schedule(scene: &Scene<'_>, pod: &mut Value) {
     let Scheduling { node_selector, tolerations, affinity, topology_spread_constraints, priority_class_name } =
         &scene.cluster.spec.scheduling;
     if !node_selector.is_empty() {
@@ -127,16 +145,20 @@ fn schedule(scene: &Scene<'_>, shard: ShardId, pod: &mut Value) {
     if let Some(class) = priority_class_name {
         pod["priorityClassName"] = json!(class);
     }
-    pod["topologySpreadConstraints"] = match topology_spread_constraints {
-        Some(constraints) => json!(constraints),
-        None => json!(["topology.kubernetes.io/zone", "kubernetes.io/hostname"].map(|domain| json!({
-            "maxSkew": 1,
-            "topologyKey": domain,
-            // Soft: a member in a crowded zone is better than none.
-            "whenUnsatisfiable": "ScheduleAnyway",
-            "labelSelector": { "matchLabels": scene.selector(Some(shard)) },
-        }))),
-    };
+    if let Some(constraints) = topology_spread_constraints {
+        pod["topologySpreadConstraints"] = json!(constraints);
+    }
+}
+
+/// Members of a shard apart from each other.
+fn spread(scene: &Scene<'_>, shard: ShardId) -> Value {
+    json!(["topology.kubernetes.io/zone", "kubernetes.io/hostname"].map(|domain| json!({
+        "maxSkew": 1,
+        "topologyKey": domain,
+        // Soft: a member in a crowded zone is better than none.
+        "whenUnsatisfiable": "ScheduleAnyway",
+        "labelSelector": { "matchLabels": scene.selector(Some(shard)) },
+    })))
 }
 
 fn container(scene: &Scene<'_>) -> Value {
@@ -234,7 +256,7 @@ fn probe(path: &str, (period_s, failures): (u32, u32)) -> Value {
     })
 }
 
-fn volumes(scene: &Scene<'_>, shard: ShardId) -> Value {
+fn volumes(scene: &Scene<'_>) -> Value {
     let mut volumes = vec![
         json!({ "name": "tmp", "emptyDir": {} }),
         json!({ "name": "conf", "configMap": { "name": names::config(scene.name()) } }),
@@ -247,10 +269,6 @@ fn volumes(scene: &Scene<'_>, shard: ShardId) -> Value {
                 { "key": secret::given_users(scene).0, "path": "users.acl" },
                 { "key": "auth.conf", "path": "auth.conf" },
             ],
-        }}),
-        json!({ "name": "identity", "secret": {
-            "secretName": names::identity(scene.name(), shard),
-            "defaultMode": 0o440,
         }}),
         json!({ "name": "agent", "emptyDir": {} }),
     ];

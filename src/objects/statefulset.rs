@@ -6,9 +6,9 @@ use crate::api::parse::Volume;
 use serde_json::{Value, json};
 use valkeeper_core::ids::{Digest, ShardId};
 
-/// The StatefulSet and the revision of its pods.
-pub(super) fn render(scene: &Scene<'_>, shard: ShardId) -> (Value, Digest) {
-    let mut template = pod::template(scene, shard);
+/// The StatefulSet and the revision of its pods, which are made from this template.
+pub(super) fn render(scene: &Scene<'_>, shard: ShardId, template: &Value) -> (Value, Digest) {
+    let mut template = pod::of_shard(template, scene, shard);
     let revision = digest::of(&template, &DigestKey::none());
     template["metadata"]["annotations"][ANNOTATION_REVISION] = json!(revision.0);
     let mut spec = json!({

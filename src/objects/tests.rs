@@ -288,7 +288,12 @@ fn the_revision_changes_with_the_template_and_only_with_it() {
     assert_eq!(changed("replicas", json!(4)), base);
     assert_eq!(changed("paused", json!(true)), base);
     assert_ne!(changed("image", json!("valkey/valkey:9.1.1")), base);
-    assert_ne!(changed("config", json!({ "maxmemory-policy": "noeviction" })), base);
+    assert_ne!(changed("config", json!({ "maxmemory-policy": "volatile-lru", "tcp-backlog": "64" })), base);
+    assert_eq!(
+        changed("config", json!({ "maxmemory-policy": "noeviction" })),
+        base,
+        "servers take it while they run"
+    );
     let set = find(&rendered(full()), "StatefulSet/orders-0").value();
     assert_eq!(set["spec"]["template"]["metadata"]["annotations"][ANNOTATION_REVISION], json!(base.0));
 

@@ -21,4 +21,5 @@ mod nodes;
 mod older;
 mod proxy;
 mod server;
+mod settings;
 mod weights;

@@ -1,6 +1,7 @@
 //! What the operator tells.
 
 mod nodes;
+mod settings;
 
 use super::{caller, malformed, unchanged};
 use crate::{
@@ -298,6 +299,11 @@ impl proto::agent_server::Agent for Commands {
         let ended = self.0.local.disconnect(spared).await.map_err(|error| failed(&error))?;
         tracing::info!(ended, "clients are disconnected");
         self.done()
+    }
+
+    async fn configure(&self, request: Request<proto::ConfigureRequest>) -> Answer<proto::Done> {
+        let all = self.clone();
+        whole(async move { all.configure_whole(request).await }).await
     }
 
     async fn meet(&self, request: Request<proto::MeetRequest>) -> Answer<proto::Done> {

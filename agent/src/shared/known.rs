@@ -81,6 +81,8 @@ pub struct Known {
     pub listens: bool,
     /// The relay does.
     pub relays: bool,
+    /// Digest of the settings that this server began with or took since.
+    pub settings: String,
     pub no_space: bool,
     pub oom_kills: u64,
     pub restarts: u64,
@@ -129,6 +131,7 @@ impl Known {
             refused_writes: 0,
             listens: false,
             relays: false,
+            settings: String::new(),
             no_space: false,
             oom_kills: 0,
             restarts: 0,

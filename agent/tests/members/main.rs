@@ -14,6 +14,7 @@ mod cluster;
 mod news;
 mod pki;
 mod relay;
+mod settings;
 mod strangers;
 mod support;
 mod users;

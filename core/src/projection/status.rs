@@ -291,7 +291,11 @@ fn version_differs(state: &ClusterState) -> Option<Why> {
 pub fn blocked(state: &ClusterState, block: &Block) -> String {
     let taken = if block.reason == BlockReason::NameTaken { taken(state) } else { String::new() };
     let member = block.about.and_then(|id| state.members.get(&id));
-    let words = member.and_then(MemberState::trouble).or_else(|| refused_pods(state, block.about?));
+    let words = if block.reason == BlockReason::SettingsRefused {
+        member.and_then(|known| known.settings_refused.as_ref()).map(|(_, words)| words.as_str())
+    } else {
+        member.and_then(MemberState::trouble).or_else(|| refused_pods(state, block.about?))
+    };
     let trouble = words.map(|words| format!("{words}. ")).unwrap_or_default();
     format!("{}{}: {taken}{trouble}{}", block.scope, whom(block.about), block.reason.explain())
 }

@@ -8,7 +8,7 @@ use crate::{
     agent::Brief,
     effect::{Effect, Means, Outcome, Promotion, Server},
     ids::{Digest, MemberId, NodeId, ReplId, ShardId},
-    observation::{LiveObject, ObjectKind, ObjectRef, RouteFacts},
+    observation::RouteFacts,
 };
 use std::collections::BTreeSet;
 
@@ -63,6 +63,7 @@ impl World {
             Effect::Label { member, pod_uid, role } => {
                 self.with_pod(*member, pod_uid, |p| p.role_label = Some(*role))
             }
+            Effect::Configure { server, settings } => self.configure(server, settings),
             Effect::Disconnect { server } => self.server(server).map_or_else(|o| o, |_| Outcome::Verified),
             Effect::DeletePod { member, pod_uid, grace_s } => {
                 let at = self.now.plus_millis(grace_s.map_or(200, |s| i64::from(s) * 1_000));
@@ -166,6 +167,23 @@ impl World {
         }
     }
 
+    /// A server takes all settings or none.
+    fn configure(&mut self, server: &Server, settings: &Digest) -> Outcome {
+        if let Err(outcome) = self.server(server) {
+            return outcome;
+        }
+        if self.spec.settings.as_ref().is_none_or(|wanted| wanted.digest != *settings) {
+            return Outcome::Superseded("the spec has other settings now".into());
+        }
+        if let Some(words) = &self.settings_refused {
+            return Outcome::Failed(words.clone());
+        }
+        if let Some(pod) = self.places.get_mut(&server.member).and_then(|place| place.pod.as_mut()) {
+            pod.settings = Some(settings.clone());
+        }
+        Outcome::Verified
+    }
+
     fn with_pod(&mut self, id: MemberId, uid: &str, change: impl FnOnce(&mut Pod)) -> Outcome {
         match self.places.get_mut(&id).and_then(|p| p.pod.as_mut()) {
             Some(pod) if pod.uid == uid => {
@@ -219,31 +237,6 @@ impl World {
         }
         self.told(to.member, terms);
         self.replicate(&BTreeSet::new());
-        Outcome::Verified
-    }
-
-    fn apply(&mut self, object: &ObjectRef, digest: &Digest) -> Outcome {
-        let Some((wanted, revision, shard)) = self.wanted_objects(self.shards_kept()).remove(object) else {
-            return Outcome::Superseded("no longer wanted".into());
-        };
-        if wanted != *digest {
-            return Outcome::Superseded("renders to something else now".into());
-        }
-        if let Some(owner) = self.live.get(object).and_then(|(live, _)| live.taken_by.as_ref()) {
-            return Outcome::Superseded(format!("it belongs to {owner}"));
-        }
-        if self.namespace_ends && !self.live.contains_key(object) {
-            return Outcome::Futile("the namespace is being terminated".into());
-        }
-        let number = self.count();
-        if let (ObjectKind::EndpointSlice, Some(shard)) = (object.kind, shard) {
-            let fresh = RouteFacts { address: None, resource_version: format!("rv-{number}") };
-            self.routes.entry(shard).or_insert(fresh);
-        }
-        let (uid, digest) = (format!("uid-{number}"), wanted);
-        let live =
-            LiveObject { uid, digest, revision, foreign_manager: None, taken_by: None, pods_refused: None };
-        self.live.insert(object.clone(), (live, self.spec.replicas_per_shard));
         Outcome::Verified
     }
 

@@ -307,7 +307,9 @@ impl World {
         let (now, place) = (self.local(id), self.places.get(&id)?);
         let pod = place.pod.as_ref().filter(|p| !p.frozen)?;
         let agent = pod.agent.as_ref()?;
-        let is_refused = pod.process.is_none() && self.refused.contains(&pod.revision);
+        let began_with = pod.settings.iter().chain([&pod.revision]);
+        let is_refused =
+            pod.process.is_none() && began_with.into_iter().any(|digest| self.refused.contains(digest));
         let server = match &pod.process {
             None if is_refused => ServerProcess::Exited("exit 1".into()),
             None => ServerProcess::Exited("signal 9".into()),
@@ -322,6 +324,7 @@ impl World {
             server,
             drawn: pod.process.as_ref().and_then(|p| p.drawn.clone()),
             gate: agent.gate,
+            settings: pod.settings.clone(),
             disk_full: false,
             relays: now < agent.relays_until,
             start_failure: is_refused

@@ -1,8 +1,9 @@
 //! What the operator sees of the world: facts and readings, as the real observer would bring them back.
 
 use super::{
+    objects::service_name,
     process::Process,
-    world::{Pod, World, service_name},
+    world::{Pod, World},
 };
 use crate::{
     ids::{Digest, MemberId, ShardId, Timestamp},

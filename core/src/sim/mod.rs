@@ -8,6 +8,7 @@ mod faults;
 mod gossip;
 mod look;
 mod network;
+mod objects;
 mod process;
 mod reshard;
 mod script;

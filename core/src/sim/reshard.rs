@@ -1,7 +1,7 @@
 //! Slots on their way from node to node (atomic slot migration), with the writes that live in them; and shards that come and go. Facts in
 //! `docs/CLUSTER.md`.
 
-use super::world::{World, sts_name};
+use super::{objects::sts_name, world::World};
 use crate::{
     config::is_atomic,
     effect::Outcome,

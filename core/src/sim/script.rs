@@ -9,11 +9,11 @@ use crate::{
     projection::status::{Condition, ConditionKind, status},
     slots::SlotSet,
     spec::{
-        Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, SwitchoverWish,
-        Topology,
+        Balance, DesiredCluster, FailoverMode, FailoverPolicy, IoThreads, Isolation, Profile, Settings,
+        SwitchoverWish, Topology,
     },
 };
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 
 /// A story that does not go as written.
 #[derive(Debug, thiserror::Error)]
@@ -88,6 +88,7 @@ fn default_spec() -> DesiredCluster {
         balance: Balance::Slots,
         rebalance: None,
         version: None,
+        settings: None,
         refused: None,
     }
 }
@@ -243,6 +244,14 @@ fn fault_of_one_side(sim: &mut Sim, words: &[&str]) -> Result<(), String> {
         ["obey", ids @ ..] => for_all(ids, |id| world.set_disobedient(id, false)),
         ["fill-disk", ids @ ..] => for_all(ids, |id| world.set_full(id, true)),
         ["free-disk", ids @ ..] => for_all(ids, |id| world.set_full(id, false)),
+        ["refuse-settings", words @ ..] => {
+            world.settings_refused = Some(words.join(" "));
+            Ok(())
+        }
+        ["accept-settings"] => {
+            world.settings_refused = None;
+            Ok(())
+        }
         ["confine", id, "to", ids @ ..] => {
             let to = ids.iter().map(|id| member(id)).collect::<Result<_, _>>()?;
             world.confine(member(id)?, to);
@@ -349,6 +358,10 @@ fn set(sim: &mut Sim, setting: &&str) -> Result<(), String> {
             }
         }
         "rebalance" => spec.rebalance = (value != "no").then(|| value.to_owned()),
+        "settings" => {
+            let settings = Settings { digest: Digest(value.to_owned()), named: BTreeMap::new() };
+            spec.settings = Some(settings);
+        }
         "version" => spec.version = Some(value.to_owned()),
         "refused" => spec.refused = (value != "no").then(|| value.to_owned()),
         "files" => sim.world.snapshots = value == "Rdb",
@@ -437,7 +450,7 @@ fn expect(sim: &mut Sim, what: &[&str]) -> Result<(), String> {
     }
 }
 
-/// What a Valkey Cluster shall be like.
+/// What the status shall say, and what a Valkey Cluster and its configuration shall be like.
 fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
     let shown = |ok: bool, found: String| if ok { Ok(()) } else { Err(found) };
     match what {
@@ -460,6 +473,10 @@ fn expect_of_nodes(sim: &Sim, what: &[&str]) -> Result<(), String> {
             let found = status(&sim.state).resharding.and_then(|r| r.message).unwrap_or_default();
             shown(found.ends_with(&words.join(" ")), found)
         }
+        ["settings", digest, "on", ids @ ..] => ids.iter().try_for_each(|id| {
+            let found = sim.world.settings(member(id)?);
+            shown(found.as_deref() == Some(*digest), format!("{id} has {found:?}"))
+        }),
         ["closed"] => shown(!sim.world.has_open_slots(), "slots are half moved".into()),
         ["unbalanced"] => shown(sim.world.imbalance().is_some(), "every shard has its share".into()),
         ["balanced"] => sim.world.imbalance().map_or(Ok(()), Err),

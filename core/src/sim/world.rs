@@ -6,13 +6,14 @@ use super::{
     by_key::ByKey,
     gossip::{Node, Settled},
     network::reach,
+    objects::sts_name,
     process::Process,
     reshard::Job,
 };
 use crate::{
     agent::Ledger,
     ids::{Digest, MemberId, NodeId, ReplId, Seq, ShardId, Timestamp},
-    observation::{LiveObject, ObjectKind, ObjectRef, RoleLabel, RouteFacts, Source},
+    observation::{LiveObject, ObjectRef, RoleLabel, RouteFacts, Source},
     slots::SlotSet,
     spec::{DesiredCluster, Profile},
 };
@@ -41,6 +42,8 @@ pub(super) struct Pod {
     pub(super) agent: Option<Agent>,
     /// The whole pod is stopped, agent and all, as in a frozen machine.
     pub(super) frozen: bool,
+    /// The settings that its server began with or took since.
+    pub(super) settings: Option<Digest>,
     /// Its node takes no new pods. The next pod of this member is on another.
     pub(super) cordoned: bool,
 }
@@ -74,7 +77,7 @@ pub struct World {
     pub unmade: BTreeSet<Digest>,
     /// Templates whose pods never start.
     pub broken: BTreeSet<Digest>,
-    /// Templates whose servers end before they answer, under an agent that says so.
+    /// Templates, and settings, whose servers end before they answer, under an agent that says so.
     pub refused: BTreeSet<Digest>,
     pub(super) places: BTreeMap<MemberId, Place>,
     /// Which part of a divided network a member is in; the operator and the clients of Services are in part 0.
@@ -127,6 +130,10 @@ pub struct World {
     pub(super) by_key: BTreeMap<MemberId, ByKey>,
     /// Why the last such ended, until somebody asks.
     pub(super) by_key_failed: BTreeMap<MemberId, String>,
+    /// The settings in the configuration that new pods begin with.
+    pub(super) conf: Option<Digest>,
+    /// Why every server refuses settings, if the story says so.
+    pub settings_refused: Option<String>,
     /// The release of every server.
     pub release: String,
     /// No job goes on, and none fails.
@@ -188,6 +195,8 @@ impl World {
             jobs: Vec::new(),
             by_key: BTreeMap::new(),
             by_key_failed: BTreeMap::new(),
+            conf: None,
+            settings_refused: None,
             release: "9.1.2".to_owned(),
             slots_hang: false,
             slot_of: BTreeMap::new(),
@@ -273,6 +282,7 @@ impl World {
                         role_label: None,
                         agent: None,
                         frozen: false,
+                        settings: None,
                         cordoned: false,
                     });
                 }
@@ -344,12 +354,19 @@ impl World {
             place.node = if fresh { Node::new(number) } else { place.node.take() };
             // Data of a node that is gone is put aside.
             let disk = place.disk.clone().filter(|_| !fresh);
-            let Some(pod) = place.pod.as_mut().filter(|p| !self.broken.contains(&p.revision)) else {
+            // What is to be mounted has to be there.
+            let is_whole = self.conf.is_some() || self.spec.settings.is_none();
+            let starts = |pod: &&mut Pod| !self.broken.contains(&pod.revision) && is_whole;
+            let Some(pod) = place.pod.as_mut().filter(starts) else {
                 continue;
             };
+            if pod.agent.is_none() {
+                pod.settings.clone_from(&self.conf);
+            }
             pod.starts_at = None;
             pod.agent.get_or_insert_with(|| Agent::new(local)).at_gate();
-            let starts = !self.refused.contains(&pod.revision);
+            let is_refused = |digest: &Digest| self.refused.contains(digest);
+            let starts = !is_refused(&pod.revision) && !pod.settings.as_ref().is_some_and(is_refused);
             pod.process = starts.then(|| Process { loads_until, ..Process::at_gate(run_id, disk, now) });
         }
     }
@@ -524,73 +541,9 @@ impl World {
         }
         Ok(())
     }
-
-    /// Someone edits an owned object.
-    pub fn edit_object(&mut self, object: &ObjectRef, manager: &str) -> Result<(), String> {
-        let (live, _) = self.live.get_mut(object).ok_or("there is no such object")?;
-        live.digest = Digest("edited".into());
-        live.foreign_manager = Some(manager.to_owned());
-        Ok(())
-    }
-
-    /// Somebody else makes an object of this name, if there is none.
-    pub fn take_name(&mut self, object: &ObjectRef, owner: &str) -> Result<(), String> {
-        if self.live.contains_key(object) {
-            return Err("it is there already".into());
-        }
-        let taken = LiveObject::taken(format!("uid-{}", self.count()), owner.to_owned());
-        self.live.insert(object.clone(), (taken, 0));
-        Ok(())
-    }
-
-    /// The object of this name goes, if it is somebody else's.
-    pub fn free_name(&mut self, object: &ObjectRef) -> Result<(), String> {
-        self.live
-            .remove(object)
-            .filter(|(live, _)| live.taken_by.is_some())
-            .map(|_| ())
-            .ok_or("it is not".into())
-    }
-
-    pub(super) fn wanted_objects(
-        &self,
-        shards: u16,
-    ) -> BTreeMap<ObjectRef, (Digest, Option<Digest>, Option<ShardId>)> {
-        let mut all = BTreeMap::new();
-        if self.has_member_services {
-            let kept = DesiredCluster { shards, ..self.spec.clone() };
-            all.extend(
-                kept.members().map(|id| (service_name(id), (Digest("service".into()), None, Some(id.shard)))),
-            );
-        }
-        for shard in (0..shards).map(ShardId) {
-            if self.is_cluster() {
-                let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
-                all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));
-                continue;
-            }
-            all.insert(slice_name(shard), (Digest("slice".into()), None, Some(shard)));
-            let digest = Digest(format!("sts-{}-{}", self.spec.replicas_per_shard, self.revision));
-            all.insert(sts_name(shard), (digest, Some(self.revision.clone()), Some(shard)));
-        }
-        all
-    }
 }
 
 /// The history that a server begins with from its files: a snapshot has it, an append-only file has none.
 fn file_of(process: &Process, snapshot: bool) -> ReplId {
     if snapshot { process.replid.clone() } else { ReplId(format!("aof-{}", process.run_id)) }
-}
-
-pub(super) fn sts_name(shard: ShardId) -> ObjectRef {
-    ObjectRef { kind: ObjectKind::StatefulSet, name: format!("story-{shard}") }
-}
-
-/// The Service of one member.
-pub(super) fn service_name(id: MemberId) -> ObjectRef {
-    ObjectRef { kind: ObjectKind::Service, name: format!("story-node-{id}") }
-}
-
-fn slice_name(shard: ShardId) -> ObjectRef {
-    ObjectRef { kind: ObjectKind::EndpointSlice, name: format!("story-primary-{shard}") }
 }

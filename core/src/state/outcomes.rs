@@ -19,6 +19,7 @@ impl ClusterState {
         for (effect, (at, outcome)) in decision.effects.iter().zip(&executed.outcomes) {
             let key = failure_key(decision.scope, effect);
             self.note_words(effect, outcome);
+            self.note_settings(effect, outcome);
             match outcome {
                 // It was told, and nothing more: whether it comes to anything is seen later, or never.
                 Outcome::Verified if is_only_told(effect) => {
@@ -55,6 +56,25 @@ impl ClusterState {
                 self.refusals.remove(object);
             }
             Outcome::Futile(_) | Outcome::Skipped => {}
+        }
+    }
+
+    /// The same of settings that a server did not take.
+    fn note_settings(&mut self, effect: &Effect, outcome: &Outcome) {
+        let Effect::Configure { server, settings } = effect else { return };
+        let Some(known) = self.members.get_mut(&server.member) else { return };
+        match outcome {
+            Outcome::Failed(why) => {
+                let words = why.chars().take(WORDS_CHARS_MAX).collect();
+                known.settings_refused = Some((settings.clone(), words));
+            }
+            Outcome::Verified => {
+                known.settings_refused = None;
+                if let Observed::Present(agent) = &mut known.facts.agent {
+                    agent.settings = Some(settings.clone());
+                }
+            }
+            Outcome::Superseded(_) | Outcome::Futile(_) | Outcome::Skipped => {}
         }
     }
 
@@ -95,6 +115,7 @@ impl ClusterState {
             | Effect::Route { .. }
             | Effect::Unroute { .. }
             | Effect::Label { .. }
+            | Effect::Configure { .. }
             | Effect::Disconnect { .. }
             | Effect::Apply { .. }
             | Effect::Delete { .. }
@@ -144,6 +165,8 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Apply { object, .. } => format!("{scope}/apply/{object}"),
         Effect::Attach { server, .. } => format!("{scope}/attach/{}", server.member),
         Effect::Label { member, .. } => format!("{scope}/label/{member}"),
+        // Other settings are another matter.
+        Effect::Configure { server, settings } => format!("{scope}/configure/{}/{settings}", server.member),
         Effect::Meet { server, member, .. } => format!("{scope}/meet/{}/{member}", server.member),
         Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
         Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),

@@ -9,6 +9,7 @@ pub mod objects;
 pub mod reshard;
 pub mod rollout;
 pub mod routing;
+pub mod settings;
 
 use crate::{
     decide::{StepOutcome, View},

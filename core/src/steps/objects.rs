@@ -13,7 +13,7 @@ use crate::{
     observation::{ObjectFacts, ObjectKind, ObjectRef},
     slots::SlotSet,
     state::failure_key,
-    steps::retry_at,
+    steps::{retry_at, settings},
     topology,
 };
 
@@ -40,6 +40,12 @@ pub fn step(view: &View<'_>) -> StepOutcome {
             continue;
         }
         if is_taken && begins_workload(facts) {
+            continue;
+        }
+        if object.kind == ObjectKind::ConfigMap
+            && facts.live.present().is_some()
+            && settings::is_awaited(view)
+        {
             continue;
         }
         let effect = Effect::Apply { object: object.clone(), digest: facts.wanted.clone() };

@@ -13,7 +13,7 @@ use crate::{
     ids::{Digest, MemberId, ShardId},
     observation::{AgentFacts, ContainerPhase, ObjectFacts, ObjectKind, ServerProcess},
     spec::Verb,
-    steps::{membership, objects, unless_failing},
+    steps::{membership, objects, settings, unless_failing},
     topology,
 };
 
@@ -133,8 +133,8 @@ fn enter(view: &View<'_>, shard: ShardId, member: Option<MemberId>) -> Operation
     }
 }
 
-/// Whatever else holds the shard: a member whose pod cannot start and is not of the wanted revision is made anew, so that
-/// a bad revision heals as soon as the spec is right again.
+/// Whatever else holds the shard: a member whose pod cannot start and is not of the wanted revision, or began with other settings, is made anew, so that
+/// a bad spec heals as soon as the spec is right again.
 pub fn repair(view: &View<'_>, shard: ShardId) -> StepOutcome {
     let Some((_, facts)) = objects::workload(view, shard) else { return StepOutcome::Satisfied };
     let Some(wanted) = facts.wanted_revision.as_ref() else { return StepOutcome::Satisfied };
@@ -150,7 +150,10 @@ pub fn repair(view: &View<'_>, shard: ShardId) -> StepOutcome {
                 && (ends || matches!(phase, Some(ContainerPhase::Waiting(_) | ContainerPhase::Terminated(_))))
         })
     };
-    match stale(view, shard, wanted).into_iter().find(cannot_start) {
+    let made_anew = |id: &MemberId| {
+        (differs(view, *id, wanted) || settings::began_with_others(view, *id)) && !view.state.is_leaving(*id)
+    };
+    match view.wanted(shard).filter(made_anew).find(cannot_start) {
         Some(id) => restart(view, shard, id),
         None => StepOutcome::Satisfied,
     }

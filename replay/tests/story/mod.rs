@@ -169,6 +169,7 @@ pub fn spec() -> DesiredCluster {
         balance: Balance::Slots,
         rebalance: None,
         version: None,
+        settings: None,
         refused: None,
     }
 }

@@ -43,11 +43,11 @@ pub async fn rollout(world: &World) -> anyhow::Result<String> {
     let begun = Instant::now();
     let mut wanted = ledger();
     // Not the value of another run: it must be a change.
-    let value = (1_000 + std::time::UNIX_EPOCH.elapsed()?.as_secs() % 8_000).to_string();
-    wanted["config"] = json!({ "slowlog-max-len": value });
+    let value = (200 + std::time::UNIX_EPOCH.elapsed()?.as_secs() % 300).to_string();
+    wanted["config"] = json!({ "tcp-backlog": value });
     let out = rolled(subject, &wanted).await?;
     for member in subject.members().await? {
-        let reply = subject.call(&member, &["CONFIG", "GET", "slowlog-max-len"]).await?;
+        let reply = subject.call(&member, &["CONFIG", "GET", "tcp-backlog"]).await?;
         if reply.list().get(1).and_then(Reply::text) != Some(value.as_str()) {
             bail!("{} has {reply:?}, not {value}", member.name);
         }

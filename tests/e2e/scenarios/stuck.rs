@@ -26,14 +26,14 @@ pub async fn says_why(world: &World) -> anyhow::Result<String> {
     remove_with_claims(&subject).await?;
     let image = json!({ "image": "valkey.invalid/valkey:9.9.9", "version": "9.1" });
     let selector = json!({ "scheduling": { "nodeSelector": { "disk": "none" } } });
-    let directive = json!({ "config": { "notify-keyspace-events": "XYZ" } });
+    let directive = json!({ "config": { "locale-collate": "nowhere" } });
     let mut told = Vec::new();
     let priority = json!({ "scheduling": { "priorityClassName": "highest" } });
     let cases: [(Value, Sign, [&str; 2]); 4] = [
         (priority, is_not_made, ["PriorityClass", "highest"]),
         (image, waits, ["ErrImagePull", "valkey.invalid"]),
         (selector, has_no_place, ["Unschedulable", "node"]),
-        (directive, runs, ["notify-keyspace-events", "exit 1"]),
+        (directive, runs, ["locale", "exit 1"]),
     ];
     for (change, sign, words) in cases {
         let begun = Instant::now();
