@@ -83,6 +83,10 @@ pub struct KeepArgs {
     /// Age at which records go although there is room: a number with s, m, h or d. Default: they go by size only.
     #[arg(long, value_parser = age)]
     pub journal_keep_age: Option<Duration>,
+    /// How long the journal of a deleted cluster is kept, from its last record on: a number with s, m, h or d, or `forever`. Then all of it is carried to
+    /// the archive, if there is one, and removed.
+    #[arg(long, default_value = "30d", value_parser = keep_deleted)]
+    pub journal_keep_deleted: KeepDeleted,
     /// Where records are put before they go: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR. Default: the
     /// oldest go, and what they fold to takes their place.
     #[arg(long)]
@@ -108,6 +112,35 @@ fn duration(text: &str) -> Option<Duration> {
 fn age(text: &str) -> Result<Duration, String> {
     let expected = || format!("expected a time of at least {}h, such as 90d", AGE_MIN.as_secs() / 3_600);
     duration(text).filter(|age| *age >= AGE_MIN).ok_or_else(expected)
+}
+
+/// How long the journal of a deleted cluster is kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeepDeleted {
+    /// For ever.
+    Forever,
+    /// So long.
+    For(Duration),
+}
+
+impl KeepDeleted {
+    /// The time, `None` for ever.
+    pub fn time(self) -> Option<Duration> {
+        match self {
+            KeepDeleted::Forever => None,
+            KeepDeleted::For(time) => Some(time),
+        }
+    }
+}
+
+/// Reads how long the journal of a deleted cluster is kept.
+fn keep_deleted(text: &str) -> Result<KeepDeleted, String> {
+    if text == "forever" {
+        return Ok(KeepDeleted::Forever);
+    }
+    let expected =
+        || format!("expected a time of at least {}m, such as 30d, or forever", DELETED_MIN.as_secs() / 60);
+    duration(text).filter(|time| *time >= DELETED_MIN).map(KeepDeleted::For).ok_or_else(expected)
 }
 
 /// Reads a size in bytes.
@@ -142,6 +175,9 @@ const KEEP_MIN: usize = 16 * 1024;
 const KEEP_MAX: usize = 48 * 1024 * 1024;
 /// Least age at which records go: nobody looks into an incident sooner than that.
 const AGE_MIN: Duration = Duration::from_secs(3_600);
+
+/// Least time for which the journal of a deleted cluster is kept: long enough that whoever deleted the wrong one can still read it.
+const DELETED_MIN: Duration = Duration::from_secs(600);
 
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -209,6 +245,11 @@ mod tests {
         assert_eq!((size("16Ki"), size("48Mi")), (Ok(KEEP_MIN), Ok(KEEP_MAX)));
         assert_eq!(age("90d"), Ok(Duration::from_secs(90 * 86_400)));
         assert_eq!(level("1"), Ok(LEVEL_MAX));
+        assert_eq!(keep_deleted("30d"), Ok(KeepDeleted::For(Duration::from_secs(30 * 86_400))));
+        assert_eq!(keep_deleted("forever").map(KeepDeleted::time), Ok(None));
+        for wrong in ["", "9m", "never", "0"] {
+            assert!(keep_deleted(wrong).unwrap_err().contains("at least 10m"), "{wrong}");
+        }
         for wrong in ["", "65536", "15Ki", "49Mi", "1Gi", "-1Mi"] {
             assert!(size(wrong).unwrap_err().contains("16Ki to 48Mi"), "{wrong}");
         }
@@ -227,6 +268,8 @@ mod tests {
             chart.split("{{- $least := \"").skip(1).filter_map(|l| l.split('"').next()).collect();
         assert_eq!(least.len(), 2, "{least:?}");
         assert_eq!((size(least[0]), age(least[1])), (Ok(KEEP_MIN), Ok(AGE_MIN)));
+        let shortest = chart.split("{{- $shortest := \"").nth(1).and_then(|l| l.split('"').next()).unwrap();
+        assert_eq!(keep_deleted(shortest), Ok(KeepDeleted::For(DELETED_MIN)));
     }
 
     #[test]

@@ -81,6 +81,9 @@ pub struct Metrics {
     append: Histogram,
     carries: Family<ByCarry, Counter>,
     segments: Counter,
+    journals_left: Gauge,
+    journals_stuck: Gauge,
+    journals_removed: Counter,
     leader: Gauge,
     clusters: Gauge,
     restarts: Counter,
@@ -103,6 +106,9 @@ impl Default for Metrics {
             append: latency(),
             carries: Family::default(),
             segments: Counter::default(),
+            journals_left: Gauge::default(),
+            journals_stuck: Gauge::default(),
+            journals_removed: Counter::default(),
             leader: Gauge::default(),
             clusters: Gauge::default(),
             restarts: Counter::default(),
@@ -118,6 +124,15 @@ impl Default for Metrics {
         let text = "Times that records were carried to the archive, by outcome";
         r.register("archive_carries", text, metrics.carries.clone());
         r.register("archive_segments", "Segments written to the archive", metrics.segments.clone());
+        r.register(
+            "journals_left",
+            "Journals of deleted clusters that are kept",
+            metrics.journals_left.clone(),
+        );
+        let text = "Journals of deleted clusters that were to be removed and could not be";
+        r.register("journals_stuck", text, metrics.journals_stuck.clone());
+        let text = "Journals of deleted clusters that were removed";
+        r.register("journals_removed", text, metrics.journals_removed.clone());
         r.register("leader", "1 while this process leads", metrics.leader.clone());
         r.register("clusters", "Clusters with a running task", metrics.clusters.clone());
         r.register(
@@ -176,6 +191,13 @@ impl Metrics {
     /// The archive has not taken records.
     pub fn not_archived(&self) {
         self.carries.get_or_create(&REFUSED).inc();
+    }
+
+    /// What a look at the journals of deleted clusters found. Counts.
+    pub fn journals_left(&self, left: usize, removed: usize, stuck: usize) {
+        self.journals_left.set(i64::try_from(left).unwrap_or(i64::MAX));
+        self.journals_stuck.set(i64::try_from(stuck).unwrap_or(i64::MAX));
+        self.journals_removed.inc_by(u64::try_from(removed).unwrap_or(u64::MAX));
     }
 
     /// This process leads.

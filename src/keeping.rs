@@ -49,6 +49,8 @@ pub struct Keeping {
     carriers: Arc<Semaphore>,
     /// Level to finalize streams at, if that was asked for.
     pub finalize: Option<u32>,
+    /// How long the journal of a deleted cluster is kept; `None`: for ever.
+    pub keep_deleted: Option<Duration>,
     /// True if journals outlive the process: then what a status remembers must be in them.
     pub survives: bool,
 }
@@ -59,7 +61,7 @@ impl Keeping {
         let keep_ms = keep_for.map(|age| i64::try_from(age.as_millis()).unwrap_or(i64::MAX));
         let carriers = Arc::new(Semaphore::new(CARRIERS_MAX));
         let archive = archive.map(Arc::new);
-        Keeping { keep_bytes, keep_ms, archive, carriers, finalize: None, survives: true }
+        Keeping { keep_bytes, keep_ms, archive, carriers, finalize: None, keep_deleted: None, survives: true }
     }
 
     /// What a writer may let go of before anything was carried to the archive.
@@ -95,6 +97,11 @@ impl Keeping {
     /// Name of the archive, if there is one.
     pub fn place(&self) -> Option<&str> {
         self.archive.as_ref().map(|archive| archive.place.as_str())
+    }
+
+    /// The archive, if there is one.
+    pub fn archive(&self) -> Option<&Archive> {
+        self.archive.as_ref().map(|place| &place.archive)
     }
 
     fn retention_after(&self, through: Seq) -> Retention {

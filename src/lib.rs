@@ -21,6 +21,7 @@ pub mod health;
 pub mod k8s;
 pub mod keeping;
 pub mod lease;
+pub mod left;
 pub mod links;
 pub mod mirror;
 pub mod objects;

@@ -21,19 +21,14 @@ use crate::{
     },
     keeping::{ArchivePlace, Keeping},
     lease::{Campaign, Leadership},
-    mirror, owned, publish,
+    left, mirror, owned, publish,
     reconcile::{self, Class, Ended},
     vault::Vault,
 };
 use futures::FutureExt;
 use kube::ResourceExt;
 use std::{
-    collections::{HashMap, HashSet},
-    future::Future,
-    net::SocketAddr,
-    panic::AssertUnwindSafe,
-    path::Path,
-    sync::Arc,
+    collections::HashMap, future::Future, net::SocketAddr, panic::AssertUnwindSafe, path::Path, sync::Arc,
     time::Duration,
 };
 use tokio::task::{AbortHandle, JoinSet};
@@ -195,7 +190,14 @@ async fn mirror(directory: &Path) -> Option<Sled> {
 }
 
 fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {
-    let KeepArgs { journal_keep, journal_keep_age, archive, archive_credentials, finalize } = keep;
+    let KeepArgs {
+        journal_keep,
+        journal_keep_age,
+        journal_keep_deleted,
+        archive,
+        archive_credentials,
+        finalize,
+    } = keep;
     let archive = archive.map(|url| place(url, archive_credentials.as_deref())).transpose()?;
     let keep_bytes = journal_keep.unwrap_or_else(|| keep_default(journal, archive.is_some()));
     let max = keep_max(journal);
@@ -204,6 +206,7 @@ fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {
     }
     let mut keeping = Keeping::new(keep_bytes, journal_keep_age, archive);
     keeping.finalize = finalize;
+    keeping.keep_deleted = journal_keep_deleted.time();
     keeping.survives = *journal != JournalStore::Memory;
     Ok(keeping)
 }
@@ -269,30 +272,9 @@ async fn lead(shell: &Arc<Shell>, tasks: &mut Tasks) {
     };
     tokio::select! {
         () = refresh => {}
-        () = count_left(shell) => {}
+        () = left::look_after(shell) => {}
         () = tasks.keep(shell) => {}
     }
-}
-
-/// Looks once at each journal that is left of a deleted cluster, so that it counts among those for which there is room. Never returns.
-async fn count_left(shell: &Shell) {
-    let known: HashSet<String> = shell.world.clusters.all().iter().filter_map(|live| live.uid()).collect();
-    match shell.backend.streams().await {
-        Ok(streams) => {
-            let mut left = 0_usize;
-            for stream in streams.iter().filter(|stream| !known.contains(&stream.0)) {
-                match shell.backend.head(stream).await {
-                    Ok(_) => left += 1,
-                    Err(error) => {
-                        tracing::debug!(stream = stream.0, error = k8s::chain(&error), "not counted")
-                    }
-                }
-            }
-            tracing::info!(left, "journals of deleted clusters are counted");
-        }
-        Err(error) => tracing::warn!(error = k8s::chain(&error), "journals that are left cannot be counted"),
-    }
-    std::future::pending().await
 }
 
 /// The tasks, by the UID of their resource.

@@ -84,6 +84,17 @@ pub trait Backend: Send + Sync {
         self.forget(stream).await
     }
 
+    /// Takes a whole stream out for good, and keeps nothing of it. One that broke off is told by [`Backend::half_removed`], and ended by the
+    /// same call.
+    async fn remove(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.discard(stream).await
+    }
+
+    /// Streams whose removal broke off: nothing of them can be read any more.
+    async fn half_removed(&self) -> Result<Vec<StreamId>, BackendError> {
+        Ok(Vec::new())
+    }
+
     /// A person accepts that records are gone: what the store remembers of them elsewhere is no reason to refuse any more.
     async fn accept_loss(&self, _stream: &StreamId) -> Result<(), BackendError> {
         Ok(())

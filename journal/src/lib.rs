@@ -3,7 +3,7 @@
 //! - what is stored: [`record`], [`codec`] (binary frame), [`lines`] (text form), [`folded`] (what a cut stream begins with),
 //!   [`lineage`] (of a stream that lost records), [`verify`](mod@verify)
 //! - who writes: [`journal`]: claim, append, resolve; the only maker of [`Recorded`]
-//! - how long it is kept: [`retention`]
+//! - how long it is kept: [`retention`], [`retire`](mod@retire)
 //! - where: [`backend`] (the contract), [`memory`], [`sled`](mod@sled), [`segments`] (over [`segments::Objects`])
 //!
 //! The layout of bytes and lines, and what is promised, is in docs/JOURNAL.md.
@@ -22,6 +22,7 @@ pub mod memory;
 pub mod parts;
 pub mod record;
 pub mod retention;
+pub mod retire;
 pub mod segments;
 pub mod sled;
 #[cfg(test)]
@@ -41,6 +42,7 @@ pub use memory::Memory;
 pub use parts::{Parts, parts};
 pub use record::{Hash, Head, KINDS, LEVEL_MAX, RecordError, Stored, StreamId};
 pub use retention::{Carried, MayGo, Retention, carry};
+pub use retire::{Retired, retire};
 pub use segments::{Body, Object, Objects, ObjectsError, Segments};
 pub use sled::Sled;
 pub use tiered::Tiered;

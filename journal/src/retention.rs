@@ -222,7 +222,7 @@ fn more(before: Option<Carried>, archived: Archived) -> Carried {
 
 /// Bytes of records that are given to the archive at once: few enough to be held in memory for many clusters, enough that an archive
 /// does not consist of crumbs.
-const PARCEL_BYTES: usize = 512 * 1024;
+pub(crate) const PARCEL_BYTES: usize = 512 * 1024;
 
 /// The record of a cut.
 pub(crate) fn trimmed(folded: &Folded, may_go: &MayGo) -> Event {

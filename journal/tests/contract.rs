@@ -11,8 +11,12 @@ use valkeeper_core::{
     ids::{Seq, WriterEpoch},
 };
 use valkeeper_journal::{
-    AppendError, Backend, Claim, Error, Hash, Journal, Memory, Segments, Sled, Stored, StreamId,
-    decode_stream, encode, export_line, import_lines, record::RECORD_BYTES_MAX, segments::MemoryObjects,
+    AppendError, Backend, Claim, Error, Hash, Journal, Lineage, Memory, Segments, Sled, Stored, StreamId,
+    archive::{Archive, Branch, MemoryBlobs},
+    decode_stream, encode, export_line, import_lines,
+    record::RECORD_BYTES_MAX,
+    retire,
+    segments::MemoryObjects,
     verify, verify_chain, verify_lines,
 };
 
@@ -82,6 +86,7 @@ contract!(
     streams_do_not_touch_each_other,
     an_accepted_loss_of_nothing_changes_nothing,
     a_forgotten_stream_begins_anew_and_the_others_go_on,
+    a_retired_stream_is_whole_in_the_archive_and_gone_from_the_store,
     the_largest_record_fits_and_a_larger_one_is_refused,
     a_batch_that_is_too_large_is_refused_whole,
     a_full_stream_says_so_and_stays_readable,
@@ -272,6 +277,35 @@ async fn a_forgotten_stream_begins_anew_and_the_others_go_on(mut store: Store) {
     let backend = store.reopen(ROOMY);
     assert_eq!(claimed(backend.clone()).await.head().unwrap().seq, Seq(2));
     assert_eq!(opened(backend, other).await.unwrap().1.len(), 3);
+}
+
+async fn a_retired_stream_is_whole_in_the_archive_and_gone_from_the_store(mut store: Store) {
+    let backend = store.backend();
+    let other = StreamId("another".to_owned());
+    let (mut beside, _) = opened(backend.clone(), other.clone()).await.unwrap();
+    beside.claim(Some(baseline(&other)), "w", "v", at(1)).await.unwrap();
+    let mut journal = claimed(backend.clone()).await;
+    for number in 0..40 {
+        journal.append(vec![fact(number), big(3_000)], at(101)).await.unwrap();
+    }
+    let records = all(backend.as_ref()).await;
+    let archive = Archive::new(Arc::new(MemoryBlobs::default()));
+    let retired = retire(backend.as_ref(), &stream(), Some(&archive)).await.unwrap().unwrap();
+    assert_eq!((Some(&retired.head), retired.records), (journal.head(), records.len()));
+    assert!(retired.segments > 0);
+    let branch = Branch { stream: stream(), lineage: Lineage::FIRST };
+    let (mut pages, mut archived) = (archive.read(&branch).await.unwrap(), Vec::new());
+    while let Some(page) = pages.next().await.unwrap() {
+        archived.extend(page);
+    }
+    assert_eq!(archived, records);
+    assert_eq!(backend.streams().await.unwrap(), std::slice::from_ref(&other));
+    assert_eq!(backend.half_removed().await.unwrap(), []);
+    assert_eq!(retire(backend.as_ref(), &stream(), Some(&archive)).await.unwrap(), None, "there is none");
+    drop((journal, beside, backend));
+    let backend = store.reopen(ROOMY);
+    assert_eq!(backend.head(&stream()).await.unwrap(), None);
+    assert_eq!(opened(backend, other).await.unwrap().1.len(), 2);
 }
 
 async fn the_largest_record_fits_and_a_larger_one_is_refused(mut store: Store) {

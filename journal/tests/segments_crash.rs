@@ -16,8 +16,10 @@ use std::{
 };
 use valkeeper_core::{event::Record, state::ClusterState};
 use valkeeper_journal::{
-    Appended, Error, Journal, Object, Objects, ObjectsError, Retention, Segments, Whole,
+    Appended, Backend, Error, Journal, Object, Objects, ObjectsError, Retention, Segments, Whole,
+    archive::{Archive, MemoryBlobs},
     retention::MayGo,
+    retire,
     segments::{Body, MemoryObjects, TEXT_BYTES_MAX},
     verify,
 };
@@ -211,6 +213,49 @@ async fn a_crash_at_any_write_loses_nothing_and_what_it_leaves_is_collected() {
     }
     assert!(collected > 20, "{collected}: hardly a crash left anything");
     eprintln!("{runs} runs, {collected} of them left something to collect");
+}
+
+#[tokio::test]
+async fn a_crash_while_a_stream_is_retired_leaves_it_whole_or_half_removed_and_the_next_one_ends_it() {
+    let mut found = BTreeMap::<&str, usize>::new();
+    for is_made in [false, true] {
+        for death in 1..1_000 {
+            let objects = Arc::new(MemoryObjects::new());
+            live(objects.clone(), &mut History::default()).await.unwrap();
+            let archive = Archive::new(Arc::new(MemoryBlobs::default()));
+            let dying = Segments::new(mortal(&objects, death, is_made));
+            let retired = retire(&dying, &stream(), Some(&archive)).await;
+            let place = format!("died at write {death}, made: {is_made}");
+            let backend = Segments::new(objects.clone());
+            let (streams, half) = (backend.streams().await.unwrap(), backend.half_removed().await.unwrap());
+            let state = match (&retired, streams.len(), half.len()) {
+                (Ok(_), 0, 0) => "gone",
+                (Err(_), 1, _) => {
+                    assert!(verify_all(&backend).await, "{place}: it can be read as before");
+                    "whole"
+                }
+                // The last write may have been the last of all.
+                (Err(_), 0, 0..=1) => "half removed",
+                other => panic!("{place}: {other:?}"),
+            };
+            *found.entry(state).or_default() += 1;
+            for stream in half.iter().filter(|_| state == "half removed") {
+                backend.remove(stream).await.unwrap();
+            }
+            retire(&backend, &stream(), Some(&archive)).await.unwrap();
+            objects.edit(|all| assert_eq!(all.keys().collect::<Vec<_>>(), Vec::<&String>::new(), "{place}"));
+            if retired.is_ok() {
+                break;
+            }
+        }
+    }
+    assert!(found["whole"] >= 2 && found["half removed"] >= 4 && found["gone"] == 2, "{found:?}");
+}
+
+/// True if the stream is there and intact.
+async fn verify_all(backend: &Segments) -> bool {
+    let Whole { folded, records } = whole(backend).await;
+    !records.is_empty() && verify(folded.as_ref(), &records).problems.is_empty()
 }
 
 #[tokio::test]

@@ -44,6 +44,13 @@ src/args.rs and of keep_max in src/run.rs; tests there compare them. */ -}}
 {{- end -}}
 {{- end -}}
 
+{{- with .Values.journalKeepDeleted -}}
+{{- $shortest := "10m" -}}
+{{- if and (ne . "forever") (lt (int64 (include "valkeeper.amount" .)) (int64 (include "valkeeper.amount" $shortest))) -}}
+{{- fail (printf "journalKeepDeleted is %s: it is at least %s, such as 30d, or forever" . $shortest) -}}
+{{- end -}}
+{{- end -}}
+
 {{- if regexMatch "^(sled|tiered):" $journal -}}
 {{- $directory := regexReplaceAll "^(sled|tiered):" $journal "" -}}
 {{- if not (include "valkeeper.isMounted" (dict "directory" $directory "mounts" $mounts "itself" false)) -}}

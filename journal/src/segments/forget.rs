@@ -1,4 +1,4 @@
-//! A stream is taken out of the store, at a person's word. Its objects are kept under other names: whoever damaged them may want to be
+//! A stream is taken out of the store, at a person's word or because its cluster is long gone. At a person's word its objects are kept under other names: whoever damaged them may want to be
 //! known. What is only a copy is not kept.
 
 use super::{
@@ -30,12 +30,34 @@ impl Store {
                     Err(e) => return Err(unreachable_store(e)),
                 }
             }
-            match self.objects.delete(&name).await {
-                Ok(()) | Err(ObjectsError::NotFound) => {}
-                Err(e) => return Err(unreachable_store(e)),
-            }
+            self.delete(&name).await?;
         }
         self.unknow(stream);
         Ok(())
+    }
+
+    /// Another object takes the head's place until the parts are gone: what a crash leaves is no stream, and is found again.
+    pub async fn remove(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let (head, mark) = (names::head(stream), names::removed(stream));
+        if let Some(Object { body, version: _ }) = self.objects.get(&head).await.map_err(unreachable_store)? {
+            match self.objects.create(&mark, &body).await {
+                Ok(_) | Err(ObjectsError::AlreadyExists) => self.delete(&head).await?,
+                Err(e) => return Err(unreachable_store(e)),
+            }
+        }
+        let listed = self.objects.list(&names::prefix(stream)).await.map_err(unreachable_store)?;
+        for name in listed.iter().filter(|name| names::part(stream, name).is_some()) {
+            self.delete(name).await?;
+        }
+        self.delete(&mark).await?;
+        self.unknow(stream);
+        Ok(())
+    }
+
+    async fn delete(&self, name: &str) -> Result<(), BackendError> {
+        match self.objects.delete(name).await {
+            Ok(()) | Err(ObjectsError::NotFound) => Ok(()),
+            Err(e) => Err(unreachable_store(e)),
+        }
     }
 }

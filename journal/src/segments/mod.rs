@@ -161,6 +161,15 @@ impl Backend for Segments {
         self.store.forget(stream, Remains::Dropped).await
     }
 
+    async fn remove(&self, stream: &StreamId) -> Result<(), BackendError> {
+        self.store.remove(stream).await
+    }
+
+    async fn half_removed(&self) -> Result<Vec<StreamId>, BackendError> {
+        let listed = self.store.objects.list(names::PREFIX).await.map_err(store::unreachable_store)?;
+        Ok(listed.iter().filter_map(|name| names::stream_of_removed(name)).collect())
+    }
+
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.store.forget(stream, Remains::Kept).await
     }

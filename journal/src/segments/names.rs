@@ -9,6 +9,9 @@ pub(super) const PREFIX: &str = "journal-";
 
 const HEAD_SUFFIX: &str = "-head";
 
+/// In place of a head whose stream is being removed.
+const REMOVED_SUFFIX: &str = "-removed";
+
 /// In the name of what was put aside. No UID has it.
 const ASIDE: &str = "-aside-";
 
@@ -64,6 +67,17 @@ pub(super) fn aside(stream: &StreamId, name: &str, version: &str) -> String {
 /// The stream of a head object.
 pub(super) fn stream_of_head(name: &str) -> Option<StreamId> {
     let stream = name.strip_prefix(PREFIX)?.strip_suffix(HEAD_SUFFIX)?;
+    (!stream.contains(ASIDE)).then(|| StreamId(stream.to_owned()))
+}
+
+/// The object that says that a stream is being removed.
+pub(super) fn removed(stream: &StreamId) -> String {
+    format!("{PREFIX}{stream}{REMOVED_SUFFIX}")
+}
+
+/// The stream that is being removed, if an object of this name says so.
+pub(super) fn stream_of_removed(name: &str) -> Option<StreamId> {
+    let stream = name.strip_prefix(PREFIX)?.strip_suffix(REMOVED_SUFFIX)?;
     (!stream.contains(ASIDE)).then(|| StreamId(stream.to_owned()))
 }
 

@@ -171,6 +171,17 @@ impl Backend for Tiered {
         self.first.share()
     }
 
+    /// The mirror goes first: one that is left alone would say that the first store has lost the stream.
+    async fn remove(&self, stream: &StreamId) -> Result<(), BackendError> {
+        let discarded = timeout(RECORDS_MAX, self.mirror.remove(stream)).await;
+        discarded.unwrap_or_else(|_| Err(BackendError::Unavailable("the second copy hangs".to_owned())))?;
+        self.first.remove(stream).await
+    }
+
+    async fn half_removed(&self) -> Result<Vec<StreamId>, BackendError> {
+        self.first.half_removed().await
+    }
+
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.accept_loss(stream).await?;
         self.first.forget(stream).await

@@ -70,7 +70,7 @@ pub async fn config(world: &World) -> anyhow::Result<String> {
     })
     .await?;
     // Left out again: the server's own value.
-    wanted["config"] = json!({});
+    wanted["config"] = json!({ "hz": "10" });
     subject.apply(&wanted).await?;
     until("the default again", PATIENCE, || all_have(subject, "slowlog-max-len", "128")).await?;
     subject.ready().await?;
