@@ -19,7 +19,7 @@ use valkeeper_core::{
     effect::{Effect, Outcome},
     ids::{EffectId, MemberId, ShardId, Timestamp},
     observation::{Executed, RoleLabel},
-    topology,
+    topology, words,
 };
 use valkeeper_journal::Recorded;
 
@@ -184,7 +184,7 @@ fn of_request(ended: Result<Outcome, k8s::Error>) -> Outcome {
 /// What an answer of the API server says of the effect: a precondition that did not hold, or a failure.
 fn of_error(error: &k8s::Error) -> Outcome {
     // An admission webhook may say anything, and a record has a limit.
-    let text: String = k8s::chain(error).chars().take(WORDS_MAX).collect();
+    let text = words::of_others(&k8s::chain(error), WORDS_MAX);
     match error {
         k8s::Error::Conflict { .. } | k8s::Error::NotFound { .. } => Outcome::Superseded(text),
         k8s::Error::NamespaceEnds { .. } => Outcome::Futile(text),

@@ -1,7 +1,10 @@
 //! `CLUSTER GETSLOTMIGRATIONS` to types: what a node is handing over (atomic slot migration, Valkey 9.0). The answer comes from a server
 //! that may be anything, and it only adds to what is known: a job that does not parse is left out, and nothing here is an error.
 
-use crate::observation::{Export, ExportState, ImportFailed};
+use crate::{
+    observation::{Export, ExportState, ImportFailed},
+    words,
+};
 
 /// Most jobs of one node that are kept. One is begun at a time; more than one is someone else's doing, more than this are nobody's.
 const EXPORTS_MAX: usize = 16;
@@ -19,7 +22,7 @@ pub fn exports(jobs: &[Fields]) -> Vec<Export> {
     let kept = outgoing.enumerate().filter_map(|(age, job)| {
         let state = match (value(job, "state")?, age) {
             ("success", _) => return None,
-            (end @ ("failed" | "cancelled"), 0) => ExportState::Failed(words(job, end)),
+            (end @ ("failed" | "cancelled"), 0) => ExportState::Failed(said(job, end)),
             ("failed" | "cancelled", _) => return None,
             (_, _) => ExportState::Running,
         };
@@ -40,15 +43,15 @@ pub fn exports(jobs: &[Fields]) -> Vec<Export> {
 pub fn import_failed(jobs: &[Fields]) -> Option<ImportFailed> {
     let last = jobs.iter().find(|job| value(job, "operation") == Some("IMPORT"))?;
     let from = value(last, "source_node")?.parse().ok()?;
-    let words = words(last, "");
+    let words = said(last, "");
     (value(last, "state")? == "failed" && !words.is_empty()).then_some(ImportFailed { from, words })
 }
 
 /// Why it came to nothing; one that was cancelled needs no words.
-fn words(job: &Fields, end: &str) -> String {
+fn said(job: &Fields, end: &str) -> String {
     let said = value(job, "message").unwrap_or_default();
-    let kept: String = said.chars().filter(|c| !c.is_control()).take(WORDS_CHARS_MAX).collect();
-    if kept.trim().is_empty() { end.to_owned() } else { kept.trim().to_owned() }
+    let kept = words::of_others(said, WORDS_CHARS_MAX);
+    if kept.is_empty() { end.to_owned() } else { kept }
 }
 
 fn value<'a>(job: &'a Fields, name: &str) -> Option<&'a str> {

@@ -1,6 +1,6 @@
 //! Valkeeper's pure core. Three headings, read from top to bottom; data never imports rules or readers.
 //!
-//! - **data**: [`ids`], [`slots`], [`spec`], [`weights`], [`observation`], [`effect`], [`decision`], [`operation`], [`event`], [`state`]
+//! - **data**: [`ids`], [`slots`], [`spec`], [`weights`], [`observation`], [`effect`], [`decision`], [`operation`], [`event`], [`state`], [`words`]
 //! - **rules**: [`agent`], [`config`], [`exports`], [`info`], [`nodes`], [`retry`], [`turn`], [`decide`], [`steps`], [`topology`]
 //! - **readers**: [`projection`], [`invariant`], `sim` (feature)
 
@@ -15,6 +15,7 @@ pub mod slots;
 pub mod spec;
 pub mod state;
 pub mod weights;
+pub mod words;
 
 // rules
 pub mod agent;

@@ -17,6 +17,7 @@ use valkeeper_core::{
     effect::{Means, Outcome, Server},
     ids::{Digest, NodeId, ReplId, WriterEpoch},
     slots::SlotSet,
+    words,
 };
 
 /// Bound on one command: longer than the stall of a fork and a slow sync of the agent's memory, shorter than the default
@@ -364,7 +365,7 @@ where
 }
 
 fn of_status(status: &Status) -> CallError {
-    let kept: String = status.message().chars().filter(|c| !c.is_control()).take(WORDS_CHARS_MAX).collect();
+    let kept = words::of_others(status.message(), WORDS_CHARS_MAX);
     let code = status.code();
     if code == Code::Aborted {
         // The words end with the epoch; an agent that words it otherwise still knows a later one than was given.

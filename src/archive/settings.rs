@@ -14,6 +14,7 @@ use std::{
     str::FromStr,
     sync::Arc,
 };
+use valkeeper_core::words;
 
 /// Largest file of the credentials, in bytes: what a Secret may hold.
 pub(super) const SETTING_BYTES_MAX: u64 = 1024 * 1024;
@@ -22,7 +23,7 @@ pub(super) const SETTING_BYTES_MAX: u64 = 1024 * 1024;
 const AUTHORITIES: &str = "ca.crt";
 
 /// Longest text of an error, in characters: stores answer with pages of XML, and this ends up in a status.
-pub(super) const WHY_CHARS_MAX: usize = 400;
+pub(super) const WHY_CHARS_MAX: usize = words::CHARS_MAX;
 
 /// Shortest part of a value that is looked for in an error, in characters. Shorter ones are words like `true`.
 pub(super) const SECRET_CHARS_MIN: usize = 6;
@@ -199,6 +200,6 @@ impl Hidden {
     pub(super) fn why(&self, text: &str) -> String {
         let text =
             self.values.iter().fold(text.to_owned(), |text, value| text.replace(value.as_str(), "***"));
-        text.chars().take(WHY_CHARS_MAX).collect()
+        words::of_others(&text, WHY_CHARS_MAX)
     }
 }

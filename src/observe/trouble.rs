@@ -8,13 +8,12 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use valkeeper_core::words;
 
 /// A cause that has stood for this long is told. A pod that waits for its volume, or an image that comes at the second try, is usual.
 const STANDS: Duration = Duration::from_secs(3);
 /// The words of a cause that stays are taken anew this often: some count nodes and tries, and every change is a record.
 const REPEATED: Duration = Duration::from_secs(60);
-/// Most of the words that are told. Characters.
-const CHARS_MAX: usize = 400;
 
 /// Causes that stand, by the pod's UID.
 #[derive(Debug, Default)]
@@ -112,10 +111,9 @@ fn ended(name: &str, state: &ContainerState) -> Option<Cause> {
 
 /// One line of what was said.
 fn said(kind: &str, reason: Option<&str>, message: Option<&str>) -> Cause {
-    let words = [reason, message].into_iter().flatten().filter(|text| !text.is_empty());
-    let all = words.collect::<Vec<_>>().join(": ");
-    let line = all.split_whitespace().collect::<Vec<_>>().join(" ");
-    Cause { kind: kind.to_owned(), words: line.chars().take(CHARS_MAX).collect(), is_pause: false }
+    let said = [reason, message].into_iter().flatten().filter(|text| !text.is_empty());
+    let all = said.collect::<Vec<_>>().join(": ");
+    Cause { kind: kind.to_owned(), words: words::of_others(&all, words::CHARS_MAX), is_pause: false }
 }
 
 #[cfg(test)]
@@ -156,7 +154,7 @@ mod tests {
         let evicted = pod(&json!({ "phase": "Failed", "reason": "Evicted", "message": "low on memory" }));
         assert_eq!(words(&evicted).as_deref(), Some("Evicted: low on memory"));
         let long = words(&waiting("ErrImagePull", &"x".repeat(10_000))).unwrap();
-        assert_eq!(long.chars().count(), CHARS_MAX);
+        assert_eq!(long.chars().count(), words::CHARS_MAX);
     }
 
     #[test]

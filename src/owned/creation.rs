@@ -10,6 +10,7 @@ use std::{
     time::Duration,
 };
 use tokio::time::Instant;
+use valkeeper_core::words;
 
 /// Pods that are missing for this long are asked about. Their controller makes them within a second.
 const STANDS: Duration = Duration::from_secs(2);
@@ -17,8 +18,6 @@ const STANDS: Duration = Duration::from_secs(2);
 const ASK_PERIOD: Duration = Duration::from_secs(5);
 /// The reason of the controller's Events about that.
 const REASON: &str = "FailedCreate";
-/// Most of the words that are told. Characters.
-const CHARS_MAX: usize = 400;
 
 /// StatefulSets that lack pods, by UID.
 #[derive(Clone, Default)]
@@ -73,7 +72,7 @@ fn newest(events: &[Event]) -> Option<String> {
         series.or(last).max(event.event_time.as_ref().map(|at| at.0))
     };
     let note = events.iter().max_by_key(seen_at)?.note.as_ref()?;
-    Some(note.chars().take(CHARS_MAX).collect())
+    Some(words::of_others(note, words::CHARS_MAX))
 }
 
 #[cfg(test)]

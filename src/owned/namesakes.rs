@@ -28,6 +28,7 @@ use tokio::time::Instant;
 use valkeeper_core::{
     effect::Outcome,
     observation::{LiveObject, ObjectKind, ObjectRef},
+    words,
 };
 
 /// Between two looks at an object that no watch shows: the bound of one, so that there is never more than one under way.
@@ -58,7 +59,7 @@ pub fn taken(id: &ClusterId, kind: ObjectKind, meta: &ObjectMeta) -> Option<Live
             None => "nobody".to_owned(),
         },
     };
-    let owner = owner.chars().take(OWNER_CHARS_MAX).collect();
+    let owner = words::of_others(&owner, OWNER_CHARS_MAX);
     Some(LiveObject::taken(meta.uid.clone().unwrap_or_default(), owner))
 }
 

@@ -18,7 +18,7 @@ pub use way::{Direct, Opened, Way};
 
 use redis::{ErrorKind, RedisError, ServerErrorKind};
 use std::{error::Error as _, io, sync::Arc};
-use valkeeper_core::{info::Garbled, nodes::NodesError, observation::Why};
+use valkeeper_core::{info::Garbled, nodes::NodesError, observation::Why, words};
 
 /// Characters of a server's refusal that are kept: enough for every message Valkey has, and a bound on what a foreign
 /// server can put into the journal.
@@ -102,7 +102,7 @@ impl From<RedisError> for Error {
         }
         if !code.is_empty() {
             let text = format!("{code} {}", error.detail().unwrap_or_default());
-            return Error::Refusal(printable(&text, REFUSAL_CHARS_MAX));
+            return Error::Refusal(words::of_others(&text, REFUSAL_CHARS_MAX));
         }
         if error.is_timeout() {
             return Error::Silent;
@@ -121,10 +121,4 @@ fn io_kind(error: &RedisError) -> Option<io::ErrorKind> {
     // The library keeps it behind an `Arc`, and that `Arc` is what it gives as the source.
     let shared: &Arc<dyn std::error::Error + Send + Sync> = error.source()?.downcast_ref()?;
     shared.downcast_ref().map(io::Error::kind)
-}
-
-/// `text` without control characters and not longer than `chars_max`.
-fn printable(text: &str, chars_max: usize) -> String {
-    let kept: String = text.chars().filter(|c| !c.is_control()).take(chars_max).collect();
-    kept.trim().to_owned()
 }

@@ -6,10 +6,8 @@ use crate::{
     effect::{Effect, Means, Outcome},
     ids::MemberId,
     observation::{Executed, Link, Observed, ServerRole, Source},
+    words,
 };
-
-/// Most of what is kept of a failure's words. Characters: the API server names field, value and what is allowed.
-const WORDS_CHARS_MAX: usize = 400;
 
 impl ClusterState {
     pub(super) fn apply_outcomes(&mut self, executed: &Executed) {
@@ -50,7 +48,7 @@ impl ClusterState {
         let (Effect::Apply { object, .. } | Effect::Delete { object, .. }) = effect else { return };
         match outcome {
             Outcome::Failed(why) => {
-                self.refusals.insert(object.clone(), why.chars().take(WORDS_CHARS_MAX).collect());
+                self.refusals.insert(object.clone(), words::of_others(why, words::CHARS_MAX));
             }
             Outcome::Verified | Outcome::Superseded(_) => {
                 self.refusals.remove(object);
@@ -65,8 +63,8 @@ impl ClusterState {
         let Some(known) = self.members.get_mut(&server.member) else { return };
         match outcome {
             Outcome::Failed(why) => {
-                let words = why.chars().take(WORDS_CHARS_MAX).collect();
-                known.settings_refused = Some((settings.clone(), words));
+                let why = words::of_others(why, words::CHARS_MAX);
+                known.settings_refused = Some((settings.clone(), why));
             }
             Outcome::Verified => {
                 known.settings_refused = None;
