@@ -7,7 +7,7 @@ mod spent;
 
 pub use loss::Loss;
 pub use nodes::migration_key;
-pub use outcomes::{failure_key, handover_key, promise_key, promotion_key};
+pub use outcomes::{Failing, failure_key, handover_key, promise_key, promotion_key};
 
 use crate::{
     agent::Brief,
@@ -244,6 +244,9 @@ pub struct ClusterState {
     pub named: Option<String>,
     /// Effects that failed since they last succeeded, by `(scope, verb)`: count and time of the last, for back-off.
     pub failures: BTreeMap<String, (u32, Timestamp)>,
+    /// What fails in a scope, and since when, by the scope: for whoever looks at the resource.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    pub failing: BTreeMap<String, Failing>,
     /// What was said the last time that an object was not applied or deleted, until it is.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     pub refusals: BTreeMap<ObjectRef, String>,

@@ -11,7 +11,7 @@ use crate::{
         reason::{ConditionReason, StatusReason},
     },
     spec::DesiredCluster,
-    state::{ClusterState, MemberState},
+    state::{ClusterState, Failing, MemberState},
     steps::{objects, reshard, rollout},
     topology,
 };
@@ -307,6 +307,14 @@ fn refused_pods(state: &ClusterState, member: MemberId) -> Option<&str> {
     of_shard.filter_map(|facts| facts.live.present()?.pods_refused.as_deref()).next()
 }
 
+/// What fails there, since when, and what is said of it.
+fn failing(state: &ClusterState, scope: Scope) -> String {
+    let Some(Failing { key: _, effect, since, count, words }) = state.failing.get(&scope.to_string()) else {
+        return String::new();
+    };
+    format!(" Failing since {since}, {count} times so far: {effect}: {words}")
+}
+
 /// The objects under our names that are somebody else's, and whose they are. One after the other has to go: the first say enough.
 fn taken(state: &ClusterState) -> String {
     let all = state.objects.iter().filter_map(|(object, facts)| Some((object, facts.taken_by()?)));
@@ -325,13 +333,26 @@ fn reconciling(state: &ClusterState, ready: u32, wanted: u32) -> Option<Why> {
         };
         return Some((
             under_way(open.kind),
-            format!("{:?} of {} is under way [j:{}]{more}", open.kind, open.scope, open.id),
+            format!(
+                "{:?} of {} is under way since {} [j:{}]{more}.{}",
+                open.kind,
+                open.scope,
+                open.opened_at,
+                open.id,
+                failing(state, open.scope)
+            ),
         ));
     }
     if let Some(wait) = state.standing.waits.first() {
         return Some((
             ConditionReason::Wait(wait.reason),
-            format!("{}{}: {}", wait.scope, whom(wait.about), explained(state, wait.reason)),
+            format!(
+                "{}{}: {}{}",
+                wait.scope,
+                whom(wait.about),
+                explained(state, wait.reason),
+                failing(state, wait.scope)
+            ),
         ));
     }
     if resharding(state).is_some() {

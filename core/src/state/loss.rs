@@ -62,6 +62,7 @@ impl ClusterState {
             }
         }
         self.standing = standing.clone();
+        self.forget_failing();
     }
 
     /// True if the shard's primary is silent to the operator only, as far as was found last.

@@ -4,12 +4,57 @@ use super::{ClusterState, MemberFacts, MemberState, Pending, migration_key};
 use crate::{
     decision::Scope,
     effect::{Effect, Means, Outcome},
-    ids::MemberId,
+    ids::{MemberId, Timestamp},
     observation::{Executed, Link, Observed, ServerRole, Source},
     words,
 };
+use serde::{Deserialize, Serialize};
+use std::collections::BTreeSet;
+
+/// What fails again and again.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Failing {
+    /// The key of [`failure_key`]: of the same kind, and about the same.
+    pub key: String,
+    /// The effect, as it reads.
+    pub effect: String,
+    /// When it failed first since it last succeeded.
+    pub since: Timestamp,
+    /// How often since then.
+    pub count: u32,
+    /// What was said the last time.
+    pub words: String,
+}
 
 impl ClusterState {
+    /// Keeps what fails for those who look at the resource: in each scope the last one.
+    fn note_failing(&mut self, scope: Scope, effect: &Effect, at: Timestamp, outcome: &Outcome) {
+        let (key, scope) = (failure_key(scope, effect), scope.to_string());
+        let known = self.failing.remove(&scope);
+        let is_same = known.as_ref().is_some_and(|known| known.key == key);
+        match outcome {
+            Outcome::Failed(why) => {
+                let (since, count) = known.filter(|_| is_same).map_or((at, 0), |k| (k.since, k.count));
+                let words = words::of_others(why, words::CHARS_MAX);
+                let (effect, count) = (effect.to_string(), count.saturating_add(1));
+                self.failing.insert(scope, Failing { key, effect, since, count, words });
+            }
+            Outcome::Verified if is_same => {}
+            Outcome::Verified | Outcome::Superseded(_) | Outcome::Futile(_) | Outcome::Skipped => {
+                self.failing.extend(known.map(|known| (scope, known)));
+            }
+        }
+    }
+
+    /// Where nothing waits, is blocked or is under way any more, nothing fails.
+    pub(super) fn forget_failing(&mut self) {
+        let waits = self.standing.waits.iter().map(|wait| wait.scope);
+        let blocks = self.standing.blocks.iter().map(|block| block.scope);
+        let open = self.operations.iter().map(|open| open.scope);
+        let busy: BTreeSet<String> = waits.chain(blocks).chain(open).map(|scope| scope.to_string()).collect();
+        self.failing.retain(|scope, _| busy.contains(scope));
+    }
+
     pub(super) fn apply_outcomes(&mut self, executed: &Executed) {
         let Some(Pending { decision, epoch: _ }) = self.pending.remove(&executed.decision) else {
             return;
@@ -18,6 +63,7 @@ impl ClusterState {
             let key = failure_key(decision.scope, effect);
             self.note_words(effect, outcome);
             self.note_settings(effect, outcome);
+            self.note_failing(decision.scope, effect, *at, outcome);
             match outcome {
                 // It was told, and nothing more: whether it comes to anything is seen later, or never.
                 Outcome::Verified if is_only_told(effect) => {
