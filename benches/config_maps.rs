@@ -8,7 +8,10 @@ use anyhow::Context;
 use futures::{StreamExt, TryStreamExt};
 use std::{
     process::ExitCode,
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 use valkeeper::{
@@ -35,6 +38,17 @@ const SINGLE: usize = 5;
 const AT_ONCE: usize = 16;
 /// Appends whose time is taken.
 const TIMED: usize = 200;
+/// Clusters in trouble, which write without a pause beside one that does not.
+const STORM: usize = 24;
+/// Appends of that one, and the pause between them: a failover in every second and a half.
+const QUIET: usize = 60;
+const QUIET_PAUSE: Duration = Duration::from_millis(250);
+/// Numbers of the clusters in trouble begin here.
+const STORM_FIRST: usize = 1_000_000;
+/// Until their first writes, which nobody holds back, are over.
+const STORM_SETTLES: Duration = Duration::from_secs(10);
+/// Most appends of each.
+const STORM_APPENDS_MAX: usize = 20_000;
 /// Bound on the Lease.
 const LEADS_WITHIN: Duration = Duration::from_secs(60);
 
@@ -55,10 +69,12 @@ async fn run() -> anyhow::Result<()> {
 async fn measure(clients: &Clients, clusters: usize) -> anyhow::Result<()> {
     let store = LeaseStore::new(clients.requests.clone(), NAMESPACE, "bench");
     let (mut campaign, mut leadership) = Campaign::new(store, NAMESPACE, "bench".to_owned(), None);
-    let maps = ConfigMaps::new(clients.requests.clone(), NAMESPACE, leadership.clone());
+    let maps = || Arc::new(ConfigMaps::new(clients.requests.clone(), NAMESPACE, leadership.clone()));
+    let (maps, others) = (maps(), maps());
     let reign = tokio::spawn(async move { campaign.run().await });
     tokio::time::timeout(LEADS_WITHIN, leadership.gained()).await.context("no Lease")?;
-    let backend: Arc<dyn Backend> = Arc::new(Segments::new(Arc::new(maps)));
+    let backend: Arc<dyn Backend> = Arc::new(Segments::new(maps));
+    let apart: Arc<dyn Backend> = Arc::new(Segments::new(others));
     let events = events()?;
 
     let mut journal = claimed(&backend, 0).await?;
@@ -77,6 +93,32 @@ async fn measure(clients: &Clients, clusters: usize) -> anyhow::Result<()> {
             at(50),
             at(99),
             at(100)
+        );
+    }
+
+    let told = quiet(&mut journal, &events).await?;
+    println!("append of a quiet cluster: {told}");
+    // The same operator lets those in trouble in by turns; of another one, which has a line of its own, each is always let in.
+    for (storming, how, first) in [(&backend, "by turns", 0), (&apart, "all at once", STORM)] {
+        let stop = Arc::new(AtomicBool::new(false));
+        let numbers = (0..STORM).map(|number| STORM_FIRST + first + number);
+        let storm: Vec<_> = numbers
+            .map(|number| {
+                tokio::spawn(trouble(Arc::clone(storming), events.clone(), number, Arc::clone(&stop)))
+            })
+            .collect();
+        tokio::time::sleep(STORM_SETTLES).await;
+        let begun = Instant::now();
+        let told = quiet(&mut journal, &events).await?;
+        let took = begun.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        let mut made = 0;
+        for one in storm {
+            made += one.await??;
+        }
+        println!(
+            "beside {STORM} that write without a pause, {how}: {told}; they make about {:.0} a second",
+            made as f64 / took
         );
     }
 
@@ -127,6 +169,39 @@ async fn claimed(backend: &Arc<dyn Backend>, number: usize) -> anyhow::Result<Jo
     let baseline = Event::Baseline { cluster_uid: uid, namespace, name, origin: BaselineOrigin::Empty };
     journal.claim(Some(baseline), "bench", "0", Timestamp(0)).await?;
     Ok(journal)
+}
+
+/// How long the appends of a cluster take that does something now and then.
+async fn quiet(journal: &mut Journal, events: &[Event]) -> anyhow::Result<String> {
+    let mut took = Vec::new();
+    for event in events.iter().cycle().take(QUIET) {
+        tokio::time::sleep(QUIET_PAUSE).await;
+        let begun = Instant::now();
+        journal.append(vec![event.clone()], Timestamp(3)).await?;
+        took.push(begun.elapsed());
+    }
+    took.sort();
+    let at = |share: usize| took[(QUIET - 1) * share / 100].as_secs_f64() * 1_000.0;
+    Ok(format!("{:.1} ms median, {:.1} ms p95, {:.1} ms maximum of {QUIET}", at(50), at(95), at(100)))
+}
+
+/// Appends until it is told to stop. Their number.
+async fn trouble(
+    backend: Arc<dyn Backend>,
+    events: Vec<Event>,
+    number: usize,
+    stop: Arc<AtomicBool>,
+) -> anyhow::Result<usize> {
+    let mut journal = claimed(&backend, number).await?;
+    let mut made = 0;
+    for event in events.iter().cycle().take(STORM_APPENDS_MAX) {
+        if stop.load(Ordering::Relaxed) {
+            break;
+        }
+        journal.append(vec![event.clone()], Timestamp(3)).await?;
+        made += 1;
+    }
+    Ok(made)
 }
 
 /// A journal as one cluster would have it. Bytes that it takes.

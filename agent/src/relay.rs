@@ -94,6 +94,7 @@ pub struct Relay {
 struct Running {
     ask_to_end: watch::Sender<bool>,
     ended: watch::Receiver<bool>,
+    phase: watch::Receiver<Phase>,
 }
 
 impl Relay {
@@ -108,16 +109,26 @@ impl Relay {
 
     /// Gives the port back now. When this returns, nobody listens there.
     pub async fn end(&self) {
-        let Some(Running { ask_to_end, mut ended }) = self.running().take() else { return };
+        let Some(Running { ask_to_end, mut ended, phase: _ }) = self.running().take() else { return };
         ask_to_end.send_replace(true);
         let _ = ended.wait_for(|ended| *ended).await;
     }
 
-    /// Waits until it has ended by itself, at most so long, and ends it then.
+    /// Waits until it has ended by itself, at most so long, and ends it then. Where nobody is there to pass clients on to, they are held
+    /// once: all of the shard may be going, and its next primary be whoever comes after this member.
     pub async fn last(&self, bound: Duration) {
-        let ended = self.running().as_ref().map(|running| running.ended.clone());
-        if let Some(mut ended) = ended {
-            let _ = tokio::time::timeout(bound, ended.wait_for(|ended| *ended)).await;
+        let running = self.running().as_ref().map(|running| (running.ended.clone(), running.phase.clone()));
+        if let Some((mut ended, mut phase)) = running {
+            let passes = phase.wait_for(|phase| matches!(phase, Phase::Pass(_)));
+            let last = async {
+                // Not kept: it would hold up whoever says what becomes of clients.
+                let is_passed_on =
+                    tokio::time::timeout(HOLD_MAX, passes).await.is_ok_and(|found| found.is_ok());
+                if is_passed_on {
+                    let _ = ended.wait_for(|ended| *ended).await;
+                }
+            };
+            let _ = tokio::time::timeout(bound, last).await;
         }
         self.end().await;
     }
@@ -138,13 +149,14 @@ pub async fn begin(agent: &Arc<Agent>) {
     };
     let (ask_to_end, asked) = watch::channel(false);
     let (say_ended, ended) = watch::channel(false);
-    *agent.relay.running() = Some(Running { ask_to_end, ended });
+    let (phase, seen) = watch::channel(Phase::Hold);
+    *agent.relay.running() = Some(Running { ask_to_end, ended, phase: seen });
     agent.update(|known| known.relays = true);
     tracing::info!("clients that come here are passed on to the primary");
     let agent = agent.clone();
     tokio::spawn(async move {
         let before = agent.relay.taken();
-        run(&agent, listener, own, asked).await;
+        run(&agent, listener, own, &phase, asked).await;
         agent.update(|known| known.relays = false);
         say_ended.send_replace(true);
         tracing::info!(taken = agent.relay.taken() - before, "no clients are passed on any more");
@@ -167,12 +179,18 @@ async fn take(at: SocketAddr) -> io::Result<TcpListener> {
 }
 
 /// Until it is asked to end, or its time is over.
-async fn run(agent: &Arc<Agent>, listener: TcpListener, own: IpAddr, mut asked: watch::Receiver<bool>) {
-    let (phase, seen) = watch::channel(Phase::Hold);
+async fn run(
+    agent: &Arc<Agent>,
+    listener: TcpListener,
+    own: IpAddr,
+    phase: &watch::Sender<Phase>,
+    mut asked: watch::Receiver<bool>,
+) {
+    let seen = phase.subscribe();
     let mut connections = JoinSet::new();
     tokio::select! {
         () = accept(agent, listener, own, &seen, &mut connections) => {}
-        () = follow(agent, &phase) => {}
+        () = follow(agent, phase) => {}
         _ = asked.wait_for(|asked| *asked) => {}
     }
     phase.send_replace(Phase::End);

@@ -1,6 +1,7 @@
 //! ConfigMaps as the journal's store of named texts. They live in the operator's namespace, without owner reference:
 //! deleting a cluster or its namespace must not delete its history. Never watched: the writer knows what it wrote.
 
+mod lanes;
 mod patience;
 
 #[cfg(test)]
@@ -16,8 +17,8 @@ use kube::{
     Api, Client, ResourceExt,
     api::{DeleteParams, ListParams, PostParams},
 };
+use lanes::Lanes;
 use std::{future::Future, time::Duration};
-use tokio::sync::Semaphore;
 use valkeeper_journal::segments::{Body, Object, Objects, ObjectsError};
 
 /// Label of a journal's ConfigMaps; its value is the UID of the cluster's resource.
@@ -38,11 +39,6 @@ const PAGES_MAX: usize = 2_000;
 /// Characters of a UID.
 const UID_CHARS: usize = 36;
 
-/// Writes in flight for all journals; whoever comes next waits in line. A journal has one at most, so when a thousand clusters write
-/// at once, at 10 ms each, a failover's decision waits 0.3 s behind them. It is an eighth of what the API server's default
-/// settings let all workloads of that rank do at once.
-const WRITES_MAX: usize = 32;
-
 /// Longest wait in that line: after it the server is too slow for everyone. Nothing was sent by then, and the next turn tries again.
 const LINE_WAIT_MAX: Duration = API_CALL_MAX;
 
@@ -50,30 +46,27 @@ const LINE_WAIT_MAX: Duration = API_CALL_MAX;
 pub struct ConfigMaps {
     api: Api<ConfigMap>,
     leadership: Leadership,
-    /// First come, first served.
-    writes: Semaphore,
+    lanes: Lanes,
 }
 
 impl ConfigMaps {
     /// The store in `namespace`, which refuses writes when `leadership` has ended.
     pub fn new(client: Client, namespace: &str, leadership: Leadership) -> Self {
         let api = Api::namespaced(patience::patient(client, namespace), namespace);
-        ConfigMaps { api, leadership, writes: Semaphore::new(WRITES_MAX) }
+        ConfigMaps { api, leadership, lanes: Lanes::new() }
     }
 
     /// Waits in line, then makes one write. Until it is sent, an error is certain.
     async fn write<T>(
         &self,
-        what: &str,
+        verb: &str,
+        name: &str,
         call: impl Future<Output = Result<T, kube::Error>> + Send,
     ) -> Result<T, WriteError> {
-        let _permit = match tokio::time::timeout(LINE_WAIT_MAX, self.writes.acquire()).await {
-            Ok(Ok(permit)) => permit,
-            Ok(Err(_)) | Err(_) => {
-                let why =
-                    format!("{what}: {WRITES_MAX} others were not answered in {} s", LINE_WAIT_MAX.as_secs());
-                return Err(WriteError::NotSent(why));
-            }
+        let what = &format!("{verb} ConfigMap/{name}");
+        let Some(_leave) = self.lanes.enter(uid_of(name).unwrap_or(name), LINE_WAIT_MAX).await else {
+            let why = format!("{what}: others were not answered in {} s", LINE_WAIT_MAX.as_secs());
+            return Err(WriteError::NotSent(why));
         };
         // After the wait: leadership may have ended meanwhile.
         self.leadership.check().map_err(|e| WriteError::NotSent(e.to_string()))?;
@@ -101,7 +94,7 @@ impl Objects for ConfigMaps {
         let mut map = config_map(name, body);
         // Only the head ever changes; everything else is sealed, and the server keeps it so.
         map.immutable = (!name.ends_with("-head")).then_some(true);
-        let created = self.write(&format!("create ConfigMap/{name}"), self.api.create(&post(), &map)).await;
+        let created = self.write("create", name, self.api.create(&post(), &map)).await;
         match created {
             Ok(map) => Ok(map.resource_version().unwrap_or_default()),
             Err(WriteError::Answered(Error::Conflict { .. })) => Err(ObjectsError::AlreadyExists),
@@ -116,14 +109,15 @@ impl Objects for ConfigMaps {
         }
         let mut map = config_map(name, body);
         map.metadata.resource_version = Some(version.to_owned());
-        let replaced =
-            self.write(&format!("replace ConfigMap/{name}"), self.api.replace(name, &post(), &map)).await;
+        let replaced = self.write("replace", name, self.api.replace(name, &post(), &map)).await;
         replaced.map(|map| map.resource_version().unwrap_or_default()).map_err(of_write)
     }
 
     async fn delete(&self, name: &str) -> Result<(), ObjectsError> {
-        let what = format!("delete ConfigMap/{name}");
-        self.write(&what, self.api.delete(name, &DeleteParams::default())).await.map(|_| ()).map_err(of_write)
+        self.write("delete", name, self.api.delete(name, &DeleteParams::default()))
+            .await
+            .map(|_| ())
+            .map_err(of_write)
     }
 
     async fn list(&self, prefix: &str) -> Result<Vec<String>, ObjectsError> {

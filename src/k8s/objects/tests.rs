@@ -163,7 +163,7 @@ async fn a_failovers_write_waits_for_those_before_it_and_for_nobody_after() {
     while let Some(done) = tasks.join_next().await {
         done.unwrap();
     }
-    assert_eq!(server.in_flight_most(), WRITES_MAX);
+    assert_eq!(server.in_flight_most(), lanes::WRITES_MAX);
     assert_eq!(server.order().iter().position(|name| name.contains("9000")), Some(300));
     // 300 before it, 32 at once, 10 ms each.
     assert!((100..=110).contains(&waited), "{waited} ms");
@@ -176,7 +176,7 @@ async fn who_waits_in_line_for_too_long_knows_that_nothing_was_sent() {
     let mut tasks = tokio::task::JoinSet::new();
     // Each wave is given up after five seconds; the second has its turn when the first one is.
     for wave in 0..2 {
-        for number in 0..WRITES_MAX {
+        for number in 0..lanes::WRITES_MAX {
             server.inject(Fault::SilentBeforeCommit);
             let (maps, name) = (Arc::clone(&maps), format!("journal-{wave}-{number}-head"));
             tasks.spawn(async move { maps.create(&name, &text("one\n")).await });
@@ -200,7 +200,7 @@ async fn who_lost_leadership_while_in_line_sends_nothing() {
     let leadership = Leadership::until(Instant::now() + Duration::from_secs(1));
     let maps = Arc::new(ConfigMaps::new(server.client(), "valkeeper", leadership));
     let mut tasks = tokio::task::JoinSet::new();
-    for number in 0..=WRITES_MAX {
+    for number in 0..=lanes::WRITES_MAX {
         server.inject(Fault::Slow(2_000));
         let maps = Arc::clone(&maps);
         tasks.spawn(async move { maps.create(&format!("journal-{number}-head"), &text("one\n")).await });
@@ -209,7 +209,7 @@ async fn who_lost_leadership_while_in_line_sends_nothing() {
     while let Some(done) = tasks.join_next().await {
         refused += usize::from(matches!(done.unwrap(), Err(ObjectsError::Unavailable(_))));
     }
-    assert_eq!((refused, server.names().len()), (1, WRITES_MAX));
+    assert_eq!((refused, server.names().len()), (1, lanes::WRITES_MAX));
 }
 
 fn stream() -> StreamId {
