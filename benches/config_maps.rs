@@ -96,31 +96,7 @@ async fn measure(clients: &Clients, clusters: usize) -> anyhow::Result<()> {
         );
     }
 
-    let told = quiet(&mut journal, &events).await?;
-    println!("append of a quiet cluster: {told}");
-    // The same operator lets those in trouble in by turns; of another one, which has a line of its own, each is always let in.
-    for (storming, how, first) in [(&backend, "by turns", 0), (&apart, "all at once", STORM)] {
-        let stop = Arc::new(AtomicBool::new(false));
-        let numbers = (0..STORM).map(|number| STORM_FIRST + first + number);
-        let storm: Vec<_> = numbers
-            .map(|number| {
-                tokio::spawn(trouble(Arc::clone(storming), events.clone(), number, Arc::clone(&stop)))
-            })
-            .collect();
-        tokio::time::sleep(STORM_SETTLES).await;
-        let begun = Instant::now();
-        let told = quiet(&mut journal, &events).await?;
-        let took = begun.elapsed().as_secs_f64();
-        stop.store(true, Ordering::Relaxed);
-        let mut made = 0;
-        for one in storm {
-            made += one.await??;
-        }
-        println!(
-            "beside {STORM} that write without a pause, {how}: {told}; they make about {:.0} a second",
-            made as f64 / took
-        );
-    }
+    beside_trouble(&mut journal, &backend, &apart, &events).await?;
 
     let before = etcd_bytes(clients).await?;
     let begun = Instant::now();
@@ -169,6 +145,41 @@ async fn claimed(backend: &Arc<dyn Backend>, number: usize) -> anyhow::Result<Jo
     let baseline = Event::Baseline { cluster_uid: uid, namespace, name, origin: BaselineOrigin::Empty };
     journal.claim(Some(baseline), "bench", "0", Timestamp(0)).await?;
     Ok(journal)
+}
+
+/// What a cluster that does something now and then waits for beside those that write without a pause.
+async fn beside_trouble(
+    journal: &mut Journal,
+    backend: &Arc<dyn Backend>,
+    apart: &Arc<dyn Backend>,
+    events: &[Event],
+) -> anyhow::Result<()> {
+    let told = quiet(journal, events).await?;
+    println!("append of a quiet cluster: {told}");
+    // The same operator lets those in trouble in by turns; of another one, which has a line of its own, each is always let in.
+    for (storming, how, first) in [(backend, "by turns", 0), (apart, "all at once", STORM)] {
+        let stop = Arc::new(AtomicBool::new(false));
+        let numbers = (0..STORM).map(|number| STORM_FIRST + first + number);
+        let storm: Vec<_> = numbers
+            .map(|number| {
+                tokio::spawn(trouble(Arc::clone(storming), events.to_vec(), number, Arc::clone(&stop)))
+            })
+            .collect();
+        tokio::time::sleep(STORM_SETTLES).await;
+        let begun = Instant::now();
+        let told = quiet(journal, events).await?;
+        let took = begun.elapsed().as_secs_f64();
+        stop.store(true, Ordering::Relaxed);
+        let mut made = 0;
+        for one in storm {
+            made += one.await??;
+        }
+        println!(
+            "beside {STORM} that write without a pause, {how}: {told}; they make about {:.0} a second",
+            made as f64 / took
+        );
+    }
+    Ok(())
 }
 
 /// How long the appends of a cluster take that does something now and then.

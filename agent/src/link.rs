@@ -10,6 +10,9 @@ use tonic::transport::{Channel, Endpoint, Error, Uri};
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 /// How long a sign of life may stay unanswered: a node that is gone without a word costs no more than this and the interval.
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Requests that wait to be sent. Each has a bound of its own, and there are a few at a time; the library has room for 1,024, which is 9 KiB of
+/// every connection.
+const WAITING_MAX: usize = 16;
 /// Largest answer, in bytes: the longest honest one, a state with a roster of a hundred, is a tenth of it.
 pub const MESSAGE_BYTES_MAX: usize = 64 << 10;
 
@@ -36,6 +39,7 @@ pub async fn connect(
     // The address in the URI is for the :authority header only.
     Endpoint::from_shared(format!("http://{address}"))?
         .connect_timeout(bound)
+        .buffer_size(WAITING_MAX)
         .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
         .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
         .keep_alive_while_idle(true)

@@ -3,13 +3,18 @@
 
 use crate::limits::PerKey;
 use axum::Router;
-use hyper::server::conn::http1;
+use hyper::{Request, body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::{
     rt::{TokioIo, TokioTimer},
     service::TowerToHyperService,
 };
 use std::{net::IpAddr, sync::Arc, time::Duration};
-use tokio::{net::TcpListener, sync::Semaphore};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    net::TcpListener,
+    sync::Semaphore,
+};
+use tower::Service;
 
 /// Connections at a time: kubelet and a few scrapers. Beyond it, who comes waits.
 const CONNECTIONS_MAX: usize = 64;
@@ -19,6 +24,8 @@ const OF_ONE_ADDRESS_MAX: usize = 16;
 const HEADER_TIMEOUT: Duration = Duration::from_millis(300);
 /// What of a request is kept in memory: the headers of a scraper are a few hundred bytes. By itself the library takes 400 KiB.
 const REQUEST_BYTES_MAX: usize = 16 * 1024;
+/// The same of somebody who is known: the least that the library takes.
+const KNOWN_BYTES_MAX: usize = 8 * 1024;
 /// Bound on a connection: a probe's own bound is a few seconds, and a page is made within one.
 const CONNECTION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Pause after a connection could not be taken (no more descriptors).
@@ -49,6 +56,23 @@ pub async fn serve(listener: TcpListener, routes: Router) {
             }
             drop((permit, place));
         });
+    }
+}
+
+/// Serves requests over one connection, one after the other, until its other end or an error ends it. Whoever is at the other end is known:
+/// `who` is an extension of every request, and the bounds are the caller's.
+pub async fn serve_known<W>(stream: impl AsyncRead + AsyncWrite + Unpin, routes: Router, who: W)
+where
+    W: Clone + Send + Sync + 'static,
+{
+    let answer = move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(who.clone());
+        routes.clone().call(request)
+    };
+    let mut http = http1::Builder::new();
+    http.max_buf_size(KNOWN_BYTES_MAX);
+    if let Err(error) = http.serve_connection(TokioIo::new(stream), service_fn(answer)).await {
+        tracing::debug!(%error, "a connection was ended");
     }
 }
 

@@ -2,13 +2,12 @@
 
 use super::Registry;
 use axum::{
-    Router,
+    Extension, Router,
     body::Bytes,
-    extract::{ConnectInfo, DefaultBodyLimit, State, connect_info::Connected},
+    extract::{DefaultBodyLimit, State},
     http::StatusCode,
     response::{IntoResponse, Response},
     routing::post,
-    serve::{IncomingStream, Listener},
 };
 use prost::Message;
 use std::{
@@ -29,6 +28,7 @@ use tokio::{
 use valkeeper_agent::{
     limits::PerKey,
     link::MESSAGE_BYTES_MAX,
+    pages,
     proto::{News, NewsReply},
     tls::{ALPN_HTTP1, Accept, Live, Peer, Secured},
 };
@@ -91,14 +91,20 @@ pub async fn listen(address: SocketAddr) -> io::Result<TcpListener> {
 /// # Errors
 /// The listener's.
 pub async fn serve(listener: TcpListener, identity: Identity, desk: Desk) -> io::Result<()> {
-    let (through, waiting) = mpsc::channel(WAITING_MAX);
+    let (through, mut waiting) = mpsc::channel(WAITING_MAX);
     let mut acceptor = JoinSet::new();
     acceptor.spawn(accept(listener, identity, through));
     let router = Router::new()
         .route("/v1/news", post(take))
         .layer(DefaultBodyLimit::max(MESSAGE_BYTES_MAX))
         .with_state(desk);
-    axum::serve(Through(waiting), router.into_make_service_with_connect_info::<Caller>()).await
+    let mut served = JoinSet::new();
+    while let Some(held) = waiting.recv().await {
+        while served.try_join_next().is_some() {}
+        let caller = Caller(held.stream.peer.clone());
+        served.spawn(pages::serve_known(held, router.clone(), caller));
+    }
+    Ok(())
 }
 
 /// Accepts and shakes hands, many at once: one that is slow keeps nobody waiting.
@@ -190,44 +196,11 @@ impl AsyncWrite for Held {
     }
 }
 
-/// Connections that have been through the handshake.
-struct Through(mpsc::Receiver<Held>);
-
-impl Listener for Through {
-    type Io = Held;
-    type Addr = Peer;
-
-    async fn accept(&mut self) -> (Held, Peer) {
-        match self.0.recv().await {
-            Some(held) => {
-                let peer = held.stream.peer.clone();
-                (held, peer)
-            }
-            // The acceptor has ended with its server: there is nothing to wait for.
-            None => std::future::pending().await,
-        }
-    }
-
-    fn local_addr(&self) -> io::Result<Peer> {
-        Err(io::ErrorKind::Unsupported.into())
-    }
-}
-
 /// Who is at the other end.
 #[derive(Clone)]
 struct Caller(Peer);
 
-impl Connected<IncomingStream<'_, Through>> for Caller {
-    fn connect_info(stream: IncomingStream<'_, Through>) -> Caller {
-        Caller(stream.remote_addr().clone())
-    }
-}
-
-async fn take(
-    State(desk): State<Desk>,
-    ConnectInfo(Caller(peer)): ConnectInfo<Caller>,
-    body: Bytes,
-) -> Response {
+async fn take(State(desk): State<Desk>, Extension(Caller(peer)): Extension<Caller>, body: Bytes) -> Response {
     let Ok(news) = News::decode(body) else {
         return (StatusCode::BAD_REQUEST, "not a message of the contract\n").into_response();
     };

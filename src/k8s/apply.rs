@@ -24,6 +24,7 @@ pub trait Owned:
     + DeserializeOwned
     + Send
     + Sync
+    + 'static
 {
 }
 
@@ -35,6 +36,7 @@ impl<K> Owned for K where
         + DeserializeOwned
         + Send
         + Sync
+        + 'static
 {
 }
 

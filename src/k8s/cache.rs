@@ -1,8 +1,10 @@
 //! What the watches have brought, and what this process has itself written since. A read never goes back behind a write:
 //! the answer of a write enters the cache at once, and a watch event that is older than it does not undo it.
 
+use k8s_openapi::api::core::v1::{Pod, PodSpec};
 use kube::{Resource, ResourceExt, runtime::watcher::Event};
 use std::{
+    any::Any,
     collections::{BTreeSet, HashMap, VecDeque},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Instant,
@@ -50,7 +52,7 @@ impl<K> Default for Cache<K> {
     }
 }
 
-impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Cache<K> {
     fn lock(&self) -> MutexGuard<'_, Inner<K>> {
         // Every change of the maps is complete before anything can panic: a poisoned lock holds good data.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
@@ -132,16 +134,21 @@ impl<K: Resource<DynamicType = ()> + Clone> Cache<K> {
     }
 }
 
-/// What is kept of an object: all but the list of fields of each of its managers, which is more than everything else and which nobody reads.
-pub fn kept<K: Resource<DynamicType = ()> + Clone>(object: &K) -> Arc<K> {
+/// What is kept of an object: all but the list of fields of each of its managers, which is more than everything else and which nobody reads;
+/// of a pod's spec its node, as containers and volumes would be most of what a cluster takes here.
+pub fn kept<K: Resource<DynamicType = ()> + Clone + 'static>(object: &K) -> Arc<K> {
     let mut object = object.clone();
     for manager in object.meta_mut().managed_fields.iter_mut().flatten() {
         manager.fields_v1 = None;
     }
+    if let Some(pod) = (&mut object as &mut dyn Any).downcast_mut::<Pod>() {
+        let node_name = pod.spec.take().and_then(|spec| spec.node_name);
+        pod.spec = Some(PodSpec { node_name, ..PodSpec::default() });
+    }
     Arc::new(object)
 }
 
-impl<K: Resource<DynamicType = ()> + Clone> Inner<K> {
+impl<K: Resource<DynamicType = ()> + Clone + 'static> Inner<K> {
     fn apply(&mut self, object: &K) -> bool {
         let known = self.objects.get(&key_of(object));
         if known.is_some_and(|known| newer(&*known.object, object)) {

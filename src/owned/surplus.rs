@@ -94,7 +94,7 @@ pub async fn look(cluster: &Cluster, kept: &Kept) -> Known {
 
 fn all<K>(kind: ObjectKind, cache: &Cache<K>, id: &ClusterId) -> Found
 where
-    K: Resource<DynamicType = ()> + Clone,
+    K: Resource<DynamicType = ()> + Clone + 'static,
 {
     let of = |live: &K| (ObjectRef { kind, name: live.name_any() }, Observed::Present(live.meta().clone()));
     cache.of(&id.owner).iter().map(|live| of(live)).collect()
