@@ -19,6 +19,7 @@ mod life;
 mod logins;
 mod names;
 mod namespace;
+mod neighbours;
 mod operator_away;
 mod real_clients;
 mod reshard;
@@ -120,6 +121,7 @@ pub const SCENARIOS: &[Scenario] = &[
     scenario!("bad-input", WithAReadyCluster, false, bad_input::refused_and_healed),
     scenario!("names-collide", WithAReadyCluster, false, names::collide),
     scenario!("namespace-deleted", WithAReadyCluster, false, namespace::deleted),
+    scenario!("rough-neighbours", WithAReadyCluster, true, neighbours::rough),
     scenario!("stuck-says-why", WithAReadyCluster, false, stuck::says_why),
     scenario!("kept-volumes", WithAReadyCluster, false, life::kept_volumes),
     scenario!("delete", WithAReadyCluster, false, life::delete),
