@@ -57,6 +57,14 @@ async fn a_running_server_takes_settings_and_the_next_one_begins_with_them() {
     };
     taken().await;
     assert_eq!(member.has("timeout").await, "11");
+    // As the operator tells them: every class, and those that are named last.
+    let limits = "normal 0 0 0 replica 268435456 67108864 60 pubsub 33554432 8388608 60 pubsub 7 7 7";
+    let others = vec![setting("client-output-buffer-limit", limits, true)];
+    shard.configure(&state.run_id, "third", others).await.unwrap();
+    let limits = member.has("client-output-buffer-limit").await;
+    assert!(limits.contains("slave 268435456 67108864 60") && limits.contains("pubsub 7 7 7"), "{limits}");
+    let before = vec![setting("client-output-buffer-limit", "replica 1000000 0 0", true)];
+    shard.configure(&state.run_id, "second", before).await.unwrap();
     let same = member.field("run_id").await;
     assert_eq!(same, state.run_id, "nothing was restarted");
 

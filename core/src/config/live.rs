@@ -9,6 +9,9 @@ use uuid::Uuid;
 /// How the line of valkey.conf begins that says which settings are in it, of those that can change while a server runs.
 pub const SETTINGS_MARK: &str = "# settings ";
 
+/// Its value is told class by class, and a server keeps what it has of the classes that are not told: so all are, and what is named last counts.
+const BY_CLASS: &str = "client-output-buffer-limit";
+
 /// A directive as a running server shall have it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LiveSetting {
@@ -27,7 +30,10 @@ impl ServerConfig {
         let taken = DIRECTIVES.iter().filter(|directive| directive.is_in(self.version));
         let settings = taken.filter_map(|Directive { name, live, .. }| {
             let default = (*live)?;
-            let named = all.get(name).map(super::Setting::words);
+            let mut named = all.get(name).map(super::Setting::words);
+            if let Some(words) = named.as_mut().filter(|_| *name == BY_CLASS) {
+                words.splice(0..0, default.split(' ').map(str::to_owned));
+            }
             // Of a default that is several words a server is told as of one text.
             let words = named.clone().unwrap_or_else(|| vec![default.to_owned()]);
             Some(LiveSetting { name, words, named: named.is_some() })
@@ -104,6 +110,14 @@ mod tests {
         assert_eq!((unnamed.words.as_slice(), unnamed.named), (&["50 99 99.9".to_owned()][..], false));
         let told_by_others = ["io-threads", "min-replicas-to-write", "tcp-backlog", "port"];
         assert!(all.iter().all(|setting| !told_by_others.contains(&setting.name)));
+    }
+
+    #[test]
+    fn of_a_directive_with_classes_all_are_told_and_the_named_ones_last() {
+        let all = config(&[(BY_CLASS, "pubsub 1 2 3")]).live();
+        let words = of(&all, BY_CLASS).words.join(" ");
+        let default = Directive::find(BY_CLASS).unwrap().live.unwrap();
+        assert_eq!(words, format!("{default} pubsub 1 2 3"));
     }
 
     #[test]
