@@ -18,7 +18,7 @@ pub const WRITES_MAX: usize = 32;
 
 /// Writes in flight of those journals that write without a pause: alone they are as fast as before, together they leave most of a small API
 /// server to the others.
-const BUSY_MAX: usize = 4;
+const BUSY_MAX: usize = 2;
 
 /// Writes that a journal may make at once: a failover of a cluster of sixteen shards takes no more.
 const BURST: f64 = 64.0;
