@@ -10,11 +10,12 @@ use valkeeper_core::{
     event::{Event, Record},
     ids::{Seq, Timestamp},
     observation::SpecFact,
+    sim::{Perturbation, Story},
     state::ClusterState,
 };
 use valkeeper_journal::{
-    AppendError, Backend, BackendError, Error, Folded, Head, Journal, Lineage, Object, Retention, Segments,
-    Stored, StreamId, Whole, export_line, import_lines,
+    AppendError, Backend, BackendError, Error, Folded, Hash, Head, Journal, Lineage, Object, Retention,
+    Segments, Stored, StreamId, Whole, export_line,
     retention::MayGo,
     segments::{
         Body, MERGE_SEGMENTS, MemoryObjects, STREAM_BYTES_MAX, STREAM_SHARE_BYTES, TEXT_BYTES_MAX,
@@ -420,17 +421,18 @@ const STORIES_BYTES_MAX: usize = 6_200_000;
 /// What the stories recorded, as far as one stream holds it, as it was appended: what has the same time came at once.
 fn stories() -> Vec<(Timestamp, Vec<Event>)> {
     let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../tests/golden");
-    let mut files: Vec<_> =
-        std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path().join("journal.jsonl")).collect();
-    files.sort();
+    let mut scripts: Vec<_> =
+        std::fs::read_dir(golden).unwrap().map(|e| e.unwrap().path().join("script.txt")).collect();
+    scripts.sort();
     let mut batches: Vec<(Timestamp, Vec<Event>)> = Vec::new();
     let mut left = STORIES_BYTES_MAX;
-    for file in files {
-        let text = std::fs::read(file).unwrap();
-        let Some(less) = left.checked_sub(text.len()) else { break };
-        left = less;
-        for stored in import_lines(&*text) {
-            let Record { seq: _, epoch: _, time, event } = stored.unwrap().record;
+    for script in scripts {
+        let story = Story::parse(&std::fs::read_to_string(script).unwrap());
+        for record in story.run(Perturbation::None, |_, _| {}).unwrap().records {
+            let line = export_line(&Stored::seal(record.clone(), Hash::ZERO).unwrap());
+            let Some(less) = left.checked_sub(line.len() + 1) else { return batches };
+            left = less;
+            let Record { seq: _, epoch: _, time, event } = record;
             match batches.last_mut() {
                 _ if matches!(event, Event::Baseline { .. } | Event::EpochStarted { .. }) => {}
                 Some((at, batch)) if *at == time => batch.push(event),
