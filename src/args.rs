@@ -83,10 +83,10 @@ pub struct KeepArgs {
     /// Age at which records go although there is room: a number with s, m, h or d. Default: they go by size only.
     #[arg(long, value_parser = age)]
     pub journal_keep_age: Option<Duration>,
-    /// How long the journal of a deleted cluster is kept, from its last record on: a number with s, m, h or d, or `forever`. Then all of it is carried to
-    /// the archive, if there is one, and removed.
-    #[arg(long, default_value = "30d", value_parser = keep_deleted)]
-    pub journal_keep_deleted: KeepDeleted,
+    /// How long the journal of a deleted cluster is kept: a number with s, m, h or d, or `forever`. Then all of it is carried to the archive, if there is
+    /// one, and removed. Default: 30d with an archive, forever without one.
+    #[arg(long, value_parser = keep_deleted)]
+    pub journal_keep_deleted: Option<KeepDeleted>,
     /// Where records are put before they go: s3://BUCKET/PREFIX, gs://BUCKET/PREFIX, az://CONTAINER/PREFIX or file:///DIR. Default: the
     /// oldest go, and what they fold to takes their place.
     #[arg(long)]
@@ -178,6 +178,9 @@ const AGE_MIN: Duration = Duration::from_secs(3_600);
 
 /// Least time for which the journal of a deleted cluster is kept: long enough that whoever deleted the wrong one can still read it.
 const DELETED_MIN: Duration = Duration::from_secs(600);
+
+/// How long it is kept where there is an archive, if nobody says.
+pub const KEEP_DELETED_ARCHIVED: KeepDeleted = KeepDeleted::For(Duration::from_secs(30 * 86_400));
 
 /// Form of log lines.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]

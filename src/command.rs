@@ -290,9 +290,12 @@ async fn swap(from: &Side<'_>, to: &Side<'_>, brief: &Brief, paused: &Paused, co
     }
     match to.agent.promote(to.server, brief, paused, consents).await {
         Ok(()) => Outcome::Verified,
-        Err(CallError::Deposed { words, .. } | CallError::Refused(words) | CallError::Failed(words)) => {
-            Outcome::Failed(format!("the old primary is demoted, and the other was not promoted: {words}"))
-        }
+        Err(
+            CallError::Deposed { words, .. }
+            | CallError::Refused(words)
+            | CallError::Declined(words)
+            | CallError::Failed(words),
+        ) => Outcome::Failed(format!("the old primary is demoted, and the other was not promoted: {words}")),
     }
 }
 

@@ -166,7 +166,7 @@ impl Metrics {
         let outcome = match outcome {
             Outcome::Verified => "verified",
             Outcome::Superseded(_) => "superseded",
-            Outcome::Failed(_) | Outcome::Futile(_) => "failed",
+            Outcome::Failed(_) | Outcome::Refused(_) | Outcome::Futile(_) => "failed",
             Outcome::Skipped => "skipped",
         };
         self.effects.get_or_create(&ByOutcome { effect, outcome }).inc();

@@ -5,7 +5,7 @@ use crate::{
     agents::news,
     api::{Defaults, v1alpha1::ValkeyCluster},
     archive,
-    args::{JournalStore, KeepArgs, RunArgs},
+    args::{JournalStore, KEEP_DELETED_ARCHIVED, KeepArgs, KeepDeleted, RunArgs},
     claim::{self, Before},
     clock::Clock,
     cluster::{ClusterId, Shell},
@@ -206,7 +206,9 @@ fn keeping(journal: &JournalStore, keep: KeepArgs) -> Result<Keeping, Error> {
     }
     let mut keeping = Keeping::new(keep_bytes, journal_keep_age, archive);
     keeping.finalize = finalize;
-    keeping.keep_deleted = journal_keep_deleted.time();
+    // Without an archive that would be the end of its history: somebody has to say so.
+    let keep_deleted = if keeping.archive().is_some() { KEEP_DELETED_ARCHIVED } else { KeepDeleted::Forever };
+    keeping.keep_deleted = journal_keep_deleted.unwrap_or(keep_deleted).time();
     keeping.survives = *journal != JournalStore::Memory;
     Ok(keeping)
 }

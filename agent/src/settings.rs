@@ -13,13 +13,16 @@ const VALUE_BYTES_MAX: usize = 8 << 10;
 /// Longest digest. Characters: those of SHA-256 in hex.
 const DIGEST_CHARS_MAX: usize = 64;
 
+/// Stands for the digest of a server's settings while nobody knows them: it is nobody's.
+const UNSETTLED: &str = "unsettled";
+
 /// Why settings were not taken.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
     /// The server's answer, or none.
     #[error(transparent)]
     Server(#[from] local::Error),
-    /// They are in the server, and the next one would begin without them.
+    /// They may be in the server, and the next one would begin without them.
     #[error("the copy of the configuration file: {0}")]
     Copy(#[from] io::Error),
 }
@@ -37,27 +40,47 @@ pub fn read(digest: &str, told: Vec<valkeeper_agent::proto::Setting>) -> Result<
         let known = Directive::find(&name).filter(|directive| directive.live.is_some());
         let bytes: usize = words.iter().map(String::len).sum();
         let fits = bytes <= VALUE_BYTES_MAX && !words.is_empty();
-        let directive = known.filter(|_| fits).ok_or(Malformed("settings"))?;
-        Ok(LiveSetting { name: directive.name, words, named })
+        match known.filter(|_| fits) {
+            Some(directive) => Some(Ok(LiveSetting { name: directive.name, words, named })),
+            None if named => Some(Err(Malformed("settings"))),
+            // A later operator knows more of them, and no configuration of this agent's server has named it.
+            None => None,
+        }
     };
-    told.into_iter().map(one).collect()
+    told.into_iter().filter_map(one).collect()
 }
 
 /// The digest of the settings that a server of this pod begins with; empty if the configuration does not say.
 pub fn kept(config: &Config) -> String {
-    let text = boot::configuration(&config.args.command).and_then(|path| fs::read_to_string(path).ok());
-    text.as_deref().and_then(config::settings_of).unwrap_or_default().to_owned()
+    let Some(path) = boot::configuration(&config.args.command) else { return String::new() };
+    match fs::read_to_string(path) {
+        Ok(text) => config::settings_of(&text).unwrap_or_default().to_owned(),
+        Err(error) => {
+            tracing::warn!(%error, path, "the server's settings are not known");
+            UNSETTLED.to_owned()
+        }
+    }
 }
 
-/// Has the server take what it lacks, all or nothing, and keeps it.
+/// Has the server take what it lacks, all or nothing, and keeps it. Until that is done, or the server has refused all of it, nobody knows
+/// which settings it has: the next time it is told every one of them.
 pub async fn take(agent: &Agent, digest: &str, settings: &[LiveSetting]) -> Result<(), Error> {
     let path = boot::configuration(&agent.config.args.command)
         .ok_or_else(|| io::Error::other("the server was started without one"))?;
     let text = fs::read_to_string(path)?;
-    let lacking: Vec<&LiveSetting> = settings.iter().filter(|setting| lacks(&text, setting)).collect();
+    let before = agent.update(|known| std::mem::replace(&mut known.settings, UNSETTLED.to_owned()));
+    let is_open = before == UNSETTLED;
+    let lacking: Vec<&LiveSetting> =
+        settings.iter().filter(|setting| is_open || lacks(&text, setting)).collect();
     if !lacking.is_empty() {
         let names: Vec<&str> = lacking.iter().map(|setting| setting.name).collect();
-        agent.local.configure(lacking.iter().map(|setting| (setting.name, setting.words.join(" ")))).await?;
+        let all = lacking.iter().map(|setting| (setting.name, setting.words.join(" ")));
+        if let Err(error) = agent.local.configure(all).await {
+            if let local::Error::Refused(_) = &error {
+                agent.update(|known| known.settings = before);
+            }
+            return Err(error.into());
+        }
         tracing::info!(?names, "the server has other settings");
     }
     replace(Path::new(path), &rewritten(&text, digest, settings))?;
@@ -135,6 +158,8 @@ mod tests {
             named: true,
         };
         assert_eq!(read("ab-1", vec![told("hz", &["20"])]).unwrap(), [setting("hz", "20", true)]);
+        let unnamed = valkeeper_agent::proto::Setting { named: false, ..told("of-a-later-version", &["1"]) };
+        assert_eq!(read("ab", vec![unnamed]).unwrap(), []);
         for bad in
             [told("port", &["1"]), told("io-threads", &["2"]), told("nothing", &["1"]), told("hz", &[])]
         {

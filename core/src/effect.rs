@@ -314,6 +314,8 @@ pub enum Outcome {
     Superseded(String),
     /// Attempted and refused, or its answer is not known. The text says how.
     Failed(String),
+    /// Told to a server that has refused it by its own word: nothing was changed there. The text is its words.
+    Refused(String),
     /// Attempted and refused, and it will be for as long as there is this resource: its namespace ends. The text says so.
     Futile(String),
     /// Not attempted because the effect before it was not verified.
@@ -397,6 +399,7 @@ impl std::fmt::Display for Outcome {
             Outcome::Verified => write!(f, "verified"),
             Outcome::Superseded(why) => write!(f, "superseded: {why}"),
             Outcome::Failed(why) => write!(f, "failed: {why}"),
+            Outcome::Refused(why) => write!(f, "refused: {why}"),
             Outcome::Futile(why) => write!(f, "futile: {why}"),
             Outcome::Skipped => write!(f, "skipped"),
         }

@@ -7,13 +7,13 @@ mod spent;
 
 pub use loss::Loss;
 pub use nodes::migration_key;
-pub use outcomes::{Failing, failure_key, handover_key, promise_key, promotion_key};
+pub use outcomes::{Failing, SettingsRefused, failure_key, handover_key, promise_key, promotion_key};
 
 use crate::{
     agent::Brief,
     decision::{Decision, Operation, OperationChange, OperationKind, Reason, Scope, Standing},
     event::{Event, Record},
-    ids::{Digest, MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
+    ids::{MemberId, ReplId, Seq, ShardId, Timestamp, WriterEpoch},
     observation::{
         AgentFacts, Link, MemberFacts, NodeFacts, ObjectFacts, ObjectRef, Observed, PodFacts, RouteFacts,
         ServerFacts, ServerRole, Source, SpecFact, Why,
@@ -60,9 +60,9 @@ pub struct MemberState {
     /// The grant and its terms as the agent knew them when it was last heard, in whatever epoch.
     #[serde(default)]
     pub told: Option<Brief>,
-    /// Why it did not take settings that it was told last, and which; `None` since it took some.
+    /// The settings that its server refused last; `None` since it took some.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub settings_refused: Option<(Digest, String)>,
+    pub settings_refused: Option<SettingsRefused>,
     /// Run id and replication id of the last process that started without data. A server that still has both has never
     /// finished a synchronisation: it is blank, whomever it follows by now.
     #[serde(default)]

@@ -279,7 +279,7 @@ impl Job {
             (None, Some((_, Outcome::Verified))) => LIKELY,
             (None, None) => 2,
             // An answer that did not come in time is a failure, too.
-            (None, Some((_, Outcome::Failed(_) | Outcome::Futile(_)))) => 1,
+            (None, Some((_, Outcome::Failed(_) | Outcome::Refused(_) | Outcome::Futile(_)))) => 1,
             (None, Some((_, Outcome::Superseded(_) | Outcome::Skipped))) => 0,
         }
     }
@@ -289,7 +289,11 @@ impl Job {
         match (&self.arrived, &self.failed, &self.outcome) {
             (Some(at), _, _) => format!("arrived at {}", at.seq),
             (None, Some((at, words)), _) => format!("FAILED, seen at {}: {words}", at.seq),
-            (None, None, Some((at, Outcome::Failed(words) | Outcome::Futile(words)))) => {
+            (
+                None,
+                None,
+                Some((at, Outcome::Failed(words) | Outcome::Refused(words) | Outcome::Futile(words))),
+            ) => {
                 format!("REFUSED at {}: {words}", at.seq)
             }
             (None, None, Some((at, Outcome::Superseded(why)))) => format!("not sent, at {}: {why}", at.seq),

@@ -47,6 +47,9 @@ pub enum CallError {
     /// What the command was decided from does not hold there. Nothing was changed.
     #[error("{0}")]
     Refused(String),
+    /// The agent or its server does not take it, by its own word. Nothing was changed.
+    #[error("{0}")]
+    Declined(String),
     /// No connection, no answer within the bound, or a failure: nobody knows whether something was changed.
     #[error("{0}")]
     Failed(String),
@@ -56,6 +59,7 @@ impl From<CallError> for Outcome {
     fn from(error: CallError) -> Outcome {
         match error {
             CallError::Deposed { by: _, words } | CallError::Refused(words) => Outcome::Superseded(words),
+            CallError::Declined(words) => Outcome::Refused(words),
             CallError::Failed(words) => Outcome::Failed(words),
         }
     }
@@ -375,6 +379,9 @@ fn of_status(status: &Status) -> CallError {
     if code == Code::FailedPrecondition {
         return CallError::Refused(kept);
     }
+    if code == Code::InvalidArgument {
+        return CallError::Declined(kept);
+    }
     CallError::Failed(format!("the agent: {} ({code:?})", if kept.is_empty() { "no words" } else { &kept }))
 }
 
@@ -391,6 +398,8 @@ mod tests {
         assert!(matches!(Outcome::from(deposed), Outcome::Superseded(_)));
         let refused = of_status(&Status::failed_precondition("another process"));
         assert_eq!(Outcome::from(refused), Outcome::Superseded("another process".into()));
+        let declined = of_status(&Status::invalid_argument("no such locale"));
+        assert_eq!(Outcome::from(declined), Outcome::Refused("no such locale".into()));
         assert!(matches!(Outcome::from(of_status(&Status::unavailable("gone"))), Outcome::Failed(_)));
     }
 }

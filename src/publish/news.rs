@@ -71,14 +71,16 @@ fn unverified(
     let ended = decision.effects.iter().zip(outcomes).enumerate();
     ended
         .filter_map(|(index, (effect, (_, outcome)))| match outcome {
-            Outcome::Failed(_) | Outcome::Futile(_) | Outcome::Superseded(_) => Some(News {
-                severity: Severity::Warning,
-                reason: decision.reason.code(),
-                action: effect.verb().to_owned(),
-                note: format!("{effect}: {outcome}"),
-                seq,
-                index,
-            }),
+            Outcome::Failed(_) | Outcome::Refused(_) | Outcome::Futile(_) | Outcome::Superseded(_) => {
+                Some(News {
+                    severity: Severity::Warning,
+                    reason: decision.reason.code(),
+                    action: effect.verb().to_owned(),
+                    note: format!("{effect}: {outcome}"),
+                    seq,
+                    index,
+                })
+            }
             Outcome::Verified | Outcome::Skipped => None,
         })
         .collect()

@@ -292,7 +292,7 @@ pub fn blocked(state: &ClusterState, block: &Block) -> String {
     let taken = if block.reason == BlockReason::NameTaken { taken(state) } else { String::new() };
     let member = block.about.and_then(|id| state.members.get(&id));
     let words = if block.reason == BlockReason::SettingsRefused {
-        member.and_then(|known| known.settings_refused.as_ref()).map(|(_, words)| words.as_str())
+        member.and_then(|known| known.settings_refused.as_ref()).map(|refused| refused.words.as_str())
     } else {
         member.and_then(MemberState::trouble).or_else(|| refused_pods(state, block.about?))
     };

@@ -176,7 +176,7 @@ impl World {
             return Outcome::Superseded("the spec has other settings now".into());
         }
         if let Some(words) = &self.settings_refused {
-            return Outcome::Failed(words.clone());
+            return Outcome::Refused(words.clone());
         }
         if let Some(pod) = self.places.get_mut(&server.member).and_then(|place| place.pod.as_mut()) {
             pod.settings = Some(settings.clone());

@@ -4,12 +4,23 @@ use super::{ClusterState, MemberFacts, MemberState, Pending, migration_key};
 use crate::{
     decision::Scope,
     effect::{Effect, Means, Outcome},
-    ids::{MemberId, Timestamp},
+    ids::{Digest, MemberId, Timestamp},
     observation::{Executed, Link, Observed, ServerRole, Source},
     words,
 };
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeSet;
+
+/// Settings that a server has refused by its own word.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct SettingsRefused {
+    /// Which.
+    pub settings: Digest,
+    /// In these words, the last time.
+    pub words: String,
+    /// How often.
+    pub count: u32,
+}
 
 /// What fails again and again.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -33,7 +44,7 @@ impl ClusterState {
         let known = self.failing.remove(&scope);
         let is_same = known.as_ref().is_some_and(|known| known.key == key);
         match outcome {
-            Outcome::Failed(why) => {
+            Outcome::Failed(why) | Outcome::Refused(why) => {
                 let (since, count) = known.filter(|_| is_same).map_or((at, 0), |k| (k.since, k.count));
                 let words = words::of_others(why, words::CHARS_MAX);
                 let (effect, count) = (effect.to_string(), count.saturating_add(1));
@@ -75,7 +86,8 @@ impl ClusterState {
                     self.released |= matches!(effect, Effect::ReleaseFinalizer);
                     self.note_verified(effect);
                 }
-                Outcome::Failed(why) | Outcome::Superseded(why) => {
+                Outcome::Failed(why) | Outcome::Refused(why) | Outcome::Superseded(why) => {
+                    self.forget_other_settings(effect, &key);
                     let (count, last) = self.failures.entry(key).or_default();
                     (*count, *last) = (count.saturating_add(1), *at);
                     self.note_refused(effect, why);
@@ -93,7 +105,7 @@ impl ClusterState {
     fn note_words(&mut self, effect: &Effect, outcome: &Outcome) {
         let (Effect::Apply { object, .. } | Effect::Delete { object, .. }) = effect else { return };
         match outcome {
-            Outcome::Failed(why) => {
+            Outcome::Failed(why) | Outcome::Refused(why) => {
                 self.refusals.insert(object.clone(), words::of_others(why, words::CHARS_MAX));
             }
             Outcome::Verified | Outcome::Superseded(_) => {
@@ -103,14 +115,23 @@ impl ClusterState {
         }
     }
 
-    /// The same of settings that a server did not take.
+    /// What failed with other settings of that member counts no more.
+    fn forget_other_settings(&mut self, effect: &Effect, key: &str) {
+        let Effect::Configure { server, .. } = effect else { return };
+        let of_member = settings_key(server.member, "");
+        self.failures.retain(|known, _| known == key || !known.starts_with(&of_member));
+    }
+
+    /// The same of settings that a server has refused by its own word.
     fn note_settings(&mut self, effect: &Effect, outcome: &Outcome) {
         let Effect::Configure { server, settings } = effect else { return };
         let Some(known) = self.members.get_mut(&server.member) else { return };
         match outcome {
-            Outcome::Failed(why) => {
-                let why = words::of_others(why, words::CHARS_MAX);
-                known.settings_refused = Some((settings.clone(), why));
+            Outcome::Refused(why) => {
+                let before = known.settings_refused.take().filter(|before| before.settings == *settings);
+                let count = before.map_or(0, |before| before.count).saturating_add(1);
+                let words = words::of_others(why, words::CHARS_MAX);
+                known.settings_refused = Some(SettingsRefused { settings: settings.clone(), words, count });
             }
             Outcome::Verified => {
                 known.settings_refused = None;
@@ -118,7 +139,7 @@ impl ClusterState {
                     agent.settings = Some(settings.clone());
                 }
             }
-            Outcome::Superseded(_) | Outcome::Futile(_) | Outcome::Skipped => {}
+            Outcome::Failed(_) | Outcome::Superseded(_) | Outcome::Futile(_) | Outcome::Skipped => {}
         }
     }
 
@@ -203,6 +224,11 @@ pub fn handover_key(to: MemberId) -> String {
     format!("{}/handover/{to}", Scope::Shard(to.shard))
 }
 
+/// Key under which is counted how often a member did not get these settings.
+fn settings_key(of: MemberId, settings: &str) -> String {
+    format!("{}/configure/{of}/{settings}", Scope::Shard(of.shard))
+}
+
 /// Key under which repeated failures of an effect are counted.
 pub fn failure_key(scope: Scope, effect: &Effect) -> String {
     match effect {
@@ -210,7 +236,7 @@ pub fn failure_key(scope: Scope, effect: &Effect) -> String {
         Effect::Attach { server, .. } => format!("{scope}/attach/{}", server.member),
         Effect::Label { member, .. } => format!("{scope}/label/{member}"),
         // Other settings are another matter.
-        Effect::Configure { server, settings } => format!("{scope}/configure/{}/{settings}", server.member),
+        Effect::Configure { server, settings } => settings_key(server.member, &settings.0),
         Effect::Meet { server, member, .. } => format!("{scope}/meet/{}/{member}", server.member),
         Effect::AddSlots { server, .. } => format!("{scope}/add-slots/{}", server.member),
         Effect::Forget { server, .. } => format!("{scope}/forget/{}", server.member),

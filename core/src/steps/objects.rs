@@ -44,7 +44,7 @@ pub fn step(view: &View<'_>) -> StepOutcome {
         }
         if object.kind == ObjectKind::ConfigMap
             && facts.live.present().is_some()
-            && settings::is_awaited(view)
+            && settings::hold_configuration(view)
         {
             continue;
         }

@@ -167,7 +167,9 @@ impl Backend for Segments {
 
     async fn half_removed(&self) -> Result<Vec<StreamId>, BackendError> {
         let listed = self.store.objects.list(names::PREFIX).await.map_err(store::unreachable_store)?;
-        Ok(listed.iter().filter_map(|name| names::stream_of_removed(name)).collect())
+        // Beside a head the mark is of no removal that went any way, or of nobody's: that stream is whole.
+        let is_headless = |stream: &StreamId| !listed.contains(&names::head(stream));
+        Ok(listed.iter().filter_map(|name| names::stream_of_removed(name)).filter(is_headless).collect())
     }
 
     async fn forget(&self, stream: &StreamId) -> Result<(), BackendError> {

@@ -20,10 +20,10 @@ pub const WRITES_MAX: usize = 32;
 /// server to the others.
 const BUSY_MAX: usize = 2;
 
-/// Writes that a journal may make at once: a failover of a cluster of sixteen shards takes no more.
+/// Writes that a journal may make at once. Chosen, not measured: a failover is a few, and one of many shards at once shall not wait either.
 const BURST: f64 = 64.0;
 
-/// Writes a second that it may go on making: a rollout makes one or two, a reshard some five.
+/// Writes a second that it may go on making. Chosen likewise: what goes on for long, a rollout or a reshard, waits for pods and slots.
 const STEADY: f64 = 8.0;
 
 /// Journals that are remembered; beyond it those that have not written lately are forgotten, which have all their writes again anyway.

@@ -2,6 +2,7 @@
 
 use super::{Answer, Commands, failed};
 use crate::{
+    local,
     service::malformed,
     settings::{self, Error},
 };
@@ -22,6 +23,8 @@ impl Commands {
         let _acting = self.0.acting.lock().await;
         self.checked(&run_id).await?;
         settings::take(&self.0, &digest, &all).await.map_err(|error| match error {
+            // Its own word, and nothing was changed.
+            Error::Server(error @ local::Error::Refused(_)) => Status::invalid_argument(error.to_string()),
             Error::Server(error) => failed(&error),
             Error::Copy(_) => Status::internal(error.to_string()),
         })?;
