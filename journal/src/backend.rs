@@ -84,8 +84,8 @@ pub trait Backend: Send + Sync {
         self.forget(stream).await
     }
 
-    /// Takes a whole stream out for good, and keeps nothing of it; what a person had put aside of it stays. One that broke off is told by [`Backend::half_removed`], and ended by the
-    /// same call.
+    /// Takes a whole stream out for good, and keeps nothing of it; what a person had put aside of it stays. A removal
+    /// that broke off is told by [`Backend::half_removed`], and ended by the same call.
     async fn remove(&self, stream: &StreamId) -> Result<(), BackendError> {
         self.discard(stream).await
     }

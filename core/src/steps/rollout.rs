@@ -133,8 +133,8 @@ fn enter(view: &View<'_>, shard: ShardId, member: Option<MemberId>) -> Operation
     }
 }
 
-/// Whatever else holds the shard: a member whose pod cannot start and is not of the wanted revision, or began with other settings, is made anew, so that
-/// a bad spec heals as soon as the spec is right again.
+/// Whatever else holds the shard: a member whose pod cannot start is made anew if it is not of the wanted revision, or
+/// began with other settings. So a bad spec heals as soon as it is right again.
 pub fn repair(view: &View<'_>, shard: ShardId) -> StepOutcome {
     let Some((_, facts)) = objects::workload(view, shard) else { return StepOutcome::Satisfied };
     let Some(wanted) = facts.wanted_revision.as_ref() else { return StepOutcome::Satisfied };

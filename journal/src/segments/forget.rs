@@ -1,5 +1,5 @@
-//! A stream is taken out of the store, at a person's word or because its cluster is long gone. At a person's word its objects are kept under other names: whoever damaged them may want to be
-//! known. What is only a copy is not kept.
+//! A stream is taken out of the store, at a person's word or because its cluster is long gone. At a person's word its
+//! objects are kept under other names: the cause of a damage may be asked for. What is only a copy is not kept.
 
 use super::{
     names,
